@@ -42,7 +42,7 @@ impl ImageLayout {
         if self.width == 0 || self.height == 0 {
             return refuse("it has no pixels".into());
         }
-        if self.offset_bytes % 4 != 0 || self.stride_bytes % 4 != 0 {
+        if !self.offset_bytes.is_multiple_of(4) || !self.stride_bytes.is_multiple_of(4) {
             return refuse("offset and stride must be multiples of the four bytes of a pixel".into());
         }
         if u64::from(self.width) * 4 > u64::from(self.stride_bytes) {

@@ -166,7 +166,7 @@ pub struct DmaBufRequest {
 }
 
 const RANGE_BYTES: usize = size_of::<vfio_region_dma_range>();
-const _: () = assert!(size_of::<DmaBufRequest>() % align_of::<vfio_region_dma_range>() == 0);
+const _: () = assert!(size_of::<DmaBufRequest>().is_multiple_of(align_of::<vfio_region_dma_range>()));
 const _: () = assert!(RANGE_BYTES == 16);
 
 /// Makes a dma-buf of `ranges` (offset and length in bytes) of a region.
