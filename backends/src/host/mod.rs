@@ -72,7 +72,7 @@ impl HostMemory {
     fn with_udmabuf(size_bytes: u64, udmabuf: Option<OwnedFd>) -> Result<Self> {
         const TRIED: &str = "allocate host memory";
         let page_bytes = page_size_bytes();
-        if size_bytes == 0 || size_bytes % page_bytes != 0 || i64::try_from(size_bytes).is_err() {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(page_bytes) || i64::try_from(size_bytes).is_err() {
             return Err(Error::new(Kind::InvalidInput, TRIED, format!("{size_bytes:#x} bytes are no size"))
                 .next(format!("use a multiple of the page size, {page_bytes:#x}")));
         }
