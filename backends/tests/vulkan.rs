@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peervram_backends::host::HostMemory;
-use peervram_backends::vulkan::{self, BufferUsage, Device, Engine, ImportOptions, Picture, Selector};
+use peervram_backends::vulkan::{self, BufferUsage, Device, Engine, ImportOptions, Selector};
 use peervram_backends::{
-    DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Kind, Mapping, OnRevoke, page_size_bytes,
+    DmaBuf, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, Kind, Mapping, OnRevoke, page_size_bytes,
 };
 
 const MIB: u64 = 1 << 20;
@@ -104,7 +104,7 @@ fn crosses(device: &Device, buffer: vulkan::Buffer, exporter_view: &Mapping) {
     engine.upload(&buffer, 7, &patch, soon()).unwrap();
     assert!(contents(exporter_view) == expected, "the exporter reads what the device copied");
 
-    let picture = Picture { offset_bytes: 4100, width: 641, height: 359, stride_bytes: 641 * 4 + 12 };
+    let picture = ImageLayout { offset_bytes: 4100, width: 641, height: 359, stride_bytes: 641 * 4 + 12 };
     vulkan::paint(&mut expected, &picture, 0x1_2F).unwrap();
     engine.paint(&buffer, &picture, 0x1_2F, soon()).unwrap();
     assert!(contents(exporter_view) == expected, "the exporter reads what the device painted");
