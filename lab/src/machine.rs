@@ -199,9 +199,9 @@ impl Machine {
         }
     }
 
-    /// The kernel modules that this machine wants, dependencies left out.
+    /// The kernel modules that this machine wants, dependencies and file systems left out.
     pub fn modules(&self) -> Vec<&'static str> {
-        let mut modules = vec!["9pnet_virtio", "9p", "vfio_iommu_type1", "vfio-pci"];
+        let mut modules = vec!["vfio_iommu_type1", "vfio-pci"];
         if self.iommu == Iommu::Virtio {
             modules.insert(0, "virtio_iommu");
         }
