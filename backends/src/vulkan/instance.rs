@@ -5,6 +5,7 @@
 //! this: see [`Device::from_raw`].
 #![expect(unsafe_code, reason = "loading libvulkan and calling it")]
 
+use std::error::Error as _;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -144,7 +145,9 @@ impl fmt::Debug for Instance {
 fn load() -> Result<vk::PFN_vkGetInstanceProcAddr> {
     static LOADED: OnceLock<Library> = OnceLock::new();
     let missing = |error: libloading::Error| {
-        Error::new(Kind::VulkanMissing, "load Vulkan", error.to_string())
+        // What the dynamic linker said is in the source: "cannot open shared object file".
+        let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Error::new(Kind::VulkanMissing, "load Vulkan", why)
             .on(LIBRARY)
             .next("install the Vulkan loader: libvulkan1 on Debian and Ubuntu, vulkan-loader on Fedora")
     };

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ash::{ext, khr, vk};
 
+use super::BufferUsage;
 use super::extensions::{Extension, missing_extensions};
 use super::failure::failure;
 use crate::{OnRevoke, PciAddress, Result};
@@ -70,7 +71,7 @@ pub struct PhysicalDevice {
     pub render_node: Option<DrmNode>,
     /// Whether it is a CPU.
     pub is_cpu: bool,
-    /// Whether it says that storage buffers can be of imported dma-bufs. Whether it can map those
+    /// Whether it says that storage buffers can be imported as dma-bufs. Whether it can map those
     /// of a particular exporter, only an import tells.
     pub can_import_dma_buf: bool,
     /// What host pointers must be aligned to, where it can import them.
@@ -136,6 +137,12 @@ impl PhysicalDevice {
         let missing_extensions = missing_extensions(names.iter().map(CString::as_c_str));
         let has_dma_buf = has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME);
 
+        let imports = |handle_type| {
+            basic.api_version >= vk::API_VERSION_1_1
+                && external_features(instance, physical, BufferUsage::default().flags(), handle_type)
+                    .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE)
+        };
+
         let text =
             |text: Result<&CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
@@ -159,18 +166,10 @@ impl PhysicalDevice {
             render_node: (has_drm && drm.has_render != 0)
                 .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
             is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
-            can_import_dma_buf: has_dma_buf
-                && basic.api_version >= vk::API_VERSION_1_1
-                && external_features(
-                    instance,
-                    physical,
-                    vk::BufferUsageFlags::STORAGE_BUFFER
-                        | vk::BufferUsageFlags::TRANSFER_SRC
-                        | vk::BufferUsageFlags::TRANSFER_DST,
-                    vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT,
-                )
-                .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE),
-            host_pointer_alignment_bytes: has_host.then_some(host.min_imported_host_pointer_alignment),
+            can_import_dma_buf: has_dma_buf && imports(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT),
+            host_pointer_alignment_bytes: (has_host
+                && imports(vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT))
+            .then_some(host.min_imported_host_pointer_alignment),
             missing_extensions,
         })
     }
