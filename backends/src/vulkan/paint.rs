@@ -100,15 +100,15 @@ fn channel(colour: u32, shift: u32) -> u32 {
 fn painted(pixel: u32, x: u32, y: u32, picture: &Picture, parameter: u32) -> u32 {
     let (width, height) = (picture.width, picture.height);
     let luma = (77 * channel(pixel, 16) + 150 * channel(pixel, 8) + 29 * channel(pixel, 0)) >> 8;
-    let step = (luma * 6) >> 8;
-    let tone = (luma + step * 51) / 2;
+    let contrast = (luma.saturating_sub(43) * 3 / 2).min(255);
+    let tone = (contrast + ((contrast * 6) >> 8) * 51) / 2;
 
     let (dx, dy) = ((2 * x + 1).abs_diff(width), (2 * y + 1).abs_diff(height));
     let reach = (dx * dx + dy * dy).isqrt() * 1024 / (width * width + height * height).isqrt().max(1);
 
     let wave = (reach + (parameter & 255)) & 127;
     let ring = if wave < 64 { wave } else { 127 - wave };
-    let shade = ((192 + ring) * (256 - reach * reach / 7000)) >> 8;
+    let shade = ((224 + ring / 2) * (256 - reach * reach / 8192)) >> 8;
 
     let dark = DARK[(parameter >> 8 & 3) as usize];
     let bright = BRIGHT[(parameter >> 8 & 3) as usize];
