@@ -81,8 +81,8 @@ pub struct PhysicalDevice {
 }
 
 impl PhysicalDevice {
-    /// What an import needs around a revoke. Where the driver is not known, freeing before the
-    /// revoke is right for all.
+    /// What a dma-buf's import needs around a revoke. Where the driver is not known, freeing before
+    /// the revoke is right for all.
     pub fn on_revoke(&self) -> OnRevoke {
         match vk::DriverId::from_raw(self.driver_id) {
             // A CPU's mapping does not come back by itself.
@@ -187,4 +187,42 @@ pub(super) fn external_features(
     // SAFETY: `physical` is a physical device of `instance`, which is of Vulkan 1.1 or later.
     unsafe { instance.get_physical_device_external_buffer_properties(physical, &asked, &mut answer) };
     answer.external_memory_properties.external_memory_features
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_a_number_and_a_path() {
+        let null = DrmNode::from_path(Path::new("/dev/null")).unwrap();
+        assert_eq!(null, DrmNode { major: 1, minor: 3 });
+        assert_eq!(null.path().as_deref(), Some(Path::new("/dev/null")));
+        assert_eq!(DrmNode { major: 4095, minor: 1 }.path(), None);
+    }
+
+    #[test]
+    fn the_driver_decides_what_a_revoke_asks_for() {
+        let on_revoke = |driver_id: vk::DriverId, is_cpu| {
+            let device = PhysicalDevice {
+                name: String::new(),
+                driver_name: String::new(),
+                driver_version: String::new(),
+                driver_id: driver_id.as_raw(),
+                api_version: (1, 3, 0),
+                pci_address: None,
+                primary_node: None,
+                render_node: None,
+                is_cpu,
+                can_import_dma_buf: true,
+                host_pointer_alignment_bytes: None,
+                missing_extensions: Vec::new(),
+            };
+            device.on_revoke()
+        };
+        assert_eq!(on_revoke(vk::DriverId::MESA_LLVMPIPE, true), OnRevoke::Reimport);
+        assert_eq!(on_revoke(vk::DriverId::MESA_RADV, false), OnRevoke::SelfHeals);
+        assert_eq!(on_revoke(vk::DriverId::INTEL_OPEN_SOURCE_MESA, false), OnRevoke::FreeBefore);
+        assert_eq!(on_revoke(vk::DriverId::from_raw(0), false), OnRevoke::FreeBefore);
+    }
 }

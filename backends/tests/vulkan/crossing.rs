@@ -54,10 +54,10 @@ fn crosses(device: &Device, buffer: Buffer, exporter_view: &Mapping) {
 #[test]
 fn a_dma_buf_crosses_to_the_device_and_back() {
     let Some(device) = dma_buf_device("a_dma_buf_crosses_to_the_device_and_back") else { return };
-    let memory = HostMemory::new(16 * MIB).unwrap();
+    let memory = HostMemory::new(8 * MIB).unwrap();
     let dma_buf = memory.export(&whole(&memory)).unwrap();
     let buffer = device.import(&dma_buf).unwrap();
-    assert_eq!(buffer.size_bytes(), 16 * MIB);
+    assert_eq!(buffer.size_bytes(), 8 * MIB);
     assert!(!buffer.is_host_pointer());
     dma_buf.close();
     crosses(&device, buffer, &memory.map(&whole(&memory)).unwrap());
@@ -66,18 +66,18 @@ fn a_dma_buf_crosses_to_the_device_and_back() {
 #[test]
 fn a_dedicated_import_of_a_part_is_as_good() {
     let Some(device) = dma_buf_device("a_dedicated_import_of_a_part_is_as_good") else { return };
-    let memory = HostMemory::new(16 * MIB).unwrap();
+    let memory = HostMemory::new(8 * MIB).unwrap();
     let dma_buf = memory.export(&whole(&memory)).unwrap();
-    let options = ImportOptions { dedicated: true, size_bytes: Some(8 * MIB), ..Default::default() };
+    let options = ImportOptions { dedicated: true, size_bytes: Some(6 * MIB), ..Default::default() };
     let buffer = device.import_dma_buf(&dma_buf, &options).unwrap();
-    let half = DmaRanges::new(memory.region(), &[DmaRange::new(0, 8 * MIB)]).unwrap();
-    crosses(&device, buffer, &memory.map(&half).unwrap());
+    let part = DmaRanges::new(memory.region(), &[DmaRange::new(0, 6 * MIB)]).unwrap();
+    crosses(&device, buffer, &memory.map(&part).unwrap());
 }
 
 #[test]
 fn a_host_pointer_crosses_to_the_device_and_back() {
     let Some(device) = host_pointer_device("a_host_pointer_crosses_to_the_device_and_back") else { return };
-    let memory = HostMemory::new(16 * MIB).unwrap();
+    let memory = HostMemory::new(8 * MIB).unwrap();
     let buffer = device.import_host_pointer(memory.map(&whole(&memory)).unwrap()).unwrap();
     assert!(buffer.is_host_pointer());
     crosses(&device, buffer, &memory.map(&whole(&memory)).unwrap());
@@ -97,7 +97,7 @@ fn several_ranges_are_one_buffer_by_host_pointer() {
 #[test]
 fn large_buffers_are_worked_through_in_parts() {
     let Some(device) = host_pointer_device("large_buffers_are_worked_through_in_parts") else { return };
-    let memory = HostMemory::new(192 * MIB).unwrap();
+    let memory = HostMemory::new(144 * MIB).unwrap();
     let view = memory.map(&whole(&memory)).unwrap();
     let bytes = noise(view.len(), 3);
     view.write(0, &bytes).unwrap();
