@@ -103,11 +103,11 @@ impl Kind {
 /// What was tried, on which device, why it failed, and what to do next.
 ///
 /// One pointer wide, so that results stay small.
-#[derive(thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(Box<Details>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Details {
     kind: Kind,
     tried: Cow<'static, str>,
@@ -162,6 +162,12 @@ impl Error {
     pub fn errno(mut self, errno: Errno) -> Self {
         self.0.errno = Some(errno);
         self
+    }
+
+    /// Keeps an errno by number, of an error that this one summarises.
+    #[must_use]
+    pub fn raw_errno(self, errno: i32) -> Self {
+        self.errno(Errno::from_raw_os_error(errno))
     }
 
     /// Says what to do next.

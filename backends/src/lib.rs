@@ -15,6 +15,7 @@ mod error;
 mod exporter;
 #[cfg(feature = "host")]
 pub mod host;
+mod image;
 mod importer;
 mod mapping;
 pub mod pci;
@@ -30,6 +31,7 @@ pub use aperture::{Aperture, Owner, RawBytes};
 pub use dma_buf::DmaBuf;
 pub use error::{Error, Kind, Result};
 pub use exporter::Exporter;
+pub use image::ImageLayout;
 pub use importer::{Importer, OnRevoke};
 pub use mapping::Mapping;
 pub use pci::PciAddress;

@@ -40,6 +40,6 @@ pub use extensions::{
     EXTENSIONS, Extension, Need, missing_extensions, optional_extensions, required_extensions,
 };
 pub use instance::Instance;
-pub use paint::{Picture, paint};
+pub use paint::paint;
 pub use physical_device::{DrmNode, PhysicalDevice};
 pub use selector::Selector;

@@ -12,72 +12,20 @@ use super::engine::made;
 use super::ownership::{self, Use};
 use super::pipeline::{Bound, Pipeline};
 use super::{Buffer, BufferUsage, Engine};
-use crate::{Error, Kind, Result};
+use crate::{Error, ImageLayout, Kind, Result};
 
 const SPIRV: &[u8] = include_bytes!("shaders/paint.spv");
 
 /// Also in `shaders/paint.comp`, in both directions.
 const PIXELS_PER_GROUP: u32 = 16;
 
-/// Beyond this, squared distances would overflow 32 bits.
-const MAX_SIDE: u32 = 32768;
-
-/// Where a picture lies in a buffer. Its pixels are `DRM_FORMAT_XRGB8888`: little-endian words,
-/// blue in the lowest byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Picture {
-    /// Where its first pixel is, in bytes, a multiple of four.
-    pub offset_bytes: u64,
-    /// Its width in pixels.
-    pub width: u32,
-    /// Its height in pixels.
-    pub height: u32,
-    /// From one row to the next, in bytes, a multiple of four.
-    pub stride_bytes: u32,
-}
-
-impl Picture {
-    /// Without space between rows, at the start of a buffer.
-    pub fn packed(width: u32, height: u32) -> Self {
-        Self { offset_bytes: 0, width, height, stride_bytes: width.saturating_mul(4) }
-    }
-
-    /// Whether it lies inside `size_bytes`.
-    ///
-    /// # Errors
-    /// [`Kind::InvalidInput`] for a picture without pixels, with sides of more than 32768, off the
-    /// words, with rows that overlap, or beyond the buffer.
-    pub fn check(&self, size_bytes: u64) -> Result<()> {
-        let refuse = |why: String| Err(Error::new(Kind::InvalidInput, "find a picture in a buffer", why));
-        let Self { offset_bytes, width, height, stride_bytes } = *self;
-        if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-            return refuse(format!("{width} x {height} pixels are not between 1 and {MAX_SIDE}"));
-        }
-        if offset_bytes % 4 != 0 || stride_bytes % 4 != 0 {
-            return refuse(format!("offset {offset_bytes:#x} or stride {stride_bytes:#x} is off the pixels"));
-        }
-        if stride_bytes < width * 4 {
-            return refuse(format!(
-                "a row of {width} pixels is longer than the stride, {stride_bytes} bytes"
-            ));
-        }
-        let length_bytes = u64::from(stride_bytes) * u64::from(height - 1) + u64::from(width) * 4;
-        match offset_bytes.checked_add(length_bytes) {
-            Some(end) if end <= size_bytes => Ok(()),
-            _ => refuse(format!(
-                "{length_bytes:#x} bytes at {offset_bytes:#x} are larger than the buffer, {size_bytes:#x}"
-            )),
-        }
-    }
-}
-
 /// Paints `picture` in `bytes` by the CPU, as [`Engine::paint`] does by the device.
 ///
 /// Bits 0 to 7 of `parameter` move the rings; bits 8 and 9 choose the colours.
 ///
 /// # Errors
-/// As [`Picture::check`]; nothing is painted then.
-pub fn paint(bytes: &mut [u8], picture: &Picture, parameter: u32) -> Result<()> {
+/// As [`ImageLayout::check`]; nothing is painted then.
+pub fn paint(bytes: &mut [u8], picture: &ImageLayout, parameter: u32) -> Result<()> {
     picture.check(bytes.len() as u64)?;
     let rows = bytes[picture.offset_bytes as usize..].chunks_mut(picture.stride_bytes as usize);
     for (y, row) in (0..picture.height).zip(rows) {
@@ -97,7 +45,7 @@ fn channel(colour: u32, shift: u32) -> u32 {
 }
 
 /// One pixel. Like `main` of `shaders/paint.comp`, line by line.
-fn painted(pixel: u32, x: u32, y: u32, picture: &Picture, parameter: u32) -> u32 {
+fn painted(pixel: u32, x: u32, y: u32, picture: &ImageLayout, parameter: u32) -> u32 {
     let (width, height) = (picture.width, picture.height);
     let luma = (77 * channel(pixel, 16) + 150 * channel(pixel, 8) + 29 * channel(pixel, 0)) >> 8;
     let contrast = (luma.saturating_sub(43) * 3 / 2).min(255);
@@ -127,13 +75,13 @@ impl Engine {
     /// Blocks until it is done or `deadline` has passed; the picture may be painted in part then.
     ///
     /// # Errors
-    /// As [`Picture::check`]; [`Kind::InvalidInput`] for a buffer of another device or without
+    /// As [`ImageLayout::check`]; [`Kind::InvalidInput`] for a buffer of another device or without
     /// [`BufferUsage::STORAGE_BUFFER`]; [`Kind::Unsupported`] for rows longer than a shader of this
     /// device can see; [`Kind::TimedOut`]; [`Kind::Vulkan`] where the driver refuses.
     pub fn paint(
         &mut self,
         buffer: &Buffer,
-        picture: &Picture,
+        picture: &ImageLayout,
         parameter: u32,
         deadline: Instant,
     ) -> Result<()> {
@@ -196,27 +144,8 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn pictures_outside_their_buffer_are_refused() {
-        let good = Picture { offset_bytes: 64, width: 10, height: 3, stride_bytes: 48 };
-        assert!(good.check(64 + 2 * 48 + 40).is_ok(), "the last row needs no stride");
-        let bad = [
-            Picture { width: 0, ..good },
-            Picture { height: 32769, ..good },
-            Picture { offset_bytes: 65, ..good },
-            Picture { offset_bytes: u64::MAX - 3, ..good },
-            Picture { offset_bytes: 68, ..good },
-            Picture { stride_bytes: 36, ..good },
-            Picture { stride_bytes: 50, ..good },
-        ];
-        for picture in bad {
-            assert_eq!(picture.check(200).unwrap_err().kind(), Kind::InvalidInput, "{picture:?}");
-        }
-        assert!(Picture::packed(u32::MAX, 1).check(u64::MAX).is_err());
-    }
-
-    #[test]
     fn only_the_pictures_own_pixels_are_painted() {
-        let picture = Picture { offset_bytes: 8, width: 3, height: 2, stride_bytes: 20 };
+        let picture = ImageLayout { offset_bytes: 8, width: 3, height: 2, stride_bytes: 20 };
         let mut bytes = [0xA5_u8; 64];
         paint(&mut bytes, &picture, 0).unwrap();
         for (at, &byte) in bytes.iter().enumerate() {
@@ -227,12 +156,13 @@ mod tests {
     }
 
     proptest! {
-        /// Debug builds panic on overflow, so this also shows that the shader never wraps.
+        /// Debug builds panic on overflow, so this also shows that the shader never wraps, up to the
+        /// longest sides that `ImageLayout::check` lets through.
         #[test]
         fn nothing_overflows(
-            pixel: u32, parameter: u32, width in 1..=MAX_SIDE, height in 1..=MAX_SIDE, x: u32, y: u32,
+            pixel: u32, parameter: u32, width in 1_u32..=32768, height in 1_u32..=32768, x: u32, y: u32,
         ) {
-            let picture = Picture { offset_bytes: 0, width, height, stride_bytes: width * 4 };
+            let picture = ImageLayout::packed(width, height);
             let result = painted(pixel, x % width, y % height, &picture, parameter);
             prop_assert_eq!(result >> 24, pixel >> 24);
         }

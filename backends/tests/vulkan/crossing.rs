@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use peervram_backends::host::HostMemory;
-use peervram_backends::vulkan::{self, Buffer, Device, Engine, ImportOptions, Picture};
-use peervram_backends::{DmaRange, DmaRanges, Exporter, Importer, Kind, Mapping, OnRevoke};
+use peervram_backends::vulkan::{self, Buffer, Device, Engine, ImportOptions};
+use peervram_backends::{DmaRange, DmaRanges, Exporter, ImageLayout, Importer, Kind, Mapping, OnRevoke};
 
 use crate::machine::{MIB, device, dma_buf_device, host_pointer_device, noise, skip, soon, whole};
 
@@ -37,7 +37,7 @@ fn crosses(device: &Device, buffer: Buffer, exporter_view: &Mapping) {
     engine.upload(&buffer, 7, &patch, soon()).unwrap();
     assert!(contents(exporter_view) == expected, "the exporter reads what the device copied");
 
-    let picture = Picture { offset_bytes: 4100, width: 641, height: 359, stride_bytes: 641 * 4 + 12 };
+    let picture = ImageLayout { offset_bytes: 4100, width: 641, height: 359, stride_bytes: 641 * 4 + 12 };
     for parameter in [0, 0x12F, 0x2FF, 0x333] {
         vulkan::paint(&mut expected, &picture, parameter).unwrap();
         engine.paint(&buffer, &picture, parameter, soon()).unwrap();
