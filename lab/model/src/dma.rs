@@ -83,7 +83,9 @@ impl DmaSpace {
         let known = inner.files.get(&key).and_then(Weak::upgrade);
         let shared = known.unwrap_or_else(|| Arc::new(file));
         inner.windows.insert(map, Target::File(Arc::clone(&shared)))?;
-        inner.files.retain(|_, file| file.strong_count() > 0);
+        if inner.files.len() >= inner.windows.len() {
+            inner.files.retain(|_, file| file.strong_count() > 0);
+        }
         inner.files.insert(key, Arc::downgrade(&shared));
         Ok(())
     }

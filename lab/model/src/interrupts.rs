@@ -74,9 +74,9 @@ fn raise(event: Option<&OwnedFd>) {
     if !writable {
         return;
     }
-    if let Err(errno) = rustix::io::write(event, &1u64.to_ne_bytes()) {
-        if errno.kind() != ErrorKind::WouldBlock {
-            tracing::warn!(%errno, "an interrupt could not be raised: the client's event descriptor refuses");
-        }
+    if let Err(errno) = rustix::io::write(event, &1u64.to_ne_bytes())
+        && errno.kind() != ErrorKind::WouldBlock
+    {
+        tracing::warn!(%errno, "an interrupt could not be raised: the client's event descriptor refuses");
     }
 }

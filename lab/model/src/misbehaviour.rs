@@ -1,8 +1,9 @@
 //! What can go wrong on request, and what is going wrong now. Pure.
 //!
 //! Everything here happens on the engine's side or in the registers: a BAR that is mapped into the
-//! guest cannot lie. Faults add up; [`Faults::default`] is a device that behaves. The fetching of
-//! descriptors is always honest, so that a lying data path can be told from a dead engine.
+//! guest cannot lie. Faults add up; [`Faults::default`] is a device that behaves. Descriptors are
+//! fetched and fences written honestly in any case, so that a lying data path can be told from a dead
+//! engine.
 
 use serde::{Deserialize, Serialize};
 
