@@ -1,1 +1,47 @@
-//! Mechanism.
+//! Lend one GPU's VRAM to another GPU.
+//!
+//! One GPU is bound to `vfio-pci`. Its VRAM is exported as a dma-buf and imported by another
+//! device's Vulkan or DRM stack, without a copy through system memory.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use peervram::backends::{Aperture, DmaRange, DmaRanges, RawBytes, drm, vfio};
+//! use peervram::{Lender, Trust};
+//!
+//! # fn main() -> peervram::Result<()> {
+//! let lender = Lender::new(vfio::Device::open("0000:01:00.0".parse()?)?);
+//! let ranges = DmaRanges::new(lender.device().region(2)?, &[DmaRange::new(0, 16 << 20)])?;
+//! let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+//!
+//! let screen = Arc::new(drm::Node::open("/dev/dri/card0".as_ref())?);
+//! let attachment = export.attach(screen, Trust::Unverified)?;
+//! println!("by {}", attachment.path());
+//!
+//! let access = attachment.enter()?; // refused while the memory is taken back
+//! let _handle = access.memory().raw_handle();
+//! access.finish();
+//!
+//! attachment.detach()?;
+//! lender.close(Duration::from_secs(1)).map_err(|(_, error)| error)
+//! # }
+//! ```
+//!
+//! The life of a buffer: [`Lender`] -> [`Export`] -> [`Attachment`] -> [`Access`], each made by the
+//! one before. The mechanism underneath is [`backends`]; this crate is the policy: by which path, with
+//! which trust, until when.
+
+mod attachment;
+mod export;
+mod gate;
+mod lender;
+mod path;
+
+pub use peervram_backends as backends;
+pub use peervram_backends::{Error, Kind, Result};
+
+pub use attachment::{Access, Attachment};
+pub use export::Export;
+pub use gate::{Outcome, RevokeCause};
+pub use lender::Lender;
+pub use path::{Path, Trust};

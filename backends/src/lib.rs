@@ -1,1 +1,39 @@
-//! Mechanism.
+//! Mechanism: who can make a dma-buf of device memory, and who can map one.
+//!
+//! An [`Exporter`] (a VFIO device, host memory) turns [`DmaRanges`] of a [`Region`] into a
+//! [`DmaBuf`]. An [`Importer`] (Vulkan, DRM) turns that into memory of its own. Each lives in a
+//! module behind a feature of the same name: `vfio`, `host`, `vulkan`, `drm`.
+//!
+//! Absent on purpose: who *may* use what, until when, and by which path. That is policy and lives
+//! in the `peervram` crate. Nothing here prints, exits, or keeps state between processes.
+
+mod aperture;
+mod dma_buf;
+#[cfg(feature = "drm")]
+pub mod drm;
+mod error;
+mod exporter;
+#[cfg(feature = "host")]
+pub mod host;
+mod image;
+mod importer;
+mod mapping;
+pub mod pci;
+mod ranges;
+mod region;
+mod uapi;
+#[cfg(feature = "vfio")]
+pub mod vfio;
+#[cfg(feature = "vulkan")]
+pub mod vulkan;
+
+pub use aperture::{Aperture, Owner, RawBytes};
+pub use dma_buf::DmaBuf;
+pub use error::{Error, Kind, Result};
+pub use exporter::Exporter;
+pub use image::ImageLayout;
+pub use importer::{Importer, OnRevoke};
+pub use mapping::Mapping;
+pub use pci::PciAddress;
+pub use ranges::{DmaRange, DmaRanges, MAX_RANGES, page_size_bytes};
+pub use region::{Capability, Region, RegionFlags, SparseArea};

@@ -107,7 +107,8 @@ fn answer(line: &[u8], device: &Device) -> Answer {
     let command = match serde_json::from_slice(line) {
         Ok(command) => command,
         Err(error) => {
-            let error = format!("not a command: {error}; an example: {{\"do\":\"misbehave\",\"what\":\"all-ones\"}}");
+            let error =
+                format!("not a command: {error}; an example: {{\"do\":\"misbehave\",\"what\":\"all-ones\"}}");
             return Answer::Refused { ok: false, error };
         }
     };

@@ -4,12 +4,12 @@
 //! it ends its threads. Locks are taken in this order: gate, state, interrupts; the DMA space's own is
 //! never held together with another.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
-use std::os::fd::{AsFd, OwnedFd};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::io::Errno;
@@ -34,7 +34,9 @@ use crate::vram::Vram;
 #[non_exhaustive]
 pub enum Error {
     /// A size that a BAR cannot have.
-    #[error("{what} of {size_bytes} bytes: must be a power of two from {least_bytes} to {most_bytes} bytes; choose another size")]
+    #[error(
+        "{what} of {size_bytes} bytes: must be a power of two from {least_bytes} to {most_bytes} bytes; choose another size"
+    )]
     Size {
         /// Which.
         what: &'static str,
@@ -46,7 +48,9 @@ pub enum Error {
         most_bytes: u64,
     },
     /// No memory.
-    #[error("{what} of {size_bytes} bytes could not be had: {errno}; choose a smaller size or look at the limits of memory files")]
+    #[error(
+        "{what} of {size_bytes} bytes could not be had: {errno}; choose a smaller size or look at the limits of memory files"
+    )]
     Memory {
         /// Which.
         what: &'static str,
@@ -56,7 +60,9 @@ pub enum Error {
         errno: Errno,
     },
     /// The file for VRAM is of no use.
-    #[error("VRAM file {path}: {errno}; it must be readable, writable and at least {size_bytes} bytes long (truncate -s {size_bytes} FILE)")]
+    #[error(
+        "VRAM file {path}: {errno}; it must be readable, writable and at least {size_bytes} bytes long (truncate -s {size_bytes} FILE)"
+    )]
     File {
         /// Which.
         path: PathBuf,
@@ -102,7 +108,9 @@ impl Shared {
         self.wake.notify_all();
         if raised != 0 {
             let interrupts = self.interrupts.lock();
-            (0..VECTORS).filter(|vector| raised >> vector & 1 == 1).for_each(|vector| interrupts.raise(vector));
+            (0..VECTORS)
+                .filter(|vector| raised >> vector & 1 == 1)
+                .for_each(|vector| interrupts.raise(vector));
         }
         result
     }
@@ -188,8 +196,11 @@ impl Device {
         };
         let vram = match vram_file {
             None => memory("VRAM", "peervram-vram", vram_bytes)?,
-            Some(path) => Vram::open(path, vram_bytes)
-                .map_err(|errno| Error::File { path: path.to_owned(), size_bytes: vram_bytes, errno })?,
+            Some(path) => Vram::open(path, vram_bytes).map_err(|errno| Error::File {
+                path: path.to_owned(),
+                size_bytes: vram_bytes,
+                errno,
+            })?,
         };
         let bar4 = if bar4_bytes == 0 {
             None
@@ -366,9 +377,8 @@ impl Backend for Device {
                 Ok(())
             }
             IrqAction::Raise => interrupts.raise_some(set.start, set.count, |_| true),
-            IrqAction::RaiseSome(wanted) => {
-                interrupts.raise_some(set.start, set.count, |number| wanted.get(number).is_some_and(|byte| *byte != 0))
-            }
+            IrqAction::RaiseSome(wanted) => interrupts
+                .raise_some(set.start, set.count, |number| wanted.get(number).is_some_and(|byte| *byte != 0)),
         }
     }
 

@@ -192,7 +192,8 @@ impl<'a, B: Backend> Dispatcher<'a, B> {
         } else {
             serde_json::from_slice::<Proposal>(capabilities).map_err(|_| Errno::INVAL)?.capabilities
         };
-        let data_bytes = proposed.max_data_xfer_size.unwrap_or(DATA_BYTES_MAX.into()).min(DATA_BYTES_MAX.into());
+        let data_bytes =
+            proposed.max_data_xfer_size.unwrap_or(DATA_BYTES_MAX.into()).min(DATA_BYTES_MAX.into());
         self.agreed_data_bytes = Some(usize::try_from(data_bytes).map_err(|_| Errno::INVAL)?);
         // QEMU 11.1 proposes 0.0 and takes nothing newer for an answer.
         reply.extend_from_slice(&[0; 4]);
@@ -205,7 +206,12 @@ impl<'a, B: Backend> Dispatcher<'a, B> {
         Ok(())
     }
 
-    fn region_info(&self, argsz: u32, index: u32, reply: &mut Vec<u8>) -> Result<Option<BorrowedFd<'a>>, Errno> {
+    fn region_info(
+        &self,
+        argsz: u32,
+        index: u32,
+        reply: &mut Vec<u8>,
+    ) -> Result<Option<BorrowedFd<'a>>, Errno> {
         const READ_WRITE: u32 = 3;
         const MMAP: u32 = 4;
         const CAPABILITIES: u32 = 8;

@@ -32,7 +32,11 @@ pub enum Layout {
 /// A request to read.
 pub fn encode_read(id: u16, address: u64, count: usize) -> Vec<u8> {
     let mut message = Vec::with_capacity(FRAME_BYTES);
-    message.extend_from_slice(bytemuck::bytes_of(&Header::command(id, command::DMA_READ, FRAME_BYTES as u32)));
+    message.extend_from_slice(bytemuck::bytes_of(&Header::command(
+        id,
+        command::DMA_READ,
+        FRAME_BYTES as u32,
+    )));
     message.extend_from_slice(&address.to_ne_bytes());
     message.extend_from_slice(&(count as u64).to_ne_bytes());
     message
@@ -42,7 +46,11 @@ pub fn encode_read(id: u16, address: u64, count: usize) -> Vec<u8> {
 pub fn encode_write(id: u16, address: u64, data: &[u8], layout: Layout) -> Vec<u8> {
     let size_bytes = FRAME_BYTES + data.len();
     let mut message = Vec::with_capacity(size_bytes);
-    message.extend_from_slice(bytemuck::bytes_of(&Header::command(id, command::DMA_WRITE, size_bytes as u32)));
+    message.extend_from_slice(bytemuck::bytes_of(&Header::command(
+        id,
+        command::DMA_WRITE,
+        size_bytes as u32,
+    )));
     message.extend_from_slice(&address.to_ne_bytes());
     match layout {
         Layout::Narrow => message.extend_from_slice(&(data.len() as u32).to_ne_bytes()),
@@ -161,7 +169,10 @@ mod tests {
     #[test]
     fn replies_of_the_wrong_size_are_malformed() {
         for size in [0, 7, 8, 15, 17, 20, 24] {
-            assert_eq!(decode_read_reply(&vec![1; size], 4 + (size == 20) as usize, None), ReadReply::Malformed);
+            assert_eq!(
+                decode_read_reply(&vec![1; size], 4 + (size == 20) as usize, None),
+                ReadReply::Malformed
+            );
         }
     }
 }

@@ -80,7 +80,8 @@ impl Triangle {
         const BACKGROUND: u32 = 0x0010_1418;
         let point = (x as f32 + 0.5, y as f32 + 0.5);
         let [a, b, c] = self.corners;
-        let weights = [edge(b, c, point), edge(c, a, point), edge(a, b, point)].map(|weight| weight / self.area);
+        let weights =
+            [edge(b, c, point), edge(c, a, point), edge(a, b, point)].map(|weight| weight / self.area);
         if weights.iter().any(|weight| !(0.0..=1.0).contains(weight)) {
             return BACKGROUND;
         }
@@ -118,8 +119,13 @@ mod tests {
     #[test]
     fn the_number_can_be_read() {
         let pixels = frame(Picture::Triangle, 17, 48, 48);
-        let line = |y: usize| (2..10).map(|x| if pixels[y * 48 + x] == WHITE { '#' } else { '.' }).collect::<String>();
-        assert_eq!((2..7).map(line).collect::<Vec<_>>(), [".#..###.", "##....#.", ".#....#.", ".#....#.", "###...#."]);
+        let line = |y: usize| {
+            (2..10).map(|x| if pixels[y * 48 + x] == WHITE { '#' } else { '.' }).collect::<String>()
+        };
+        assert_eq!(
+            (2..7).map(line).collect::<Vec<_>>(),
+            [".#..###.", "##....#.", ".#....#.", ".#....#.", "###...#."]
+        );
     }
 
     #[test]

@@ -73,7 +73,9 @@ impl Shared {
         let ticket = next.ticket;
         match operation.work {
             Work::Nothing => {}
-            Work::Copy { source, destination, bytes } => self.copy(ticket, source, destination, bytes, buffer)?,
+            Work::Copy { source, destination, bytes } => {
+                self.copy(ticket, source, destination, bytes, buffer)?
+            }
             Work::Fill { pattern, destination, bytes } => {
                 buffer.chunks_exact_mut(4).for_each(|word| word.copy_from_slice(&pattern.to_le_bytes()));
                 for (at, piece_bytes) in pieces(bytes, false) {

@@ -44,7 +44,12 @@ impl Interrupts {
     ///
     /// # Errors
     /// `EINVAL` outside the vectors.
-    pub fn raise_some(&mut self, start: u32, count: u32, wanted: impl Fn(usize) -> bool) -> Result<(), Errno> {
+    pub fn raise_some(
+        &mut self,
+        start: u32,
+        count: u32,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<(), Errno> {
         for (number, slot) in self.range(start, count)?.iter().enumerate() {
             if wanted(number) {
                 raise(slot.as_ref());
@@ -70,7 +75,8 @@ fn raise(event: Option<&OwnedFd>) {
     let Some(event) = event else { return };
     let mut ready = [PollFd::from_borrowed_fd(event.as_fd(), PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let writable = rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|_| ready[0].revents().contains(PollFlags::OUT));
+    let writable = rustix::event::poll(&mut ready, Some(&now))
+        .is_ok_and(|_| ready[0].revents().contains(PollFlags::OUT));
     if !writable {
         return;
     }

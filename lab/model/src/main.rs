@@ -142,7 +142,8 @@ fn main() -> anyhow::Result<()> {
 
 fn serve(arguments: &Serve) -> anyhow::Result<()> {
     let bytes = |what: &str, mib: u64| {
-        mib.checked_mul(1 << 20).with_context(|| format!("--{what} {mib} is beyond all addresses; choose less"))
+        mib.checked_mul(1 << 20)
+            .with_context(|| format!("--{what} {mib} is beyond all addresses; choose less"))
     };
     let vram_bytes = bytes("vram-mib", arguments.vram_mib)?;
     let identity = Identity {
@@ -168,7 +169,9 @@ fn serve(arguments: &Serve) -> anyhow::Result<()> {
                     tracing::error!(%error, "the control socket has ended; the device is served on");
                 }
             })
-            .context("the thread of the control socket could not be started; look at the limits of processes")?;
+            .context(
+                "the thread of the control socket could not be started; look at the limits of processes",
+            )?;
     }
     let path = &arguments.socket;
     let server = Server::bind(path).with_context(|| in_use(path, "--socket"))?;
@@ -204,12 +207,16 @@ fn ctl(path: &Path, order: &Order) -> anyhow::Result<()> {
         Order::Status => json!({ "do": "status" }),
     };
     let mut stream = UnixStream::connect(path).with_context(|| {
-        format!("no model answers at {}; give the path of `serve --control`, and see that it runs", path.display())
+        format!(
+            "no model answers at {}; give the path of `serve --control`, and see that it runs",
+            path.display()
+        )
     })?;
     writeln!(stream, "{line}").context("the model went away; look at what it printed")?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).context("the model went away; look at what it printed")?;
-    let answer: Value = serde_json::from_str(&answer).context("the answer is not JSON: is this a model's control socket?")?;
+    let answer: Value =
+        serde_json::from_str(&answer).context("the answer is not JSON: is this a model's control socket?")?;
     if answer["ok"] != json!(true) {
         bail!("the model refuses: {}", answer["error"].as_str().unwrap_or("without a reason"));
     }

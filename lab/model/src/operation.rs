@@ -113,8 +113,15 @@ impl Operation {
     /// # Errors
     /// What will be in the error register.
     pub fn check(descriptor: &Descriptor, engine: EngineKind, vram_bytes: u64) -> Result<Self, ErrorCode> {
-        let Descriptor { source, destination, length_bytes: bytes, fence_address, fence_value, parameters, .. } =
-            *descriptor;
+        let Descriptor {
+            source,
+            destination,
+            length_bytes: bytes,
+            fence_address,
+            fence_value,
+            parameters,
+            ..
+        } = *descriptor;
         if descriptor.flags & !flags::ALL != 0 {
             return Err(ErrorCode::Descriptor);
         }
@@ -142,7 +149,8 @@ impl Operation {
             }
             _ => return Err(ErrorCode::Descriptor),
         };
-        let fence = (descriptor.flags & flags::FENCE_IN_MEMORY != 0).then(|| place(flags::FENCE_DMA, fence_address));
+        let fence =
+            (descriptor.flags & flags::FENCE_IN_MEMORY != 0).then(|| place(flags::FENCE_DMA, fence_address));
         if let Some(fence) = fence {
             if fence_address % 8 != 0 {
                 return Err(ErrorCode::Descriptor);
@@ -163,7 +171,12 @@ impl Operation {
     }
 }
 
-fn draw(picture: Picture, destination: Place, parameters: [u32; 4], vram_bytes: u64) -> Result<Work, ErrorCode> {
+fn draw(
+    picture: Picture,
+    destination: Place,
+    parameters: [u32; 4],
+    vram_bytes: u64,
+) -> Result<Work, ErrorCode> {
     let [width, height, stride_bytes, frame] = parameters;
     let fits = (1..=FRAME_PIXELS_MAX).contains(&width)
         && (1..=FRAME_PIXELS_MAX).contains(&height)

@@ -253,7 +253,14 @@ impl Descriptor {
 
     /// A frame (`operation` is [`operation::DRAW_GRADIENT`] or [`operation::DRAW_TRIANGLE`]) with
     /// the stride `4 * width`.
-    pub fn draw(operation: u32, destination: u64, width: u32, height: u32, frame: u32, fence_value: u64) -> Self {
+    pub fn draw(
+        operation: u32,
+        destination: u64,
+        width: u32,
+        height: u32,
+        frame: u32,
+        fence_value: u64,
+    ) -> Self {
         Descriptor {
             operation,
             destination,

@@ -191,6 +191,10 @@ fn drain(
 }
 
 /// What must follow; the end of the stream is an error here.
-fn receive_rest(stream: BorrowedFd<'_>, buffer: &mut [u8], descriptors: &mut Descriptors) -> Result<(), Errno> {
+fn receive_rest(
+    stream: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut Descriptors,
+) -> Result<(), Errno> {
     if socket::receive(stream, buffer, descriptors)? { Ok(()) } else { Err(Errno::CONNRESET) }
 }

@@ -54,13 +54,19 @@ fn a_ring_that_is_overrun_or_does_not_fit_halts_its_engine() {
     assert_eq!(read(&mut state, map::COPY_ENGINE + engine::STATUS), engine::STATUS_HALTED);
     assert_eq!(read(&mut state, map::ERROR_CODE), ErrorCode::Ring as u32);
 
-    for (address, high, entries) in [(0x1020, 0, 4), (0, 0, 3), (0, 0, 1), (0, 0, 8192), ((16 << 20) - 64, 0, 2), (0, 1, 4)] {
+    for (address, high, entries) in
+        [(0x1020, 0, 4), (0, 0, 3), (0, 0, 1), (0, 0, 8192), ((16 << 20) - 64, 0, 2), (0, 1, 4)]
+    {
         let mut state = State::new(IDENTITY);
         write(&mut state, map::DRAW_ENGINE + engine::RING_ADDRESS_LOW, address);
         write(&mut state, map::DRAW_ENGINE + engine::RING_ADDRESS_HIGH, high);
         write(&mut state, map::DRAW_ENGINE + engine::RING_ENTRIES, entries);
         write(&mut state, map::DRAW_ENGINE + engine::CONTROL, engine::CONTROL_ENABLE);
-        assert_eq!(read(&mut state, map::DRAW_ENGINE + engine::STATUS), engine::STATUS_HALTED, "{address:#x} {entries}");
+        assert_eq!(
+            read(&mut state, map::DRAW_ENGINE + engine::STATUS),
+            engine::STATUS_HALTED,
+            "{address:#x} {entries}"
+        );
         assert_eq!(read(&mut state, map::ERROR_DETAIL), 1 << 24);
     }
 }

@@ -152,7 +152,11 @@ mod tests {
         let mut windows = Windows::default();
         windows.insert(&window(0x2000, 0x1000), 'a').unwrap();
         for (address, size) in [(0x2000, 1), (0x1fff, 2), (0x2fff, 1), (0x1000, 0x4000)] {
-            assert_eq!(windows.insert(&window(address, size), 'b'), Err(Errno::EXIST), "{address:#x}+{size:#x}");
+            assert_eq!(
+                windows.insert(&window(address, size), 'b'),
+                Err(Errno::EXIST),
+                "{address:#x}+{size:#x}"
+            );
         }
         windows.insert(&window(0x1000, 0x1000), 'b').unwrap();
         windows.insert(&window(0x3000, 0x1000), 'c').unwrap();

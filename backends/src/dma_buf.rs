@@ -1,0 +1,136 @@
+//! `DmaBuf`: a dma-buf file descriptor and its size.
+//!
+//! Closing the last descriptor of a VFIO dma-buf takes the device's memory lock
+//! (`vfio_pci_dma_buf_release`), which a revoke holds until every importer has unmapped: it can
+//! block without a limit. So a dropped `DmaBuf` goes to the *reaper*, one thread that does nothing
+//! but close, and [`DmaBuf::close`] is there for callers that want to wait.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{LazyLock, OnceLock};
+use std::thread;
+
+use crate::{Error, Kind, Result};
+
+/// A dma-buf, or what an importer takes for one (a memfd, for Vulkan drivers that map it by CPU).
+#[derive(Debug)]
+pub struct DmaBuf {
+    fd: OnceLock<OwnedFd>,
+    size_bytes: u64,
+}
+
+impl DmaBuf {
+    /// Takes ownership of `fd`, whose size is found by seeking, as the kernel's dma-buf files allow.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the file has no size: it is then no dma-buf. The descriptor is
+    /// closed in that case.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        const TRIED: &str = "take a file descriptor for a dma-buf";
+        let size_bytes =
+            rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0)).map_err(|errno| Error::os(TRIED, errno))?;
+        // dma_buf_llseek accepts only the two ends, with offset zero.
+        let _ = rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(0));
+        if size_bytes == 0 {
+            return Err(Error::new(Kind::InvalidInput, TRIED, "it has no size")
+                .next("pass the descriptor of a dma-buf, udmabuf or memfd"));
+        }
+        Ok(Self { fd: OnceLock::from(fd), size_bytes })
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The inode number that `/sys/kernel/debug/dma_buf/bufinfo` and `/proc/PID/fdinfo` show.
+    ///
+    /// # Errors
+    /// What `fstat` says.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(rustix::fs::fstat(self).map_err(|errno| Error::os("identify a dma-buf", errno))?.st_ino)
+    }
+
+    /// Another descriptor of the same buffer, close-on-exec, owned by the caller.
+    ///
+    /// # Errors
+    /// What `fcntl` says: mostly that the process has too many files open.
+    pub fn duplicate(&self) -> Result<OwnedFd> {
+        rustix::io::fcntl_dupfd_cloexec(self, 3)
+            .map_err(|errno| Error::os("duplicate a dma-buf's descriptor", errno))
+    }
+
+    /// Closes it on this thread. Blocks while a revoke of its device is in flight.
+    pub fn close(mut self) {
+        drop(self.fd.take());
+    }
+}
+
+impl AsFd for DmaBuf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // Empty only after `close`, which consumes the value, and inside `drop`.
+        self.fd.get().expect("a live DmaBuf has its descriptor").as_fd()
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        if let Some(fd) = self.fd.take() {
+            reap(fd);
+        }
+    }
+}
+
+/// Closes `fd` on the reaper's thread; on this one if there is no such thread.
+fn reap(fd: OwnedFd) {
+    static REAPER: LazyLock<Option<Sender<OwnedFd>>> = LazyLock::new(|| {
+        let (sender, receiver) = channel::<OwnedFd>();
+        thread::Builder::new()
+            .name("peervram-reaper".into())
+            .spawn(move || receiver.into_iter().for_each(drop))
+            .inspect_err(|error| tracing::error!(%error, "no thread to close dma-bufs on"))
+            .ok()
+            .map(|_| sender)
+    });
+    match &*REAPER {
+        // A sender whose receiver is gone gives the descriptor back, and it is closed here.
+        Some(reaper) => drop(reaper.send(fd)),
+        None => drop(fd),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn memfd(size_bytes: u64) -> OwnedFd {
+        let fd = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, size_bytes).unwrap();
+        fd
+    }
+
+    #[test]
+    fn the_size_is_the_files() {
+        let buffer = DmaBuf::from_fd(memfd(8192)).unwrap();
+        assert_eq!(buffer.size_bytes(), 8192);
+        assert_ne!(buffer.inode().unwrap(), 0);
+    }
+
+    #[test]
+    fn a_file_without_size_is_no_dma_buf() {
+        assert_eq!(DmaBuf::from_fd(memfd(0)).unwrap_err().kind(), Kind::InvalidInput);
+        let (read, _write) = rustix::pipe::pipe().unwrap();
+        assert!(DmaBuf::from_fd(read).unwrap_err().raw_os_error().is_some());
+    }
+
+    #[test]
+    fn the_reaper_closes_what_is_dropped() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        reap(write);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // End of file on the pipe proves that its only writer was closed.
+        assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0);
+        assert!(Instant::now() < deadline);
+    }
+}

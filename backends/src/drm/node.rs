@@ -1,0 +1,190 @@
+//! `Node`: an open `/dev/dri/card*` or `/dev/dri/renderD*`, as an importer.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use drm::Device as _;
+use drm::buffer::Handle;
+use drm::control::Device as _;
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use super::{BufferObject, import_support};
+use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result};
+
+/// An open DRM node. Cheap to clone; buffer objects hold it open.
+#[derive(Debug, Clone)]
+pub struct Node(Arc<Open>);
+
+#[derive(Debug)]
+struct Open {
+    file: File,
+    path: PathBuf,
+    driver: String,
+    pci_address: Option<PciAddress>,
+    /// How often each handle was imported: the kernel gives the same handle for the same dma-buf
+    /// (`drm_gem_prime_fd_to_handle`) and one close ends it for all.
+    imports: Mutex<HashMap<Handle, usize>>,
+}
+
+/// A file that may be a DRM node.
+struct Bare<'a>(BorrowedFd<'a>);
+
+impl AsFd for Bare<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0
+    }
+}
+
+impl drm::Device for Bare<'_> {}
+
+impl AsFd for Node {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.file.as_fd()
+    }
+}
+
+impl drm::Device for Node {}
+impl drm::control::Device for Node {}
+
+impl Node {
+    /// Opens the node at `path`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], [`Kind::PermissionDenied`], or [`Kind::InvalidInput`] where the file is
+    /// no DRM node.
+    pub fn open(path: &Path) -> Result<Self> {
+        const TRIED: &str = "open a DRM node";
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(|error| {
+            let error = Error::os(TRIED, error).on(path.display());
+            match error.kind() {
+                Kind::NotFound => error.next("ls /dev/dri lists the nodes of this machine"),
+                Kind::PermissionDenied => error.next("join the groups video and render, or run as root"),
+                _ => error,
+            }
+        })?;
+        let status = rustix::fs::fstat(&file).map_err(|errno| Error::os(TRIED, errno).on(path.display()))?;
+        let driver = Bare(file.as_fd()).get_driver().map_err(|error| {
+            Error::new(Kind::InvalidInput, TRIED, format!("it is no DRM node: {error}"))
+                .on(path.display())
+                .next("ls /dev/dri lists the nodes of this machine")
+        })?;
+        Ok(Self(Arc::new(Open {
+            driver: driver.name().to_string_lossy().into_owned(),
+            pci_address: pci_address_of(status.st_rdev),
+            path: path.to_owned(),
+            imports: Mutex::default(),
+            file,
+        })))
+    }
+
+    /// Its kernel driver, as DRM names it.
+    pub fn driver(&self) -> &str {
+        &self.0.driver
+    }
+
+    /// Where the device sits on the PCI bus, if it does.
+    pub fn pci_address(&self) -> Option<PciAddress> {
+        self.0.pci_address
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Counts an import; the caller owns one close.
+    fn retain(&self, dma_buf: &DmaBuf) -> Result<Handle, Errno> {
+        // Under the lock: a close of the same handle in between would end our import.
+        let mut imports = self.0.imports.lock();
+        let handle = self
+            .prime_fd_to_buffer(dma_buf.as_fd())
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        *imports.entry(handle).or_default() += 1;
+        Ok(handle)
+    }
+
+    /// Gives one import back; the last closes the handle.
+    pub(super) fn release_handle(&self, handle: Handle) -> std::io::Result<()> {
+        let mut imports = self.0.imports.lock();
+        match imports.get_mut(&handle) {
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                Ok(())
+            }
+            _ => {
+                imports.remove(&handle);
+                self.close_buffer(handle)
+            }
+        }
+    }
+
+    fn explain(&self, errno: Errno) -> Error {
+        let error = |kind, why: String| {
+            Error::new(kind, "import a dma-buf by PRIME", why).on(self.name()).errno(errno)
+        };
+        match errno {
+            Errno::OPNOTSUPP => {
+                let because = import_support(self.driver()).map_or("it does not attach peer-to-peer", |row| row.because);
+                error(
+                    Kind::ImporterCannot,
+                    format!("the driver {} cannot take memory of another device: {because}", self.driver()),
+                )
+                .next("amdgpu, xe, and virtio-gpu with blob resources can")
+            }
+            Errno::INVAL => error(
+                Kind::RouteRefused,
+                "the kernel allows no peer-to-peer transfer between the two devices, or the buffer is no dma-buf".into(),
+            )
+            .next(
+                "dmesg names the reason; devices behind one PCIe switch, or a server CPU's host bridge, may transfer",
+            ),
+            Errno::NODEV => error(Kind::MemoryDisabled, "the memory is revoked, or its device is gone".into())
+                .next("switch the exporter's memory on and import again"),
+            Errno::BADF => error(Kind::InvalidInput, "the descriptor is no dma-buf".into()),
+            errno => Error::os("import a dma-buf by PRIME", errno).on(self.name()),
+        }
+    }
+}
+
+impl Importer for Node {
+    type Memory = BufferObject;
+
+    fn name(&self) -> String {
+        format!("{}, {}", self.0.path.display(), self.0.driver)
+    }
+
+    fn on_revoke(&self) -> OnRevoke {
+        match self.driver() {
+            // Validates again at the next submission (amdgpu_cs.c).
+            "amdgpu" => OnRevoke::SelfHeals,
+            // Unmaps only at its next validation (xe_bo.c), for which the reset would wait.
+            "xe" => OnRevoke::FreeBefore,
+            _ => OnRevoke::Reimport,
+        }
+    }
+
+    fn governed_by_p2pdma(&self) -> bool {
+        true
+    }
+
+    fn import(&self, dma_buf: &DmaBuf) -> Result<BufferObject> {
+        let handle = self.retain(dma_buf).map_err(|errno| self.explain(errno))?;
+        Ok(BufferObject::new(self.clone(), handle, dma_buf.size_bytes()))
+    }
+
+    fn release(&self, memory: BufferObject) -> Result<()> {
+        memory.close()
+    }
+}
+
+/// The PCI function above a DRM node: the last address in its path through sysfs. For virtio-gpu
+/// the node's own device is a virtio one, a level below.
+fn pci_address_of(device_number: u64) -> Option<PciAddress> {
+    let (major, minor) = (rustix::fs::major(device_number), rustix::fs::minor(device_number));
+    let path = std::fs::canonicalize(format!("/sys/dev/char/{major}:{minor}/device")).ok()?;
+    path.iter().rev().find_map(|component| component.to_str()?.parse().ok())
+}

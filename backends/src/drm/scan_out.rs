@@ -1,0 +1,148 @@
+//! `ScanOut`: a picture in an imported buffer, shown on a screen.
+
+use drm::buffer::{DrmFourcc, DrmModifier, Handle, PlanarBuffer};
+use drm::control::connector::State;
+use drm::control::{Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
+
+use super::{BufferObject, Node};
+use crate::{Error, ImageLayout, Kind, Result};
+
+/// A framebuffer on a screen, from [`start`](ScanOut::start) until dropped.
+///
+/// Needs to be DRM master: no compositor may run on the node.
+#[derive(Debug)]
+pub struct ScanOut<'a> {
+    buffer: &'a BufferObject,
+    framebuffer: framebuffer::Handle,
+    crtc: crtc::Handle,
+}
+
+/// A linear XRGB8888 picture, as the drm crate wants to be told.
+struct Picture {
+    handle: Handle,
+    layout: ImageLayout,
+}
+
+impl PlanarBuffer for Picture {
+    fn size(&self) -> (u32, u32) {
+        (self.layout.width, self.layout.height)
+    }
+
+    fn format(&self) -> DrmFourcc {
+        DrmFourcc::Xrgb8888
+    }
+
+    fn modifier(&self) -> Option<DrmModifier> {
+        None
+    }
+
+    fn pitches(&self) -> [u32; 4] {
+        [self.layout.stride_bytes, 0, 0, 0]
+    }
+
+    fn handles(&self) -> [Option<Handle>; 4] {
+        [Some(self.handle), None, None, None]
+    }
+
+    fn offsets(&self) -> [u32; 4] {
+        [self.layout.offset_bytes, 0, 0, 0]
+    }
+}
+
+impl<'a> ScanOut<'a> {
+    /// Shows the picture that lies at `layout` in `buffer` on the node's first connected screen,
+    /// in the mode of the picture's size.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the picture does not fit the buffer or no mode has its size;
+    /// [`Kind::NotFound`] without a screen; [`Kind::PermissionDenied`] where another program is
+    /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
+    pub fn start(buffer: &'a BufferObject, layout: ImageLayout) -> Result<Self> {
+        layout.check(buffer.size_bytes())?;
+        let node = buffer.node();
+        let failed = |tried: &'static str| {
+            move |error: std::io::Error| {
+                let error = Error::os(tried, error).on(node.path().display());
+                match error.kind() {
+                    Kind::PermissionDenied => {
+                        error.next("end the compositor on this node; one program shows at a time")
+                    }
+                    _ => error,
+                }
+            }
+        };
+        let (connector, crtc) = find_screen(node)?;
+        let mode = find_mode(node, &connector, layout)?;
+        let framebuffer = node
+            .add_planar_framebuffer(&Picture { handle: buffer.handle(), layout }, FbCmd2Flags::empty())
+            .map_err(failed("make a framebuffer"))?;
+        // From here on, dropping it undoes the framebuffer.
+        let scan_out = Self { buffer, framebuffer, crtc };
+        node.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector.handle()], Some(mode))
+            .map_err(failed("show a framebuffer"))?;
+        scan_out.flush()?;
+        Ok(scan_out)
+    }
+
+    /// Tells the device that the picture changed. Devices that scan memory out by themselves do
+    /// not need it; virtual ones copy when told.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn flush(&self) -> Result<()> {
+        self.buffer.node().dirty_framebuffer(self.framebuffer, &[]).map_err(|error| {
+            Error::os("show a changed picture", error).on(self.buffer.node().path().display())
+        })
+    }
+}
+
+impl Drop for ScanOut<'_> {
+    fn drop(&mut self) {
+        let node = self.buffer.node();
+        let off = node.set_crtc(self.crtc, None, (0, 0), &[], None);
+        if let Err(error) = off.and_then(|()| node.destroy_framebuffer(self.framebuffer)) {
+            tracing::error!(%error, node = %node.path().display(), "could not end a scan-out");
+        }
+    }
+}
+
+fn find_screen(node: &Node) -> Result<(connector::Info, crtc::Handle)> {
+    const TRIED: &str = "find a screen";
+    let failed = |error: std::io::Error| {
+        Error::os(TRIED, error)
+            .on(node.path().display())
+            .next("scan-out needs a card node, not a render node")
+    };
+    let resources = node.resource_handles().map_err(failed)?;
+    for &handle in resources.connectors() {
+        let connector = node.get_connector(handle, true).map_err(failed)?;
+        if connector.state() != State::Connected {
+            continue;
+        }
+        let crtc = (connector.encoders().iter())
+            .filter_map(|&encoder| node.get_encoder(encoder).ok())
+            .flat_map(|encoder| resources.filter_crtcs(encoder.possible_crtcs()))
+            .next();
+        if let Some(crtc) = crtc {
+            return Ok((connector, crtc));
+        }
+    }
+    Err(Error::new(Kind::NotFound, TRIED, "none is connected").on(node.path().display()))
+}
+
+fn find_mode(node: &Node, connector: &connector::Info, layout: ImageLayout) -> Result<Mode> {
+    let wanted = (layout.width, layout.height);
+    let size = |mode: &Mode| (u32::from(mode.size().0), u32::from(mode.size().1));
+    connector.modes().iter().find(|&mode| size(mode) == wanted).copied().ok_or_else(|| {
+        let mut sizes: Vec<String> =
+            connector.modes().iter().map(|mode| format!("{}x{}", mode.size().0, mode.size().1)).collect();
+        sizes.dedup();
+        Error::new(
+            Kind::InvalidInput,
+            "find a mode",
+            format!("the screen has no mode of {}x{}", wanted.0, wanted.1),
+        )
+        .on(node.path().display())
+        .next(format!("it has {}", sizes.join(", ")))
+    })
+}

@@ -1,0 +1,56 @@
+//! `Importer`: who maps dma-bufs made by somebody else.
+
+use std::sync::Arc;
+
+use crate::{DmaBuf, Error, Kind, Mapping, Result};
+
+/// What an import needs when the exporter takes its memory back and returns it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnRevoke {
+    /// The kernel driver keeps its mapping until told otherwise: the import must be freed *before*
+    /// the revoking call, which would wait for it (xe).
+    FreeBefore,
+    /// The driver maps again by itself at its next use (amdgpu, mlx5).
+    SelfHeals,
+    /// The import is dead afterwards and must be made again (virtio-gpu, iommufd, host pointers).
+    Reimport,
+}
+
+/// A device, or an application's Vulkan device, that maps dma-bufs.
+pub trait Importer {
+    /// What an import is: a buffer object, a `VkBuffer` with its memory.
+    type Memory: Send;
+
+    /// Which device, for messages.
+    fn name(&self) -> String;
+
+    /// What an import needs around a revoke.
+    fn on_revoke(&self) -> OnRevoke;
+
+    /// Whether the kernel asks `pci_p2pdma_map_type` about this importer. Where it does not
+    /// (iommufd, type1, a CPU), the topology between the devices forbids nothing.
+    fn governed_by_p2pdma(&self) -> bool;
+
+    /// Maps `dma_buf`. The descriptor stays the caller's: what a driver wants to own is duplicated.
+    ///
+    /// # Errors
+    /// Which driver refused, and why. Nothing is left imported.
+    fn import(&self, dma_buf: &DmaBuf) -> Result<Self::Memory>;
+
+    /// Imports memory that is mapped into this process, for importers that are CPUs.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] unless the importer can.
+    fn import_host_pointer(&self, mapping: Arc<Mapping>) -> Result<Self::Memory> {
+        drop(mapping);
+        Err(Error::new(Kind::Unsupported, "import a host pointer", "this importer takes dma-bufs only")
+            .on(self.name()))
+    }
+
+    /// Frees an import. The device must have finished with it.
+    ///
+    /// # Errors
+    /// What the driver says; the import is gone all the same.
+    fn release(&self, memory: Self::Memory) -> Result<()>;
+}

@@ -1,0 +1,141 @@
+//! `IoAddressSpace`: where a VFIO device's DMA addresses mean something.
+//!
+//! A device must be opened into one before it can be used, even if it never does DMA. Devices that
+//! are to reach each other's memory share one.
+
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
+use rustix::io::Errno;
+
+use super::container::{Container, Group, borrow};
+use crate::uapi::vfio as uapi;
+use crate::{Error, Kind, PciAddress, Result};
+
+/// VFIO's two ways to open a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Interface {
+    /// `/dev/vfio/devices/vfioN` and `/dev/iommu`: kernels with `CONFIG_VFIO_DEVICE_CDEV` and `CONFIG_IOMMUFD`.
+    Cdev,
+    /// `/dev/vfio/GROUP` and `/dev/vfio/vfio`: kernels with `CONFIG_VFIO_GROUP` and `CONFIG_VFIO_CONTAINER`.
+    Group,
+}
+
+impl Interface {
+    /// `cdev` or `group`, for messages and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cdev => "cdev",
+            Self::Group => "group",
+        }
+    }
+}
+
+/// An IO address space: an iommufd IOAS, or a container with type1v2.
+///
+/// Devices opened into it keep it alive.
+#[derive(Clone)]
+pub struct IoAddressSpace(Space);
+
+#[derive(Clone)]
+enum Space {
+    Iommufd { iommufd: Arc<IommuFd>, ioas: Arc<IommufdIoas> },
+    Container(Arc<Container>),
+}
+
+/// What keeps an open device in its address space. Dropped after the device's descriptor.
+pub(super) enum Membership {
+    Cdev { _ioas: Arc<IommufdIoas> },
+    Group { _group: Arc<Group> },
+}
+
+impl IoAddressSpace {
+    /// An empty address space by the given interface.
+    ///
+    /// # Errors
+    /// The kernel lacks the interface, or its files may not be opened.
+    pub fn new(interface: Interface) -> Result<Self> {
+        Ok(Self(match interface {
+            Interface::Cdev => {
+                let iommufd = Arc::new(IommuFd::new().map_err(iommufd_error)?);
+                let ioas = Arc::new(IommufdIoas::new(Arc::clone(&iommufd)).map_err(iommufd_error)?);
+                Space::Iommufd { iommufd, ioas }
+            }
+            Interface::Group => Space::Container(Container::open()?),
+        }))
+    }
+
+    /// The interface that devices in it are opened by.
+    pub fn interface(&self) -> Interface {
+        match self.0 {
+            Space::Iommufd { .. } => Interface::Cdev,
+            Space::Container(_) => Interface::Group,
+        }
+    }
+
+    pub(super) fn open_device(&self, address: PciAddress) -> Result<(OwnedFd, Membership)> {
+        match &self.0 {
+            Space::Iommufd { iommufd, ioas } => {
+                let device = open_cdev(address)?;
+                let failed = |errno: Errno| {
+                    let error = Error::os("bind a VFIO device to an iommufd", errno).on(address);
+                    match error.kind() {
+                        Kind::Busy => error.next("end the program that holds the device"),
+                        _ => error,
+                    }
+                };
+                uapi::device_bind_iommufd(&device, borrow(&**iommufd)).map_err(failed)?;
+                uapi::device_attach_iommufd_pt(&device, ioas.id()).map_err(failed)?;
+                Ok((device, Membership::Cdev { _ioas: Arc::clone(ioas) }))
+            }
+            Space::Container(container) => {
+                let (device, group) = container.open_device(address)?;
+                Ok((device, Membership::Group { _group: group }))
+            }
+        }
+    }
+}
+
+/// Opens `/dev/vfio/devices/vfioN`, where N is what the device's sysfs folder `vfio-dev` names.
+fn open_cdev(address: PciAddress) -> Result<OwnedFd> {
+    const TRIED: &str = "open a VFIO character device";
+    let folder = address.sysfs_path().join("vfio-dev");
+    let name = folder
+        .read_dir()
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok())
+        .ok_or_else(|| {
+            Error::new(Kind::NotBoundToVfio, TRIED, format!("{} is empty", folder.display())).on(address)
+        })?
+        .file_name();
+    let path = PathBuf::from("/dev/vfio/devices").join(name);
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| {
+        let error = Error::os(TRIED, error).on(format!("{}, {address}", path.display()));
+        match error.kind() {
+            Kind::NotFound => {
+                error.next("this kernel has no VFIO character devices (CONFIG_VFIO_DEVICE_CDEV)")
+            }
+            Kind::PermissionDenied => {
+                error.next(format!("run as root, or give yourself {} with chown", path.display()))
+            }
+            _ => error,
+        }
+    })?;
+    Ok(file.into())
+}
+
+fn iommufd_error(error: IommufdError) -> Error {
+    const TRIED: &str = "make an IO address space";
+    match error {
+        IommufdError::OpenIommufd(error) => Error::os(TRIED, error)
+            .on("/dev/iommu")
+            .next("it needs CONFIG_IOMMUFD and permission to open the file"),
+        IommufdError::IommuIoasAlloc(errno) => {
+            Error::os(TRIED, Errno::from_raw_os_error(errno.errno())).on("/dev/iommu")
+        }
+        other => Error::new(Kind::Os, TRIED, other.to_string()).on("/dev/iommu"),
+    }
+}

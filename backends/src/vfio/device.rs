@@ -1,0 +1,312 @@
+//! `Device`: a VFIO device that this process owns.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX,
+};
+
+use super::address_space::{Interface, IoAddressSpace, Membership};
+use crate::uapi::vfio as uapi;
+use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result};
+
+/// A VFIO device, opened by this process and closed with this value.
+///
+/// The kernel closes the device when the last descriptor *and the last BAR mapping* are gone, and
+/// then revokes its dma-bufs for good. [`Device::close`] refuses while a mapping is alive, so that
+/// "closed" means closed.
+#[derive(Debug)]
+pub struct Device {
+    open: Arc<Open>,
+    address: PciAddress,
+    interface: Interface,
+    regions: Vec<Region>,
+    can_reset: bool,
+}
+
+/// What a mapping keeps alive. The descriptor goes before the group or address space it is in.
+struct Open {
+    fd: OwnedFd,
+    _membership: Membership,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.fd.fmt(f)
+    }
+}
+
+impl Device {
+    /// Opens `address` into an IO address space of its own, by the character device where the
+    /// kernel has one, else by its group.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] and [`Kind::NotFound`] for the address, [`Kind::NotBoundToVfio`],
+    /// [`Kind::GroupNotViable`], [`Kind::PermissionDenied`], [`Kind::Busy`]. Nothing stays open.
+    pub fn open(address: PciAddress) -> Result<Self> {
+        check_bound(address)?;
+        let by_cdev = IoAddressSpace::new(Interface::Cdev).and_then(|space| Self::open_into(&space, address));
+        let cdev_error = match by_cdev {
+            Ok(device) => return Ok(device),
+            Err(error) => error,
+        };
+        let by_group =
+            IoAddressSpace::new(Interface::Group).and_then(|space| Self::open_into(&space, address));
+        by_group.map_err(|group_error| {
+            // Where the kernel has the newer interface and it failed, that failure is the answer.
+            if cdev_error.kind() == Kind::NotFound { group_error } else { cdev_error }
+        })
+    }
+
+    /// Opens `address` into `space`.
+    ///
+    /// # Errors
+    /// As [`Device::open`].
+    pub fn open_into(space: &IoAddressSpace, address: PciAddress) -> Result<Self> {
+        check_bound(address)?;
+        let (fd, membership) = space.open_device(address)?;
+        let failed = |errno: Errno| Error::os("describe a VFIO device", errno).on(address);
+        let info = uapi::device_get_info(&fd).map_err(failed)?;
+        let mut regions = Vec::new();
+        for index in 0..info.num_regions {
+            match uapi::device_get_region_info(&fd, index) {
+                Ok(bytes) => regions.push(Region::parse(&bytes).map_err(|error| error.on(address))?),
+                // vfio-pci answers EINVAL for the VGA region of a device that has none.
+                Err(Errno::INVAL) => {}
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+        regions.retain(Region::is_present);
+        tracing::debug!(%address, interface = space.interface().name(), regions = regions.len(), "opened");
+        Ok(Self {
+            open: Arc::new(Open { fd, _membership: membership }),
+            address,
+            interface: space.interface(),
+            regions,
+            can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
+        })
+    }
+
+    /// Its PCI address.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+
+    /// How it was opened.
+    pub fn interface(&self) -> Interface {
+        self.interface
+    }
+
+    /// The region at `index`, with the meaning of a PCI BAR below 6.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] names the BARs that there are.
+    pub fn region(&self, index: u32) -> Result<&Region> {
+        self.regions.iter().find(|region| region.index == index).ok_or_else(|| {
+            let bars: Vec<String> = (self.regions.iter())
+                .filter(|region| region.index < VFIO_PCI_ROM_REGION_INDEX)
+                .map(|region| region.index.to_string())
+                .collect();
+            Error::new(Kind::NotFound, "find a region", format!("the device has no region {index}"))
+                .on(self.address)
+                .next(format!("its BARs are {}", bars.join(", ")))
+        })
+    }
+
+    /// Reads from a region through the device's descriptor. Reports what a mapped access would
+    /// turn into SIGBUS.
+    ///
+    /// # Errors
+    /// [`Kind::MemoryDisabled`] while memory decoding is off; [`Kind::Os`] otherwise.
+    pub fn read(&self, region_index: u32, offset_bytes: u64, into: &mut [u8]) -> Result<()> {
+        let start = self.file_offset(region_index, offset_bytes, into.len())?;
+        let mut done = 0;
+        while done < into.len() {
+            match rustix::io::pread(self, &mut into[done..], start + done as u64) {
+                Ok(0) => return Err(self.transfer_error(region_index, Errno::IO)),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.transfer_error(region_index, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes to a region through the device's descriptor. As [`Device::read`].
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    pub fn write(&self, region_index: u32, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let start = self.file_offset(region_index, offset_bytes, bytes.len())?;
+        let mut done = 0;
+        while done < bytes.len() {
+            match rustix::io::pwrite(self, &bytes[done..], start + done as u64) {
+                Ok(0) => return Err(self.transfer_error(region_index, Errno::IO)),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.transfer_error(region_index, errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets the device.
+    ///
+    /// Revokes every dma-buf of the device first, **blocks without a limit** until all importers
+    /// have unmapped (`vfio_pci_dma_buf_move`), then resets. The memory's content is unknown
+    /// afterwards, also when the call fails.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the device has no reset of its own; [`Kind::Busy`] (EAGAIN)
+    /// where the kernel would not reset now. The dma-bufs were revoked all the same.
+    pub fn reset(&self) -> Result<()> {
+        const TRIED: &str = "reset a VFIO device";
+        if !self.can_reset {
+            return Err(Error::new(Kind::Unsupported, TRIED, "the kernel knows no reset for it")
+                .on(self.address)
+                .next("a hot reset of its bus is the other way"));
+        }
+        uapi::device_reset(self).map_err(|errno| match errno {
+            Errno::AGAIN => Error::new(Kind::Busy, TRIED, "the kernel could not lock the device or its bus")
+                .on(self.address)
+                .errno(errno)
+                .next("try again"),
+            errno => Error::os(TRIED, errno).on(self.address),
+        })
+    }
+
+    /// Closes the device, so that another process can open it.
+    ///
+    /// # Errors
+    /// [`Kind::StillInUse`] while a mapping of a BAR is alive, with the device given back: the
+    /// kernel would keep it open (seen on Linux 7.3).
+    pub fn close(self) -> Result<(), (Self, Error)> {
+        let mappings = Arc::strong_count(&self.open) - 1;
+        if mappings == 0 {
+            return Ok(());
+        }
+        let error = Error::new(
+            Kind::StillInUse,
+            "close a VFIO device",
+            format!("{mappings} mapping(s) of its memory are alive and keep it open"),
+        )
+        .on(self.address)
+        .next("detach importers by host pointer and drop mappings first");
+        Err((self, error))
+    }
+
+    fn file_offset(&self, region_index: u32, offset_bytes: u64, length_bytes: usize) -> Result<u64> {
+        let region = self.region(region_index)?;
+        match offset_bytes.checked_add(length_bytes as u64) {
+            Some(end) if end <= region.size_bytes => Ok(region.file_offset_bytes + offset_bytes),
+            _ => Err(Error::new(
+                Kind::InvalidInput,
+                "access a region",
+                format!(
+                    "{offset_bytes:#x} + {length_bytes:#x} is beyond the {:#x} bytes of region {region_index}",
+                    region.size_bytes
+                ),
+            )
+            .on(self.address)),
+        }
+    }
+
+    fn transfer_error(&self, region_index: u32, errno: Errno) -> Error {
+        const TRIED: &str = "access a region";
+        // vfio_pci_core_do_io_rw gives EIO while memory is off.
+        let is_bar = region_index < VFIO_PCI_CONFIG_REGION_INDEX;
+        if errno == Errno::IO && is_bar && matches!(self.memory_enabled(), Ok(false)) {
+            return self.memory_disabled(TRIED).errno(errno);
+        }
+        Error::os(TRIED, errno).on(format!("{}, region {region_index}", self.address))
+    }
+
+    pub(super) fn memory_disabled(&self, tried: &'static str) -> Error {
+        Error::new(Kind::MemoryDisabled, tried, "the device's memory decoding is off")
+            .on(self.address)
+            .next("switch it on first: a reset, or the owner, turned it off")
+    }
+}
+
+/// Fails with the commands to run where `address` is absent or has another driver.
+fn check_bound(address: PciAddress) -> Result<()> {
+    const TRIED: &str = "open a VFIO device";
+    let folder = address.sysfs_path();
+    if !folder.exists() {
+        return Err(Error::new(Kind::NotFound, TRIED, "there is no such PCI function")
+            .on(address)
+            .next("peervram devices, or lspci -D, lists what there is"));
+    }
+    let driver = address.driver();
+    let is_vfio = |driver: &str| driver.contains("vfio") || folder.join("vfio-dev").exists();
+    if driver.as_deref().is_some_and(is_vfio) {
+        return Ok(());
+    }
+    let why = match driver {
+        Some(driver) => format!("it is bound to the driver {driver}"),
+        None => "it is bound to no driver".to_owned(),
+    };
+    Err(Error::new(Kind::NotBoundToVfio, TRIED, why).on(address).next(format!(
+        "bind it: modprobe vfio-pci; echo vfio-pci > {0}/driver_override; \
+         echo {address} > {0}/driver/unbind; echo {address} > /sys/bus/pci/drivers_probe",
+        folder.display()
+    )))
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.open.fd.as_fd()
+    }
+}
+
+impl Exporter for Device {
+    fn name(&self) -> String {
+        self.address.to_string()
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        Some(self.address)
+    }
+
+    fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
+        self.export_dma_buf(ranges)
+    }
+
+    fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
+        let region = self.region(ranges.region_index())?;
+        let unmappable =
+            ranges.as_slice().iter().find(|range| !region.can_map(range.offset_bytes, range.length_bytes));
+        if let Some(range) = unmappable {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "map a BAR",
+                format!(
+                    "the driver lets nobody map {:#x} bytes at {:#x}",
+                    range.length_bytes, range.offset_bytes
+                ),
+            )
+            .on(format!("{}, region {}", self.address, region.index)));
+        }
+        let pieces: Vec<(u64, u64)> = (ranges.as_slice().iter())
+            .map(|range| (region.file_offset_bytes + range.offset_bytes, range.length_bytes))
+            .collect();
+        let parent: Arc<dyn Send + Sync> = Arc::clone(&self.open) as _;
+        let mapping = Mapping::new(self.as_fd(), &pieces, parent)
+            .map_err(|error| error.on(format!("{}, region {}", self.address, region.index)))?;
+        Ok(Arc::new(mapping))
+    }
+
+    fn check_reachable(&self) -> Result<()> {
+        match self.memory_enabled() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.memory_disabled("use a device's memory")),
+            Err(error) => Err(error),
+        }
+    }
+}

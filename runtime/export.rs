@@ -1,0 +1,136 @@
+//! `Export`: memory that was made a dma-buf, ready to be attached to.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner};
+
+use crate::attachment::Attachment;
+use crate::gate::Gate;
+use crate::{Path, Result, Trust};
+
+/// An exported range of memory.
+///
+/// It does not keep its device open: when the lender closes it, attachments refuse to be entered.
+#[derive(Debug)]
+pub struct Export(Arc<Lent>);
+
+/// What an export and its attachments share.
+pub(crate) struct Lent {
+    device: Weak<dyn Exporter>,
+    device_name: String,
+    pub(crate) gate: Arc<Gate>,
+    aperture: Aperture,
+    /// Absent where the exporter cannot make one of these ranges; the reason is kept.
+    dma_buf: Result<DmaBuf>,
+}
+
+impl Export {
+    pub(crate) fn new(device: &Arc<dyn Exporter>, gate: Arc<Gate>, aperture: Aperture) -> Result<Self> {
+        let dma_buf = match device.export(aperture.ranges()) {
+            // Without a dma-buf the memory can still be lent by address.
+            Err(error) if error.kind().cannot_run_here() => Err(error),
+            other => Ok(other?),
+        };
+        Ok(Self(Arc::new(Lent {
+            device: Arc::downgrade(device),
+            device_name: device.name(),
+            gate,
+            aperture,
+            dma_buf,
+        })))
+    }
+
+    pub(crate) fn lent(&self) -> &Arc<Lent> {
+        &self.0
+    }
+
+    /// What is exported, and who answers for it.
+    pub fn aperture(&self) -> &Aperture {
+        &self.0.aperture
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.aperture.ranges().size_bytes()
+    }
+
+    /// The generation of the memory: how often it was taken back.
+    pub fn generation(&self) -> u64 {
+        self.0.gate.generation()
+    }
+
+    /// The dma-buf, to hand to a stack that this crate does not know.
+    ///
+    /// Who imports it by other means is not told before a revoke, and the revoke waits for it.
+    ///
+    /// # Errors
+    /// Why there is none: the kernel is too old, or the memory cannot be exported.
+    pub fn dma_buf(&self) -> Result<&DmaBuf, &Error> {
+        self.0.dma_buf.as_ref()
+    }
+
+    /// Attaches `importer`, by the first path that works, and keeps the reasons why others did not.
+    ///
+    /// # Errors
+    /// The reasons of all paths, with the kind and errno of the first.
+    pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
+        Attachment::new(Arc::clone(&self.0), importer, trust)
+    }
+}
+
+impl Lent {
+    /// Imports by `path`.
+    pub(crate) fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
+        match path {
+            Path::Peer => match &self.dma_buf {
+                Ok(dma_buf) => importer.import(dma_buf),
+                Err(error) => Err(error.clone()),
+            },
+            Path::HostPointer => {
+                let device = self.device.upgrade().ok_or_else(|| {
+                    Error::new(Kind::Gone, "map memory", "the lender closed the device").on(&self.device_name)
+                })?;
+                importer.import_host_pointer(device.map(self.aperture.ranges())?)
+            }
+        }
+    }
+
+    /// Which device, for messages.
+    pub(crate) fn device_name(&self) -> &str {
+        &self.device_name
+    }
+
+    /// Makes what the device wrote visible to an importer.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.aperture.owner().map_or(Ok(()), |owner| owner.flush(self.aperture.ranges()))
+    }
+
+    /// Makes what an importer wrote visible to the device.
+    pub(crate) fn invalidate(&self) {
+        self.tell("invalidate", |owner| owner.invalidate(self.aperture.ranges()));
+    }
+
+    /// Stops the device's own work on the memory.
+    pub(crate) fn quiesce(&self) {
+        self.tell("quiesce", |owner| owner.quiesce(self.aperture.ranges()));
+    }
+
+    fn tell(&self, hook: &str, call: impl FnOnce(&dyn Owner) -> Result<()>) {
+        if let Some(owner) = self.aperture.owner()
+            && let Err(error) = call(owner)
+        {
+            tracing::error!(%error, owner = owner.name(), hook, "an owner failed");
+        }
+    }
+}
+
+impl fmt::Debug for Lent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lent")
+            .field("device", &self.device_name)
+            .field("aperture", &self.aperture)
+            .field("dma_buf", &self.dma_buf)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,45 @@
+//! How bytes reach an importer, and how far that is trusted.
+
+use std::fmt;
+
+/// The way an attachment took. Reported, never silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Path {
+    /// A dma-buf: the importer reaches the exporter's memory by itself.
+    Peer,
+    /// The exporter's memory mapped into this process and imported by address. For importers that
+    /// are CPUs; nothing is copied.
+    HostPointer,
+}
+
+impl Path {
+    /// Every path, in the order in which they are tried.
+    pub(crate) const IN_ORDER: [Self; 2] = [Self::Peer, Self::HostPointer];
+
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::HostPointer => "host-pointer",
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// What an application is content with before it trusts the bytes of an attachment.
+///
+/// That a buffer was imported proves nothing about the data path: transfers that arrive at full
+/// speed and are all ones have been reported for paths that every look-up calls fine. There is no
+/// default; who attaches says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Trust {
+    /// No byte has been tested on this path.
+    Unverified,
+}
