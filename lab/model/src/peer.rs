@@ -11,10 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
-use crate::dma_message::{
-    self, CHUNK_BYTES_MAX, FRAME_BYTES, Layout, ReadReply, decode_read_reply, encode_read, encode_write,
-    zero_prefix_bytes,
-};
+use crate::dma_message::{CHUNK_BYTES_MAX, FRAME_BYTES, decode_read_reply, encode_read, encode_write};
 use crate::protocol::Header;
 use crate::socket;
 
@@ -35,10 +32,9 @@ enum Exchange {
 }
 
 /// Held by whoever has a message outstanding.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Turn {
     id: u16,
-    layout: Option<Layout>,
     chunk_bytes: usize,
 }
 
@@ -58,7 +54,7 @@ impl Peer {
         Peer {
             socket,
             writer: Mutex::new(()),
-            turn: Mutex::new(Turn { chunk_bytes: CHUNK_BYTES_MAX, ..Turn::default() }),
+            turn: Mutex::new(Turn { id: 0, chunk_bytes: CHUNK_BYTES_MAX }),
             exchange: Mutex::default(),
             answered: Condvar::new(),
         }
@@ -66,8 +62,7 @@ impl Peer {
 
     /// The client takes no more than this in one message.
     pub fn limit_data(&self, bytes: usize) {
-        // Four bytes are what finding the layout takes.
-        self.turn.lock().chunk_bytes = bytes.clamp(4, CHUNK_BYTES_MAX);
+        self.turn.lock().chunk_bytes = bytes.clamp(1, CHUNK_BYTES_MAX);
     }
 
     /// Sends a message, whole.
@@ -111,14 +106,7 @@ impl Peer {
         while !buffer.is_empty() {
             let count = buffer.len().min(turn.chunk_bytes);
             let payload = self.ask(turn, |id| encode_read(id, address, count))?;
-            if let ReadReply::Ask(offset) = decode_read_reply(&payload, count, turn.layout) {
-                let probe = self.ask(turn, |id| encode_read(id, address.wrapping_add(offset as u64), 4))?;
-                turn.layout = Some(dma_message::layout_of_answer(&probe));
-            }
-            let ReadReply::Data(data, layout) = decode_read_reply(&payload, count, turn.layout) else {
-                return Err(Errno::PROTO);
-            };
-            turn.layout = layout;
+            let data = decode_read_reply(&payload, count).ok_or(Errno::PROTO)?;
             buffer[..count].copy_from_slice(data);
             buffer = &mut buffer[count..];
             address = address.wrapping_add(count as u64);
@@ -133,25 +121,8 @@ impl Peer {
     pub fn write(&self, mut address: u64, mut data: &[u8]) -> Result<(), Errno> {
         let turn = &mut *self.turn.lock();
         while !data.is_empty() {
-            let mut count = data.len().min(turn.chunk_bytes);
-            let layout = match turn.layout {
-                Some(layout) => layout,
-                None => {
-                    let zeros = zero_prefix_bytes(&data[..count]);
-                    count = if zeros == 0 { count } else { zeros };
-                    Layout::Narrow
-                }
-            };
-            let chunk = &data[..count];
-            match self.ask(turn, |id| encode_write(id, address, chunk, layout)) {
-                Ok(_) if chunk[0] != 0 => turn.layout = Some(layout),
-                Ok(_) => {}
-                Err(Errno::TOOBIG) if turn.layout.is_none() => {
-                    self.ask(turn, |id| encode_write(id, address, chunk, Layout::Wide))?;
-                    turn.layout = Some(Layout::Wide);
-                }
-                Err(errno) => return Err(errno),
-            }
+            let count = data.len().min(turn.chunk_bytes);
+            self.ask(turn, |id| encode_write(id, address, &data[..count]))?;
             data = &data[count..];
             address = address.wrapping_add(count as u64);
         }
