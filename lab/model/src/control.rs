@@ -92,14 +92,12 @@ pub fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
         let answer = if is_whole {
             answer(&line, device)
         } else {
+            lines.skip_until(b'\n')?;
             Answer::Refused { ok: false, error: format!("a line must end within {LINE_BYTES_MAX} bytes") }
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
         (&*stream).write_all(&text)?;
-        if !is_whole {
-            return Ok(());
-        }
     }
 }
 
