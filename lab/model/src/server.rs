@@ -18,8 +18,11 @@ use rustix::net::Shutdown;
 
 use crate::dispatch::{Backend, Dispatcher};
 use crate::peer::Peer;
-use crate::protocol::{HEADER_BYTES, Header, Kind, MESSAGE_BYTES_MAX, command};
-use crate::socket::{self, Descriptors};
+use crate::protocol::{Kind, MESSAGE_BYTES_MAX, command};
+use crate::socket::Reader;
+
+/// Bytes taken off the stream at a time where nobody wants them.
+const DRAIN_BYTES: usize = 64 << 10;
 
 /// A device that clients come to and leave.
 pub trait Served: Backend {
@@ -125,24 +128,22 @@ pub fn serve<D: Served>(device: &D, stream: &UnixStream) -> Result<(), Errno> {
 
 fn converse<D: Served>(device: &D, stream: BorrowedFd<'_>, peer: &Peer) -> Result<(), Errno> {
     let mut dispatcher = Dispatcher::new(device);
+    let mut reader = Reader::new(stream);
     let (mut payload, mut reply) = (Vec::new(), Vec::new());
-    loop {
-        let mut descriptors = Descriptors::default();
-        let mut head = [0; HEADER_BYTES];
-        if !socket::receive(stream, &mut head, &mut descriptors)? {
-            return Ok(());
-        }
-        let header = Header::read(&head);
+    while let Some(header) = reader.header()? {
         let Some(payload_bytes) = header.payload_bytes() else {
             peer.send(bytemuck::bytes_of(&header.error_reply(Errno::INVAL)), None)?;
             return Err(Errno::PROTO);
         };
+        let mut fds = Vec::new();
         let refused = if header.size_bytes > MESSAGE_BYTES_MAX {
-            drain(stream, payload_bytes, &mut payload, &mut descriptors)?;
+            payload.resize(DRAIN_BYTES, 0);
+            reader.skip(payload_bytes, &mut payload)?;
             Some(Errno::TOOBIG)
         } else {
             payload.resize(payload_bytes, 0);
-            receive_rest(stream, &mut payload, &mut descriptors)?;
+            let descriptors = reader.payload(&mut payload)?;
+            fds = descriptors.fds;
             match header.kind() {
                 Kind::Reply => {
                     peer.deliver(&header, &payload);
@@ -159,7 +160,7 @@ fn converse<D: Served>(device: &D, stream: BorrowedFd<'_>, peer: &Peer) -> Resul
                 reply.extend_from_slice(bytemuck::bytes_of(&header.error_reply(errno)));
                 None
             }
-            None => dispatcher.handle(&header, &payload, descriptors.fds, &mut reply),
+            None => dispatcher.handle(&header, &payload, fds, &mut reply),
         };
         if !header.is_no_reply() {
             peer.send(&reply, fd)?;
@@ -171,30 +172,5 @@ fn converse<D: Served>(device: &D, stream: BorrowedFd<'_>, peer: &Peer) -> Resul
         }
         device.after_reply();
     }
-}
-
-/// Takes what nobody wants off the stream, however much it is, in small pieces.
-fn drain(
-    stream: BorrowedFd<'_>,
-    mut bytes: usize,
-    scratch: &mut Vec<u8>,
-    descriptors: &mut Descriptors,
-) -> Result<(), Errno> {
-    const PIECE_BYTES: usize = 64 << 10;
-    scratch.resize(PIECE_BYTES, 0);
-    while bytes > 0 {
-        let piece = bytes.min(PIECE_BYTES);
-        receive_rest(stream, &mut scratch[..piece], descriptors)?;
-        bytes -= piece;
-    }
     Ok(())
-}
-
-/// What must follow; the end of the stream is an error here.
-fn receive_rest(
-    stream: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    descriptors: &mut Descriptors,
-) -> Result<(), Errno> {
-    if socket::receive(stream, buffer, descriptors)? { Ok(()) } else { Err(Errno::CONNRESET) }
 }

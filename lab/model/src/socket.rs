@@ -12,7 +12,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 
-use crate::protocol::FDS_MAX;
+use crate::protocol::{FDS_MAX, HEADER_BYTES, Header};
 
 /// File descriptors that came with a message.
 #[derive(Debug, Default)]
@@ -23,13 +23,95 @@ pub struct Descriptors {
     pub truncated: bool,
 }
 
-/// Fills `buffer` and collects descriptors. `Ok(false)`: the stream ended before the first byte.
+/// Bytes that one read asks for at the beginning of a message: all of most messages.
+const HEAD_BYTES: usize = 2 * HEADER_BYTES;
+
+/// Takes messages off a stream, most of them with one read.
 ///
-/// # Errors
-/// `ECONNRESET` if the stream ends in the middle, or what the kernel says.
-pub fn receive(socket: BorrowedFd<'_>, mut buffer: &mut [u8], into: &mut Descriptors) -> Result<bool, Errno> {
-    let mut is_first = true;
+/// Order of calls: [`Reader::header`], then [`Reader::payload`] or [`Reader::skip`], and again. A
+/// read at the beginning of a message shorter than 32 bytes may reach into the next one, which is
+/// kept. The kernel ends a read behind the piece that had descriptors, so those of such a read belong
+/// to the message begun last.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    socket: BorrowedFd<'a>,
+    head: [u8; HEAD_BYTES],
+    present: usize,
+    descriptors: Descriptors,
+}
+
+impl<'a> Reader<'a> {
+    /// From the beginning of a message on.
+    pub fn new(socket: BorrowedFd<'a>) -> Self {
+        Reader { socket, head: [0; HEAD_BYTES], present: 0, descriptors: Descriptors::default() }
+    }
+
+    /// The header of the next message; `None` if the stream ended before it.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if the stream ends in the middle, or what the kernel says.
+    pub fn header(&mut self) -> Result<Option<Header>, Errno> {
+        while self.present < HEADER_BYTES {
+            match receive_some(self.socket, &mut self.head[self.present..], &mut self.descriptors)? {
+                0 if self.present == 0 => return Ok(None),
+                0 => return Err(Errno::CONNRESET),
+                bytes => self.present += bytes,
+            }
+        }
+        Ok(self.head.first_chunk().map(Header::read))
+    }
+
+    /// Fills `payload`, which is all of the message after its header.
+    ///
+    /// # Errors
+    /// `ECONNRESET` if the stream ends first, or what the kernel says.
+    pub fn payload(&mut self, payload: &mut [u8]) -> Result<Descriptors, Errno> {
+        let here = payload.len().min(self.present - HEADER_BYTES);
+        let (first, rest) = payload.split_at_mut(here);
+        first.copy_from_slice(&self.head[HEADER_BYTES..HEADER_BYTES + here]);
+        let end = HEADER_BYTES + here;
+        if end < self.present {
+            self.head.copy_within(end..self.present, 0);
+            self.present -= end;
+            return Ok(Descriptors::default());
+        }
+        self.present = 0;
+        let mut descriptors = std::mem::take(&mut self.descriptors);
+        receive(self.socket, rest, &mut descriptors)?;
+        Ok(descriptors)
+    }
+
+    /// Takes `bytes` of payload off the stream, however many, by way of `scratch`. Descriptors are
+    /// closed.
+    ///
+    /// # Errors
+    /// Those of [`Reader::payload`].
+    pub fn skip(&mut self, bytes: usize, scratch: &mut [u8]) -> Result<(), Errno> {
+        let mut left = bytes - bytes.min(scratch.len());
+        let mut descriptors = self.payload(&mut scratch[..bytes - left])?;
+        while left > 0 {
+            let piece = left.min(scratch.len());
+            receive(self.socket, &mut scratch[..piece], &mut descriptors)?;
+            left -= piece;
+        }
+        Ok(())
+    }
+}
+
+/// Fills `buffer`; the end of the stream is an error.
+fn receive(socket: BorrowedFd<'_>, mut buffer: &mut [u8], into: &mut Descriptors) -> Result<(), Errno> {
     while !buffer.is_empty() {
+        match receive_some(socket, buffer, into)? {
+            0 => return Err(Errno::CONNRESET),
+            bytes => buffer = &mut buffer[bytes..],
+        }
+    }
+    Ok(())
+}
+
+/// One read; zero at the end of the stream.
+fn receive_some(socket: BorrowedFd<'_>, buffer: &mut [u8], into: &mut Descriptors) -> Result<usize, Errno> {
+    loop {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(buffer)];
@@ -48,14 +130,8 @@ pub fn receive(socket: BorrowedFd<'_>, mut buffer: &mut [u8], into: &mut Descrip
             into.fds.truncate(FDS_MAX);
             into.truncated = true;
         }
-        match message.bytes {
-            0 if is_first => return Ok(false),
-            0 => return Err(Errno::CONNRESET),
-            bytes => buffer = &mut buffer[bytes..],
-        }
-        is_first = false;
+        return Ok(message.bytes);
     }
-    Ok(true)
 }
 
 /// Sends all of `message`; the descriptor goes with its first byte.

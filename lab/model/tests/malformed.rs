@@ -122,6 +122,32 @@ fn messages_in_many_pieces_are_whole_messages() {
 }
 
 #[test]
+fn short_and_long_messages_in_one_piece_keep_their_descriptors() {
+    let model = Model::new();
+    let mut client = model.client();
+    let files: Vec<_> = (0..8).map(|_| memory_file(4096)).collect();
+    let mut ids = Vec::new();
+    for (number, file) in (0u64..).zip(&files) {
+        // A reset is a header and nothing else: what the model reads for it reaches into the next.
+        ids.push(client.send(command::DEVICE_RESET, 0, &[], &[]));
+        let map = [words(&[32, 3]), [0, number << 20, 4096].map(u64::to_ne_bytes).concat()].concat();
+        ids.push(client.send(command::DMA_MAP, 0, &map, &[file.as_fd()]));
+        ids.push(client.send(command::DEVICE_RESET, 0, &[], &[]));
+        ids.push(client.send(
+            command::DMA_MAP,
+            0,
+            &[words(&[32, 3]), [0, number << 20 | 1 << 40, 4096].map(u64::to_ne_bytes).concat()].concat(),
+            &[],
+        ));
+    }
+    for id in ids {
+        client.wait_for(id).unwrap();
+    }
+    let status = model.device.status();
+    assert_eq!((status.windows, status.files), (16, 8), "every second window has a file of its own");
+}
+
+#[test]
 fn no_reply_means_none_even_for_an_error() {
     let model = Model::new();
     let mut client = model.client();

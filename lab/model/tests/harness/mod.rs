@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "every test uses a part of it")]
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,8 +19,10 @@ use peervram_model::device::Device;
 use peervram_model::protocol::{HEADER_BYTES, Header, command};
 use peervram_model::registers::{self as map, Descriptor, engine};
 use peervram_model::server::Server;
-use peervram_model::socket::{self, Descriptors};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 
 pub const VRAM_BYTES: u64 = 32 << 20;
 pub const IDENTITY: Identity = Identity {
@@ -124,15 +126,22 @@ impl Client {
     /// Takes one message off the stream.
     pub fn receive(&mut self) -> (Header, Vec<u8>, Vec<OwnedFd>) {
         let mut head = [0; HEADER_BYTES];
-        let mut descriptors = Descriptors::default();
-        assert!(
-            socket::receive(self.stream.as_fd(), &mut head, &mut descriptors).unwrap(),
-            "the model hung up"
-        );
+        let mut fds = Vec::new();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut slices = [IoSliceMut::new(&mut head)];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
+        let message = rustix::net::recvmsg(&self.stream, &mut slices, &mut control, flags).unwrap();
+        assert_eq!(message.bytes, HEADER_BYTES, "the model hung up");
+        for ancillary in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = ancillary {
+                fds.extend(received);
+            }
+        }
         let header = Header::read(&head);
         let mut payload = vec![0; header.payload_bytes().unwrap()];
         self.stream.read_exact(&mut payload).unwrap();
-        (header, payload, descriptors.fds)
+        (header, payload, fds)
     }
 
     pub fn command(&mut self, command: u16, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Reply {
