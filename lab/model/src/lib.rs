@@ -36,6 +36,8 @@ pub mod draw;
 #[cfg(feature = "device")]
 pub mod engine;
 #[cfg(feature = "device")]
+mod engine_registers;
+#[cfg(feature = "device")]
 pub mod interrupts;
 #[cfg(feature = "device")]
 pub mod misbehaviour;

@@ -16,9 +16,10 @@
 //! the client cannot serve the DMA messages of an engine while it waits for that.
 
 use crate::configuration::{Configuration, Effect, Identity, Power};
+use crate::engine_registers::EngineRegisters;
 use crate::misbehaviour::{Faults, Misbehaviour, ResetTime};
 use crate::operation::EngineKind;
-use crate::registers::{self as map, DESCRIPTOR_BYTES, ErrorCode, RING_ENTRIES_MAX, engine};
+use crate::registers::{self as map, DESCRIPTOR_BYTES, ErrorCode};
 
 const ENGINES: usize = 2;
 const TABLE_WORDS: usize = map::VECTORS as usize * 4;
@@ -50,35 +51,6 @@ pub struct Next {
     pub descriptor_offset: u64,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Engine {
-    ring_address: u64,
-    ring_entries: u32,
-    enabled: bool,
-    halted: bool,
-    tail: u32,
-    /// Written, and not yet published.
-    rung: Option<u32>,
-    head: u32,
-    fence: u64,
-    fence_high: u32,
-    epoch: u64,
-}
-
-impl Engine {
-    fn reset(&mut self) {
-        *self = Engine { epoch: self.epoch.wrapping_add(1), ..Engine::default() };
-    }
-
-    fn is_ring_good(&self, vram_bytes: u64) -> bool {
-        let bytes = u64::from(self.ring_entries) * DESCRIPTOR_BYTES;
-        (2..=RING_ENTRIES_MAX).contains(&self.ring_entries)
-            && self.ring_entries.is_power_of_two()
-            && self.ring_address.is_multiple_of(DESCRIPTOR_BYTES)
-            && self.ring_address.checked_add(bytes).is_some_and(|end| end <= vram_bytes)
-    }
-}
-
 /// The device's mind.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -93,7 +65,7 @@ pub struct State {
     interrupt_enable: u32,
     to_raise: u32,
     scratch: u32,
-    engines: [Engine; ENGINES],
+    engines: [EngineRegisters; ENGINES],
     msix_table: [u32; TABLE_WORDS],
 }
 
@@ -180,7 +152,7 @@ impl State {
         self.to_raise = 0;
         self.scratch = 0;
         self.msix_table = [0; TABLE_WORDS];
-        self.engines.iter_mut().for_each(Engine::reset);
+        self.engines.iter_mut().for_each(EngineRegisters::reset);
     }
 
     /// Counts resets and removals.
@@ -355,7 +327,7 @@ impl State {
 
     fn register(&mut self, at: u32) -> u32 {
         if let Some((kind, at)) = engine_register(at) {
-            return self.engine_register(kind, at);
+            return self.engines[kind as usize].read(at);
         }
         if let Some(word) = table_word(at) {
             return self.msix_table[word];
@@ -378,32 +350,11 @@ impl State {
         }
     }
 
-    fn engine_register(&mut self, kind: EngineKind, at: u32) -> u32 {
-        let engine = &mut self.engines[kind as usize];
-        match at {
-            engine::RING_ADDRESS_LOW => engine.ring_address as u32,
-            engine::RING_ADDRESS_HIGH => (engine.ring_address >> 32) as u32,
-            engine::RING_ENTRIES => engine.ring_entries,
-            engine::CONTROL if engine.enabled => engine::CONTROL_ENABLE,
-            engine::TAIL => engine.rung.unwrap_or(engine.tail),
-            engine::HEAD => engine.head,
-            engine::FENCE_LOW => {
-                engine.fence_high = (engine.fence >> 32) as u32;
-                engine.fence as u32
-            }
-            engine::FENCE_HIGH => engine.fence_high,
-            engine::STATUS => {
-                let busy = engine.enabled && engine.head != engine.rung.unwrap_or(engine.tail);
-                (if busy { engine::STATUS_BUSY } else { 0 })
-                    | (if engine.halted { engine::STATUS_HALTED } else { 0 })
-            }
-            _ => 0,
-        }
-    }
-
     fn set_register(&mut self, at: u32, value: u32) {
         if let Some((kind, at)) = engine_register(at) {
-            self.set_engine_register(kind, at, value);
+            if !self.engines[kind as usize].write(at, value, self.vram_bytes) {
+                self.stop(kind, ErrorCode::Ring);
+            }
         } else if let Some(word) = table_word(at) {
             self.msix_table[word] = value;
         } else {
@@ -417,35 +368,6 @@ impl State {
                 map::SCRATCH => self.scratch = value,
                 _ => {}
             }
-        }
-    }
-
-    fn set_engine_register(&mut self, kind: EngineKind, at: u32, value: u32) {
-        let vram_bytes = self.vram_bytes;
-        let engine = &mut self.engines[kind as usize];
-        match at {
-            engine::RING_ADDRESS_LOW if !engine.enabled => {
-                engine.ring_address = engine.ring_address & !0xffff_ffff | u64::from(value);
-            }
-            engine::RING_ADDRESS_HIGH if !engine.enabled => {
-                engine.ring_address = engine.ring_address & 0xffff_ffff | u64::from(value) << 32;
-            }
-            engine::RING_ENTRIES if !engine.enabled => engine.ring_entries = value,
-            engine::CONTROL if value & engine::CONTROL_RESET != 0 => engine.reset(),
-            engine::CONTROL if value & engine::CONTROL_ENABLE == 0 => {
-                engine.enabled = false;
-                engine.rung = None;
-            }
-            engine::CONTROL if !engine.enabled && !engine.halted => {
-                (engine.head, engine.tail, engine.rung) = (0, 0, None);
-                engine.epoch = engine.epoch.wrapping_add(1);
-                engine.enabled = engine.is_ring_good(vram_bytes);
-                if !engine.enabled {
-                    self.stop(kind, ErrorCode::Ring);
-                }
-            }
-            engine::TAIL => engine.rung = Some(value),
-            _ => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The state machine, by example and by random sequences.
 
 use super::*;
+use crate::registers::engine;
 use proptest::prelude::*;
 
 const IDENTITY: Identity = Identity {

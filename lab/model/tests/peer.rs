@@ -6,7 +6,7 @@ mod harness;
 
 use std::os::fd::AsRawFd;
 
-use harness::{IDENTITY, Model, VRAM_BYTES, memory_file};
+use harness::{Model, VRAM_BYTES, memory_file};
 use peervram_model::registers as map;
 use rustix::event::EventfdFlags;
 use vfio_user::Client;
@@ -23,8 +23,8 @@ fn the_device_is_what_it_was_asked_to_be() {
     let mut ids = [0; 4];
     client.region_read(7, 0, &mut ids).unwrap();
     assert_eq!(ids, [0xde, 0x10, 0x42, 0x23]);
-    let counts: Vec<u32> = (0..5).map(|index| client.get_irq_info(index).unwrap().count).collect();
-    assert_eq!(counts, [0, 0, 4, 0, 0]);
+    let counts = [0, 1, 2, 4].map(|index| client.get_irq_info(index).unwrap().count);
+    assert_eq!(counts, [0, 0, 4, 0]);
 }
 
 #[test]
@@ -66,5 +66,4 @@ fn registers_windows_interrupts_and_both_resets() {
     assert_eq!(scratch, [0; 4], "a function-level reset clears registers");
     client.reset().unwrap();
     assert_eq!(model.device.status().generation, 2);
-    let _ = IDENTITY;
 }
