@@ -1,6 +1,6 @@
 //! The engines: a thread each, which takes descriptors off a ring in VRAM and does what they say.
 //!
-//! Faults of the data path happen here, in [`Shared::load`] and [`Shared::store`], and nowhere else.
+//! Faults of the data path happen here, in `Shared::load` and `Shared::store`, and nowhere else.
 //! Every load and store of at most [`PIECE_BYTES`] asks again whether the work is still wanted, so a
 //! reset never waits longer than for one piece.
 

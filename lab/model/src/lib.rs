@@ -7,7 +7,7 @@
 //! - [`protocol`], [`dma_message`]: bytes to typed messages and back. Pure.
 //! - [`dispatch`]: one request to one answer, on a [`dispatch::Backend`]. No socket.
 //! - [`socket`], [`peer`], [`server`]: the shell around it: descriptors, threads, the accept loop.
-//! - [`configuration`], [`state`], [`operation`], [`draw`], [`windows`]: what the device decides. Pure.
+//! - [`configuration`], [`state`] (with `engine_registers`), [`operation`], [`draw`], [`windows`]: what the device decides. Pure.
 //! - [`vram`], [`dma`], [`interrupts`], [`engine`], [`device`]: what it does.
 //! - [`misbehaviour`], [`control`]: how it is told to go wrong.
 //!

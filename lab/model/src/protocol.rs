@@ -1,6 +1,6 @@
 //! The vfio-user wire format: bytes to typed requests, or to the errno that answers them. Pure.
 //!
-//! Order of calls: [`Header::read`] and [`Header::check`] on the first 16 bytes, then, once the
+//! Order of calls: [`Header::read`] and [`Header::payload_bytes`] on the first 16 bytes, then, once the
 //! payload has been taken off the stream, [`Request::decode`].
 //!
 //! Absent: migration, dirty pages, per-region file descriptors and `REGION_WRITE_MULTI`. They are
