@@ -2,7 +2,7 @@
 
 use drm::buffer::{DrmFourcc, DrmModifier, Handle, PlanarBuffer};
 use drm::control::connector::State;
-use drm::control::{Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
+use drm::control::{ClipRect, Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
 
 use super::{BufferObject, Node};
 use crate::{Error, ImageLayout, Kind, Result};
@@ -15,12 +15,15 @@ pub struct ScanOut<'a> {
     buffer: &'a BufferObject,
     framebuffer: framebuffer::Handle,
     crtc: crtc::Handle,
+    /// All of the picture, for `flush`.
+    whole: ClipRect,
 }
 
 /// A linear XRGB8888 picture, as the drm crate wants to be told.
 struct Picture {
     handle: Handle,
     layout: ImageLayout,
+    offset_bytes: u32,
 }
 
 impl PlanarBuffer for Picture {
@@ -45,7 +48,7 @@ impl PlanarBuffer for Picture {
     }
 
     fn offsets(&self) -> [u32; 4] {
-        [self.layout.offset_bytes, 0, 0, 0]
+        [self.offset_bytes, 0, 0, 0]
     }
 }
 
@@ -59,6 +62,10 @@ impl<'a> ScanOut<'a> {
     /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
     pub fn start(buffer: &'a BufferObject, layout: ImageLayout) -> Result<Self> {
         layout.check(buffer.size_bytes())?;
+        let offset_bytes = u32::try_from(layout.offset_bytes).map_err(|_| {
+            let why = format!("it starts at {:#x}, and DRM counts in 32 bits", layout.offset_bytes);
+            Error::new(Kind::InvalidInput, "make a framebuffer", why)
+        })?;
         let node = buffer.node();
         let failed = |tried: &'static str| {
             move |error: std::io::Error| {
@@ -74,10 +81,14 @@ impl<'a> ScanOut<'a> {
         let (connector, crtc) = find_screen(node)?;
         let mode = find_mode(node, &connector, layout)?;
         let framebuffer = node
-            .add_planar_framebuffer(&Picture { handle: buffer.handle(), layout }, FbCmd2Flags::empty())
+            .add_planar_framebuffer(
+                &Picture { handle: buffer.handle(), layout, offset_bytes },
+                FbCmd2Flags::empty(),
+            )
             .map_err(failed("make a framebuffer"))?;
         // From here on, dropping it undoes the framebuffer.
-        let scan_out = Self { buffer, framebuffer, crtc };
+        let whole = ClipRect::new(0, 0, layout.width as u16, layout.height as u16);
+        let scan_out = Self { buffer, framebuffer, crtc, whole };
         node.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector.handle()], Some(mode))
             .map_err(failed("show a framebuffer"))?;
         scan_out.flush()?;
@@ -90,7 +101,7 @@ impl<'a> ScanOut<'a> {
     /// # Errors
     /// What the driver says.
     pub fn flush(&self) -> Result<()> {
-        self.buffer.node().dirty_framebuffer(self.framebuffer, &[]).map_err(|error| {
+        self.buffer.node().dirty_framebuffer(self.framebuffer, &[self.whole]).map_err(|error| {
             Error::os("show a changed picture", error).on(self.buffer.node().path().display())
         })
     }
