@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -131,12 +132,20 @@ fn parse_misbehaviour(what: &str) -> Result<Misbehaviour, String> {
     serde_json::from_value(json!({ "what": what })).map_err(|error| error.to_string())
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Arguments::parse().command {
+    let result = match Arguments::parse().command {
         Command::Serve(arguments) => serve(&arguments),
         Command::Ctl { path, order } => ctl(&path, &order),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // On one line, and without a backtrace: every error says what to do next.
+        Err(error) => {
+            eprintln!("peervram-model: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
