@@ -17,6 +17,8 @@ done
 mkdir "$root/dev/shm"
 : >"$root/dev/udmabuf"
 
+# QEMU's 9p server sets the mode of a file that the guest makes through /proc/self/fd.
+mount --rbind /proc "$root/proc"
 mount -t tmpfs tmp "$root/tmp"
 mount --bind "$folder" "$root/lab"
 exec setpriv --pdeathsig KILL chroot "$root" "$@"
