@@ -103,7 +103,9 @@ impl<I: Importer> Attachment<I> {
         if stale || self.memory.is_none() {
             self.lent.gate.leave(generation);
             let why = format!("generation {} was taken back; it is {generation} now", self.generation);
-            return Err(self.refusal(Kind::Revoked, why).next("renew the attachment and rebuild what was made of it"));
+            return Err(self
+                .refusal(Kind::Revoked, why)
+                .next("renew the attachment and rebuild what was made of it"));
         }
         // From here on, dropping it leaves the gate.
         let access = Access { attachment: self, generation, left: false };

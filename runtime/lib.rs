@@ -36,6 +36,8 @@ mod export;
 mod gate;
 mod lender;
 mod path;
+#[cfg(feature = "picture")]
+pub mod picture;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};

@@ -38,6 +38,29 @@ impl DmaBuf {
         Ok(Self { fd: OnceLock::from(fd), size_bytes })
     }
 
+    /// Takes a copy of descriptor `number` of this process, as a parent process or a service
+    /// manager left it. The inherited descriptor itself stays open.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where there is no such descriptor, or it has no size.
+    pub fn inherited(number: i32) -> Result<Self> {
+        let own =
+            rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let copy = own.and_then(|own| {
+            rustix::process::pidfd_getfd(own, number, rustix::process::PidfdGetfdFlags::empty())
+        });
+        let copy = copy.map_err(|errno| {
+            Error::new(
+                Kind::InvalidInput,
+                "take an inherited dma-buf",
+                format!("descriptor {number}: {errno}"),
+            )
+            .errno(errno)
+            .next("peervram export DEVICE -- COMMAND passes one on as {fd}")
+        })?;
+        Self::from_fd(copy)
+    }
+
     /// Its size in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes

@@ -1,1 +1,37 @@
-//! Mechanism.
+//! The lab: virtual machines with a real Linux kernel, a device that lends its memory and a GPU
+//! that imports it, on any x86-64 Linux machine, without a GPU, KVM or changes to the host.
+//!
+//! ```text
+//! Lab::open      the private root: Debian's QEMU, busybox and Mesa in the user's cache folder
+//!   .boot        a row of the machine table: kernel, initramfs, QEMU, the agent in the guest
+//!     Vm::test   one test of the guest program
+//!     Vm::run    any other program: its output, its exit code
+//!     Vm::screendump
+//! ```
+//!
+//! [`suite`] runs many tests on many machines and [`report`] tells about it.
+
+pub mod cache;
+mod cpio;
+pub mod host;
+mod initrd;
+pub mod kernel;
+mod lab;
+pub mod link;
+pub mod machine;
+mod modules;
+pub mod picture;
+pub mod progress;
+mod qemu;
+mod qmp;
+pub mod report;
+mod root;
+pub mod suite;
+mod vm;
+pub mod wire;
+
+pub use lab::{Lab, Programs};
+pub use machine::Machine;
+pub use picture::Picture;
+pub use progress::Progress;
+pub use vm::{Exit, Vm};

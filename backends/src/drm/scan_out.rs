@@ -21,6 +21,7 @@ pub struct ScanOut<'a> {
 struct Picture {
     handle: Handle,
     layout: ImageLayout,
+    offset_bytes: u32,
 }
 
 impl PlanarBuffer for Picture {
@@ -45,7 +46,7 @@ impl PlanarBuffer for Picture {
     }
 
     fn offsets(&self) -> [u32; 4] {
-        [self.layout.offset_bytes, 0, 0, 0]
+        [self.offset_bytes, 0, 0, 0]
     }
 }
 
@@ -59,6 +60,10 @@ impl<'a> ScanOut<'a> {
     /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
     pub fn start(buffer: &'a BufferObject, layout: ImageLayout) -> Result<Self> {
         layout.check(buffer.size_bytes())?;
+        let offset_bytes = u32::try_from(layout.offset_bytes).map_err(|_| {
+            let why = format!("it starts at {:#x}, and DRM counts in 32 bits", layout.offset_bytes);
+            Error::new(Kind::InvalidInput, "make a framebuffer", why)
+        })?;
         let node = buffer.node();
         let failed = |tried: &'static str| {
             move |error: std::io::Error| {
@@ -74,7 +79,10 @@ impl<'a> ScanOut<'a> {
         let (connector, crtc) = find_screen(node)?;
         let mode = find_mode(node, &connector, layout)?;
         let framebuffer = node
-            .add_planar_framebuffer(&Picture { handle: buffer.handle(), layout }, FbCmd2Flags::empty())
+            .add_planar_framebuffer(
+                &Picture { handle: buffer.handle(), layout, offset_bytes },
+                FbCmd2Flags::empty(),
+            )
             .map_err(failed("make a framebuffer"))?;
         // From here on, dropping it undoes the framebuffer.
         let scan_out = Self { buffer, framebuffer, crtc };

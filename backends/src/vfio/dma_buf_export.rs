@@ -93,18 +93,36 @@ impl Device {
     }
 }
 
+/// The release of the running kernel, as `uname -r` prints it.
+pub fn kernel_release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Whether the running kernel is new enough to export VFIO memory as dma-bufs. Asks no device.
+///
+/// # Errors
+/// [`Kind::KernelTooOld`].
+pub fn check_kernel_exports_dma_bufs() -> Result<()> {
+    let release = kernel_release();
+    match release_number(&release) {
+        Some(number) if number < FIRST_RELEASE => Err(Error::new(
+            Kind::KernelTooOld,
+            TRIED,
+            format!("Linux {release} has no dma-buf export for VFIO"),
+        )
+        .next("boot Linux 6.19 or later")),
+        _ => Ok(()),
+    }
+}
+
 /// ENOTTY: tells a kernel that is too old from one that was built without the option.
 fn explain_missing_feature(errno: Errno) -> Error {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let error = if release_number(&release).is_some_and(|number| number < FIRST_RELEASE) {
-        Error::new(Kind::KernelTooOld, TRIED, format!("Linux {release} has no dma-buf export for VFIO"))
-            .next("boot Linux 6.19 or later")
-    } else {
-        Error::new(Kind::Unsupported, TRIED, format!("this Linux {release} was built without it"))
-            .next("the kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER select")
+    let built_without = || {
+        Error::new(Kind::Unsupported, TRIED, format!("this Linux {} was built without it", kernel_release())).next(
+            "the kernel needs CONFIG_VFIO_PCI_DMABUF, which CONFIG_PCI_P2PDMA and CONFIG_DMA_SHARED_BUFFER select",
+        )
     };
-    error.errno(errno)
+    check_kernel_exports_dma_bufs().err().unwrap_or_else(built_without).errno(errno)
 }
 
 fn release_number(release: &str) -> Option<(u32, u32)> {

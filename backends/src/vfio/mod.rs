@@ -20,4 +20,4 @@ mod dma_buf_export;
 
 pub use address_space::{Interface, IoAddressSpace};
 pub use device::Device;
-pub use dma_buf_export::DmaBufSupport;
+pub use dma_buf_export::{DmaBufSupport, check_kernel_exports_dma_bufs, kernel_release};

@@ -1,1 +1,45 @@
-//! vulkan
+//! Vulkan as an importer: a dma-buf, or mapped memory, becomes a `VkBuffer` of the application's.
+//!
+//! Order of calls in an application that has a Vulkan device:
+//! 1. ask [`required_extensions`] and [`optional_extensions`] before creating the device;
+//! 2. [`Device::from_raw`] with its handles and its loader (`from_ash` behind the feature `ash`);
+//! 3. [`Importer::import`](crate::Importer::import), or [`Device::import_dma_buf`] with options;
+//! 4. record [`Device::record_acquire`] before and [`Device::record_release`] after its own work on
+//!    [`Buffer::raw_buffer`], or let an [`Engine`] do ready-made work: a checksum, a copy, a picture;
+//! 5. drop the [`Buffer`], or [`Importer::release`](crate::Importer::release) it.
+//!
+//! Programs without a device of their own start at [`Instance::open`] and [`Instance::open_device`].
+//!
+//! Absent on purpose: images (a buffer can be copied into one), semaphores, allocation of memory to
+//! lend, and everything about presentation. No type of the ash crate is public unless the feature
+//! `ash` asks for it: its releases break them, ours should not.
+
+mod buffer;
+mod checksum;
+mod commands;
+mod copy;
+mod device;
+mod engine;
+mod extensions;
+mod failure;
+mod import;
+mod instance;
+mod memory_type;
+mod ownership;
+mod paint;
+mod physical_device;
+mod pipeline;
+mod selector;
+mod staging;
+
+pub use buffer::{Buffer, BufferUsage, ImportOptions};
+pub use checksum::checksum;
+pub use device::{Device, GetInstanceProcAddr, RawDevice};
+pub use engine::Engine;
+pub use extensions::{
+    EXTENSIONS, Extension, Need, missing_extensions, optional_extensions, required_extensions,
+};
+pub use instance::Instance;
+pub use paint::paint;
+pub use physical_device::{DrmNode, PhysicalDevice};
+pub use selector::Selector;

@@ -1,3 +1,44 @@
-//! Tasks.
+//! The program of the lab's guests: agent and tests in one.
+//!
+//! - `agent PORT` in the guest: does what the host orders over the serial port; runs each test as
+//!   a child of its own, so that a test that is killed takes nothing with it.
+//! - `test NAME`: such a child.
+//! - `list` on the host: machines' facts in, the names of the tests for each out.
+//!
+//! Tests live in [`tests`], one file for each part of the project.
 
-fn main() {}
+mod agent;
+mod guest;
+mod kernel_log;
+mod program;
+mod test;
+mod tests;
+
+use anyhow::{Context, Result, bail};
+use peervram_lab::machine::Facts;
+use std::collections::BTreeMap;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["agent", port] => agent::run(port),
+        ["test", name] => test::run_child(name),
+        ["list"] => list(),
+        _ => bail!("usage: agent PORT | test NAME | list"),
+    }
+}
+
+/// Which tests are for which machine.
+fn list() -> Result<()> {
+    let machines: Vec<Facts> =
+        serde_json::from_reader(std::io::stdin()).context("reading the machines' facts")?;
+    let lists: BTreeMap<&str, Vec<&str>> = machines
+        .iter()
+        .map(|facts| {
+            let names = tests::all().filter(|test| test.is_for(facts)).map(|test| test.name);
+            (facts.machine.as_str(), names.collect())
+        })
+        .collect();
+    println!("{}", serde_json::to_string(&lists)?);
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `Buffer`: a `VkBuffer` bound to imported `VkDeviceMemory`.
+//!
+//! Made by the imports of [`Device`]. It holds its device, and its mapping where it was imported by
+//! host pointer; dropping it destroys the `VkBuffer`, frees the memory, and only then lets go of
+//! those. The application must have finished with the raw handles by then; an
+//! [`Engine`](super::Engine) sees to its own work.
+#![expect(unsafe_code, reason = "destroying Vulkan objects")]
+
+use std::fmt;
+use std::ops::BitOr;
+use std::sync::Arc;
+
+use ash::vk::{self, Handle};
+
+use super::Device;
+use crate::{Error, Kind, Mapping, Result};
+
+/// What a buffer will be used for: `VkBufferUsageFlags`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BufferUsage(pub u32);
+
+impl BufferUsage {
+    /// The source of copies.
+    pub const TRANSFER_SRC: Self = Self(vk::BufferUsageFlags::TRANSFER_SRC.as_raw());
+    /// The target of copies.
+    pub const TRANSFER_DST: Self = Self(vk::BufferUsageFlags::TRANSFER_DST.as_raw());
+    /// Read and written by shaders.
+    pub const STORAGE_BUFFER: Self = Self(vk::BufferUsageFlags::STORAGE_BUFFER.as_raw());
+
+    /// Whether all of `other` is in it.
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    pub(super) fn flags(self) -> vk::BufferUsageFlags {
+        vk::BufferUsageFlags::from_raw(self.0)
+    }
+}
+
+impl Default for BufferUsage {
+    /// What [`Engine`](super::Engine) needs: copies both ways, and shaders.
+    fn default() -> Self {
+        Self::TRANSFER_SRC | Self::TRANSFER_DST | Self::STORAGE_BUFFER
+    }
+}
+
+impl BitOr for BufferUsage {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// How to import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ImportOptions {
+    /// What the buffer will be used for.
+    pub usage: BufferUsage,
+    /// The size of the buffer, from the start of the memory on; all of it if not given.
+    pub size_bytes: Option<u64>,
+    /// Whether the memory shall be dedicated to the buffer. It is in any case where the driver
+    /// demands that; never for host pointers.
+    pub dedicated: bool,
+}
+
+/// A `VkBuffer` on imported memory.
+pub struct Buffer(pub(super) Arc<Allocation>);
+
+/// The `VkBuffer` and its memory. Work that is in flight holds it beside its [`Buffer`].
+pub(super) struct Allocation {
+    pub(super) device: Device,
+    pub(super) buffer: vk::Buffer,
+    pub(super) memory: vk::DeviceMemory,
+    pub(super) size_bytes: u64,
+    pub(super) usage: BufferUsage,
+    pub(super) origin: Origin,
+}
+
+/// Where the memory came from, which decides how it is handed over.
+pub(super) enum Origin {
+    /// Of a dma-buf: owned by the outside's queue family between uses.
+    DmaBuf,
+    /// Of this process's address space, which the mapping keeps.
+    HostPointer(#[expect(dead_code, reason = "held until the memory is freed")] Arc<Mapping>),
+    /// Allocated here.
+    Own,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let device = self.device.ash();
+        // SAFETY: both handles are null or were made from `device`, here only, and no work of ours
+        // is in flight, since that would hold `self` (VUID-vkDestroyBuffer-buffer-00922,
+        // VUID-vkFreeMemory-memory-00677). The fields that the memory rests on are dropped later.
+        unsafe {
+            device.destroy_buffer(self.buffer, None);
+            device.free_memory(self.memory, None);
+        }
+    }
+}
+
+impl Buffer {
+    /// `VkBuffer`. Valid until the buffer is dropped or released.
+    pub fn raw_buffer(&self) -> u64 {
+        self.0.buffer.as_raw()
+    }
+
+    /// `VkDeviceMemory`. Valid until the buffer is dropped or released.
+    pub fn raw_memory(&self) -> u64 {
+        self.0.memory.as_raw()
+    }
+
+    /// The size of the buffer in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.0.size_bytes
+    }
+
+    /// What it was made for.
+    pub fn usage(&self) -> BufferUsage {
+        self.0.usage
+    }
+
+    /// The device that it is of.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// Whether it was imported by host pointer rather than as a dma-buf.
+    pub fn is_host_pointer(&self) -> bool {
+        matches!(self.0.origin, Origin::HostPointer(_))
+    }
+
+    /// Frees it now.
+    pub(super) fn release(self) -> Result<()> {
+        match Arc::try_unwrap(self.0) {
+            Ok(allocation) => {
+                drop(allocation);
+                Ok(())
+            }
+            Err(_in_flight) => {
+                let why = "work that missed its deadline still runs on it";
+                Err(Error::new(Kind::StillInUse, "free an imported buffer", why)
+                    .next("it is freed when that work ends"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("buffer", &self.0.buffer)
+            .field("size_bytes", &self.0.size_bytes)
+            .field("device", &self.0.device)
+            .finish()
+    }
+}

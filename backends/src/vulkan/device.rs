@@ -1,0 +1,342 @@
+//! `Device`: a Vulkan device that imports, the application's or our own.
+//!
+//! Of an application's device only the handles are borrowed: nothing of it is destroyed here, and
+//! it must outlive every clone of the [`Device`] and everything made from it. Our own device is
+//! destroyed with the last of them.
+#![expect(unsafe_code, reason = "functions of Vulkan, found by name and called on raw handles")]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::fmt;
+use std::sync::Arc;
+
+use ash::vk::{self, Handle};
+use ash::{ext, khr};
+use parking_lot::Mutex;
+
+use super::import;
+use super::{Buffer, ImportOptions, Instance, PhysicalDevice};
+use crate::{DmaBuf, Error, Importer, Kind, Mapping, OnRevoke, Result};
+
+/// `PFN_vkGetInstanceProcAddr`: how every function of Vulkan is found.
+pub type GetInstanceProcAddr = unsafe extern "system" fn(
+    instance: *mut c_void,
+    name: *const c_char,
+) -> Option<unsafe extern "system" fn()>;
+
+/// An application's Vulkan device, by handles as `vulkan.h` has them; pointers as numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct RawDevice<'a> {
+    /// The loader's `vkGetInstanceProcAddr`.
+    pub get_instance_proc_addr: GetInstanceProcAddr,
+    /// `VkInstance`, made for Vulkan 1.1 or later.
+    pub instance: u64,
+    /// `VkPhysicalDevice`.
+    pub physical_device: u64,
+    /// `VkDevice`.
+    pub device: u64,
+    /// `VkQueue`; used by [`Engine`](super::Engine) only.
+    pub queue: u64,
+    /// The family of `queue`, and the one that imported memory is handed to and from.
+    pub queue_family_index: u32,
+    /// The device extensions that were enabled: Vulkan cannot be asked.
+    pub enabled_extensions: &'a [&'a CStr],
+}
+
+/// A Vulkan device that imports dma-bufs and host pointers. Clones share it.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    device: ash::Device,
+    instance: ash::Instance,
+    physical: vk::PhysicalDevice,
+    description: PhysicalDevice,
+    limits: vk::PhysicalDeviceLimits,
+    memory_types: Vec<vk::MemoryType>,
+    memory_fd: Option<khr::external_memory_fd::Device>,
+    host_pointer: Option<ext::external_memory_host::Device>,
+    /// The queue family that stands for everybody outside this device.
+    outside_family_index: u32,
+    queue_family_index: u32,
+    /// A queue is externally synchronised (vkQueueSubmit): one engine at a time.
+    queue: Mutex<vk::Queue>,
+    /// There for our own device only, which is then destroyed here, before its instance.
+    owner: Option<Instance>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.owner.is_some() {
+            // SAFETY: everything made from the device holds it, so nothing is left
+            // (VUID-vkDestroyDevice-device-05137) and no other thread uses it.
+            unsafe { self.device.destroy_device(None) };
+        }
+    }
+}
+
+impl Device {
+    /// Takes an application's device for importing. Nothing of it is owned or destroyed here.
+    ///
+    /// # Errors
+    /// [`Kind::VulkanMissing`] where instance or device are older than Vulkan 1.1, or an extension
+    /// that is said to be enabled is not. Without the extensions for dma-bufs or host pointers the
+    /// call succeeds, and the imports that want them fail.
+    ///
+    /// # Safety
+    /// The handles are valid, belong together, and outlive every clone of the device and every
+    /// buffer and engine made from it. While an [`Engine`](super::Engine) works, nobody else
+    /// submits to `queue` (vkQueueSubmit demands external synchronisation): a queue of its own is
+    /// best.
+    pub unsafe fn from_raw(raw: &RawDevice<'_>) -> Result<Self> {
+        const TRIED: &str = "use an application's Vulkan device";
+        let missing = |why: String| Error::new(Kind::VulkanMissing, TRIED, why);
+        // SAFETY: both are `PFN_vkGetInstanceProcAddr`; a `VkInstance` is a pointer.
+        let get_instance_proc_addr = unsafe {
+            std::mem::transmute::<GetInstanceProcAddr, vk::PFN_vkGetInstanceProcAddr>(
+                raw.get_instance_proc_addr,
+            )
+        };
+        let instance = vk::Instance::from_raw(raw.instance);
+        // Of Vulkan 1.1 and called without further check below, so it has to be there.
+        // SAFETY: the caller vouches for the function and the instance.
+        if unsafe { get_instance_proc_addr(instance, c"vkGetPhysicalDeviceProperties2".as_ptr()) }.is_none() {
+            return Err(missing("its instance was made for Vulkan 1.0".into())
+                .next("set VkApplicationInfo::apiVersion to VK_API_VERSION_1_1 or later"));
+        }
+        // SAFETY: as above.
+        let instance = unsafe { ash::Instance::load(&ash::StaticFn { get_instance_proc_addr }, instance) };
+        let physical = vk::PhysicalDevice::from_raw(raw.physical_device);
+        let description = PhysicalDevice::describe(&instance, physical)?;
+        if description.api_version < (1, 1, 0) {
+            return Err(missing("the device is older than Vulkan 1.1".into()).on(&description.name));
+        }
+        let handle = vk::Device::from_raw(raw.device);
+        for (extension, function) in [
+            (khr::external_memory_fd::NAME, c"vkGetMemoryFdPropertiesKHR"),
+            (ext::external_memory_host::NAME, c"vkGetMemoryHostPointerPropertiesEXT"),
+        ] {
+            // SAFETY: the caller vouches for the device.
+            let found = unsafe { instance.get_device_proc_addr(handle, function.as_ptr()) }.is_some();
+            if raw.enabled_extensions.contains(&extension) && !found {
+                let why = format!("{} is not enabled on it", extension.to_string_lossy());
+                return Err(missing(why).on(&description.name).next("enable it in vkCreateDevice"));
+            }
+        }
+        // SAFETY: the caller vouches for the device.
+        let device = unsafe { ash::Device::load(instance.fp_v1_0(), handle) };
+        let queue = vk::Queue::from_raw(raw.queue);
+        Ok(Self::build(
+            None,
+            instance,
+            device,
+            physical,
+            (queue, raw.queue_family_index),
+            raw.enabled_extensions,
+            description,
+        ))
+    }
+
+    /// As [`Device::from_raw`], with ash's types.
+    ///
+    /// # Errors
+    /// As [`Device::from_raw`].
+    ///
+    /// # Safety
+    /// As [`Device::from_raw`].
+    #[cfg(feature = "ash")]
+    pub unsafe fn from_ash(
+        entry: &ash::Entry,
+        instance: &ash::Instance,
+        physical_device: vk::PhysicalDevice,
+        device: &ash::Device,
+        (queue, queue_family_index): (vk::Queue, u32),
+        enabled_extensions: &[&CStr],
+    ) -> Result<Self> {
+        // SAFETY: both are `PFN_vkGetInstanceProcAddr`; a `VkInstance` is a pointer.
+        let get_instance_proc_addr = unsafe {
+            std::mem::transmute::<vk::PFN_vkGetInstanceProcAddr, GetInstanceProcAddr>(
+                entry.static_fn().get_instance_proc_addr,
+            )
+        };
+        let raw = RawDevice {
+            get_instance_proc_addr,
+            instance: instance.handle().as_raw(),
+            physical_device: physical_device.as_raw(),
+            device: device.handle().as_raw(),
+            queue: queue.as_raw(),
+            queue_family_index,
+            enabled_extensions,
+        };
+        // SAFETY: the caller vouches as `from_raw` demands.
+        unsafe { Self::from_raw(&raw) }
+    }
+
+    /// Takes over a device that `owner` made, of Vulkan 1.1 or later, with `enabled` extensions.
+    /// It is destroyed with the last clone.
+    pub(super) fn own(
+        owner: Instance,
+        device: ash::Device,
+        physical: vk::PhysicalDevice,
+        queue: (vk::Queue, u32),
+        enabled: &[&CStr],
+        description: PhysicalDevice,
+    ) -> Self {
+        let instance = owner.ash().clone();
+        Self::build(Some(owner), instance, device, physical, queue, enabled, description)
+    }
+
+    fn build(
+        owner: Option<Instance>,
+        instance: ash::Instance,
+        device: ash::Device,
+        physical: vk::PhysicalDevice,
+        (queue, queue_family_index): (vk::Queue, u32),
+        enabled: &[&CStr],
+        description: PhysicalDevice,
+    ) -> Self {
+        let has = |name: &CStr| enabled.contains(&name);
+        // SAFETY: `physical` is a physical device of `instance`; both are valid here.
+        let (limits, memory) = unsafe {
+            (
+                instance.get_physical_device_properties(physical).limits,
+                instance.get_physical_device_memory_properties(physical),
+            )
+        };
+        let memory_fd = (has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME))
+            .then(|| khr::external_memory_fd::Device::new(&instance, &device));
+        let host_pointer = has(ext::external_memory_host::NAME)
+            .then(|| ext::external_memory_host::Device::new(&instance, &device));
+        let outside_family_index = if has(ext::queue_family_foreign::NAME) {
+            vk::QUEUE_FAMILY_FOREIGN_EXT
+        } else {
+            vk::QUEUE_FAMILY_EXTERNAL
+        };
+        Self(Arc::new(Inner {
+            memory_types: memory.memory_types_as_slice().to_vec(),
+            device,
+            instance,
+            physical,
+            description,
+            limits,
+            memory_fd,
+            host_pointer,
+            outside_family_index,
+            queue_family_index,
+            queue: Mutex::new(queue),
+            owner,
+        }))
+    }
+
+    /// What its driver says of it.
+    pub fn description(&self) -> &PhysicalDevice {
+        &self.0.description
+    }
+
+    /// `VkDevice`, for the application's own calls. Valid as long as the device is.
+    pub fn raw_device(&self) -> u64 {
+        self.0.device.handle().as_raw()
+    }
+
+    /// Imports `dma_buf` as a buffer. The descriptor stays the caller's: the driver gets a
+    /// duplicate, which it owns if the import succeeds and which is closed if it fails.
+    ///
+    /// Blocks for as long as the kernel driver needs to map the memory.
+    ///
+    /// # Errors
+    /// [`Kind::VulkanMissing`] without the extensions; [`Kind::InvalidInput`] for a buffer larger
+    /// than the dma-buf; [`Kind::ImporterCannot`] where the driver cannot map this exporter's
+    /// memory; [`Kind::Vulkan`] for anything else. Nothing is left imported.
+    pub fn import_dma_buf(&self, dma_buf: &DmaBuf, options: &ImportOptions) -> Result<Buffer> {
+        import::dma_buf(self, dma_buf, options).map_err(|error| error.on(self.name()))
+    }
+
+    /// Imports mapped memory as a buffer, which keeps the mapping.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where the device imports no host pointers; [`Kind::InvalidInput`] for
+    /// a pointer or length off the device's alignment, or a buffer larger than the mapping;
+    /// [`Kind::ImporterCannot`] or [`Kind::Vulkan`] where the driver refuses. Nothing is left imported.
+    pub fn import_mapping(&self, mapping: Arc<Mapping>, options: &ImportOptions) -> Result<Buffer> {
+        import::host_pointer(self, mapping, options).map_err(|error| error.on(self.name()))
+    }
+
+    pub(super) fn ash(&self) -> &ash::Device {
+        &self.0.device
+    }
+
+    pub(super) fn ash_instance(&self) -> (&ash::Instance, vk::PhysicalDevice) {
+        (&self.0.instance, self.0.physical)
+    }
+
+    pub(super) fn limits(&self) -> &vk::PhysicalDeviceLimits {
+        &self.0.limits
+    }
+
+    pub(super) fn memory_types(&self) -> &[vk::MemoryType] {
+        &self.0.memory_types
+    }
+
+    pub(super) fn memory_fd(&self) -> Option<&khr::external_memory_fd::Device> {
+        self.0.memory_fd.as_ref()
+    }
+
+    pub(super) fn host_pointer(&self) -> Option<&ext::external_memory_host::Device> {
+        self.0.host_pointer.as_ref()
+    }
+
+    pub(super) fn queue(&self) -> &Mutex<vk::Queue> {
+        &self.0.queue
+    }
+
+    pub(super) fn queue_family_index(&self) -> u32 {
+        self.0.queue_family_index
+    }
+
+    pub(super) fn outside_family_index(&self) -> u32 {
+        self.0.outside_family_index
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Importer for Device {
+    type Memory = Buffer;
+
+    fn name(&self) -> String {
+        let description = self.description();
+        match description.pci_address {
+            Some(address) => format!("{} at {address}", description.name),
+            None => description.name.clone(),
+        }
+    }
+
+    fn on_revoke(&self) -> OnRevoke {
+        self.description().on_revoke()
+    }
+
+    fn governed_by_p2pdma(&self) -> bool {
+        !self.description().is_cpu
+    }
+
+    fn import(&self, dma_buf: &DmaBuf) -> Result<Buffer> {
+        self.import_dma_buf(dma_buf, &ImportOptions::default())
+    }
+
+    fn import_host_pointer(&self, mapping: Arc<Mapping>) -> Result<Buffer> {
+        self.import_mapping(mapping, &ImportOptions::default())
+    }
+
+    /// [`Kind::StillInUse`] where work that missed its deadline still runs on the buffer: it is
+    /// freed when that work ends.
+    fn release(&self, memory: Buffer) -> Result<()> {
+        memory.release().map_err(|error| error.on(self.name()))
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.name()).finish()
+    }
+}

@@ -1,0 +1,162 @@
+//! `Instance`: a Vulkan instance of our own, for programs that have none.
+//!
+//! Order of calls: [`Instance::open`], [`physical_devices`](Instance::physical_devices),
+//! [`open_device`](Instance::open_device). An application with an instance of its own needs none of
+//! this: see [`Device::from_raw`].
+#![expect(unsafe_code, reason = "loading libvulkan and calling it")]
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use ash::vk;
+use libloading::Library;
+
+use super::device::Device;
+use super::failure::{INSTALL_A_DRIVER, failure};
+use super::{EXTENSIONS, PhysicalDevice, Selector};
+use crate::{Error, Kind, Result};
+
+const LIBRARY: &str = "libvulkan.so.1";
+
+/// A Vulkan instance that this library made. Clones share it; the last one destroys it.
+#[derive(Clone)]
+pub struct Instance(Arc<Inner>);
+
+struct Inner {
+    instance: ash::Instance,
+    entry: ash::Entry,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // SAFETY: devices made from the instance hold it, so none is left
+        // (VUID-vkDestroyInstance-instance-00629).
+        unsafe { self.instance.destroy_instance(None) };
+    }
+}
+
+impl Instance {
+    /// Loads `libvulkan.so.1` and makes an instance, without layers or extensions.
+    ///
+    /// Blocks for as long as the loader needs to read every installed driver.
+    ///
+    /// # Errors
+    /// [`Kind::VulkanMissing`] without a loader or a driver, with the package to install;
+    /// [`Kind::Vulkan`] for anything else.
+    pub fn open() -> Result<Self> {
+        const TRIED: &str = "open Vulkan";
+        let get_instance_proc_addr = load()?;
+        // SAFETY: the function is the loader's own, and the loader is never unloaded.
+        let entry = unsafe { ash::Entry::from_static_fn(ash::StaticFn { get_instance_proc_addr }) };
+        // SAFETY: no argument; loaders before Vulkan 1.1 lack the function, which ash sees.
+        let version = unsafe { entry.try_enumerate_instance_version() }
+            .map_err(|result| failure(TRIED, result))?
+            .unwrap_or(vk::API_VERSION_1_0);
+        if version < vk::API_VERSION_1_1 {
+            return Err(Error::new(Kind::VulkanMissing, TRIED, "the loader is older than Vulkan 1.1")
+                .next("install a newer libvulkan1"));
+        }
+        // A promise to use no more than this; the drivers' own versions may be lower or higher.
+        let application =
+            vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_2).engine_name(c"peervram");
+        let info = vk::InstanceCreateInfo::default().application_info(&application);
+        // SAFETY: `info` and what it points to are initialised and outlive the call.
+        let instance =
+            unsafe { entry.create_instance(&info, None) }.map_err(|result| failure(TRIED, result))?;
+        Ok(Self(Arc::new(Inner { instance, entry })))
+    }
+
+    /// The devices of all drivers, in the loader's order.
+    ///
+    /// # Errors
+    /// [`Kind::VulkanMissing`] without a driver; [`Kind::Vulkan`] where one does not answer.
+    pub fn physical_devices(&self) -> Result<Vec<PhysicalDevice>> {
+        self.handles()?
+            .into_iter()
+            .map(|physical| PhysicalDevice::describe(&self.0.instance, physical))
+            .collect()
+    }
+
+    /// Makes a device with one queue that computes, of the physical device that is meant, with
+    /// every extension of [`EXTENSIONS`] that it has.
+    ///
+    /// # Errors
+    /// As [`Selector::choose`]; [`Kind::VulkanMissing`] for a device before Vulkan 1.1 or without
+    /// a queue that computes; [`Kind::Vulkan`] where the driver refuses.
+    pub fn open_device(&self, selector: &Selector) -> Result<Device> {
+        const TRIED: &str = "open a Vulkan device";
+        let handles = self.handles()?;
+        let mut described = self.physical_devices()?;
+        let index = selector.choose(&described)?;
+        let (physical, description) = (handles[index], described.swap_remove(index));
+        let missing = |why: &'static str| Error::new(Kind::VulkanMissing, TRIED, why).on(&description.name);
+        if description.api_version < (1, 1, 0) {
+            return Err(missing("it is older than Vulkan 1.1"));
+        }
+
+        let instance = &self.0.instance;
+        // SAFETY: `physical` is a physical device of this instance.
+        let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
+        let queue_family_index = families
+            .iter()
+            .position(|family| family.queue_flags.contains(vk::QueueFlags::COMPUTE))
+            .ok_or_else(|| missing("it has no queue that computes"))? as u32;
+        let enabled: Vec<_> = EXTENSIONS
+            .into_iter()
+            .filter(|extension| !description.missing_extensions.contains(extension))
+            .map(|extension| extension.name)
+            .collect();
+        let names: Vec<_> = enabled.iter().map(|name| name.as_ptr()).collect();
+        let queues = [vk::DeviceQueueCreateInfo::default()
+            .queue_family_index(queue_family_index)
+            .queue_priorities(&[1.0])];
+        let info =
+            vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
+        // SAFETY: the family is one of this device's, the extensions are ones that it lists, and
+        // everything that `info` points to outlives the call.
+        let device = unsafe { instance.create_device(physical, &info, None) }
+            .map_err(|result| failure(TRIED, result).on(&description.name))?;
+        // SAFETY: the queue was asked for above, with this family and index.
+        let queue = unsafe { device.get_device_queue(queue_family_index, 0) };
+        let queue = (queue, queue_family_index);
+        Ok(Device::own(self.clone(), device, physical, queue, &enabled, description))
+    }
+
+    pub(super) fn ash(&self) -> &ash::Instance {
+        &self.0.instance
+    }
+
+    fn handles(&self) -> Result<Vec<vk::PhysicalDevice>> {
+        // SAFETY: the instance lives as long as `self`.
+        let handles = unsafe { self.0.instance.enumerate_physical_devices() };
+        handles.map_err(|result| failure("list Vulkan devices", result).next(INSTALL_A_DRIVER))
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Instance").field(&self.0.entry.static_fn().get_instance_proc_addr).finish()
+    }
+}
+
+/// The loader's first function. The loader stays loaded for the life of the process: drivers leave
+/// threads and thread-local destructors behind that outlive their instance.
+fn load() -> Result<vk::PFN_vkGetInstanceProcAddr> {
+    static LOADED: OnceLock<Library> = OnceLock::new();
+    let missing = |error: libloading::Error| {
+        Error::new(Kind::VulkanMissing, "load Vulkan", error.to_string())
+            .on(LIBRARY)
+            .next("install the Vulkan loader: libvulkan1 on Debian and Ubuntu, vulkan-loader on Fedora")
+    };
+    let library = match LOADED.get() {
+        Some(library) => library,
+        None => {
+            // SAFETY: the loader's initialisers only read its environment variables.
+            let library = unsafe { Library::new(LIBRARY) }.map_err(missing)?;
+            LOADED.get_or_init(|| library)
+        }
+    };
+    // SAFETY: the loader's ABI fixes the type of this symbol.
+    let symbol = unsafe { library.get::<vk::PFN_vkGetInstanceProcAddr>(b"vkGetInstanceProcAddr\0") };
+    Ok(*symbol.map_err(missing)?)
+}

@@ -1,0 +1,136 @@
+//! Handing imported memory over: from the outside to our queue family before use, and back after.
+//!
+//! A dma-buf's memory belongs to whoever is outside of Vulkan (`VK_QUEUE_FAMILY_FOREIGN_EXT`), so
+//! that a driver knows when to bring its caches in line. Without that extension it is treated as
+//! another Vulkan device's (`VK_QUEUE_FAMILY_EXTERNAL`). Host memory stays ours, and needs a
+//! barrier between host and device instead.
+//!
+//! These are barriers inside a command buffer. That the other side has finished before the command
+//! buffer is submitted, and does not begin before it has completed, is the caller's to see to.
+#![expect(unsafe_code, reason = "recording into a command buffer")]
+
+use ash::vk::{self, Handle};
+
+use super::buffer::{Allocation, Origin};
+use super::{Buffer, Device};
+
+/// What the device does with a buffer: pipeline stages, and kinds of access.
+#[derive(Clone, Copy)]
+pub(super) struct Use {
+    pub(super) stage: vk::PipelineStageFlags,
+    pub(super) access: vk::AccessFlags,
+}
+
+impl Use {
+    pub(super) const SHADER: Self = Self {
+        stage: vk::PipelineStageFlags::COMPUTE_SHADER,
+        access: vk::AccessFlags::from_raw(
+            vk::AccessFlags::SHADER_READ.as_raw() | vk::AccessFlags::SHADER_WRITE.as_raw(),
+        ),
+    };
+    pub(super) const COPY: Self = Self {
+        stage: vk::PipelineStageFlags::TRANSFER,
+        access: vk::AccessFlags::from_raw(
+            vk::AccessFlags::TRANSFER_READ.as_raw() | vk::AccessFlags::TRANSFER_WRITE.as_raw(),
+        ),
+    };
+}
+
+impl Device {
+    /// Records the hand-over of `buffer` to this device, before commands of `stage`
+    /// (`VkPipelineStageFlags`) that make `access` (`VkAccessFlags`) to it.
+    ///
+    /// # Safety
+    /// `command_buffer` is a `VkCommandBuffer` of this device, of a pool of the queue family that
+    /// the device was made with, being recorded outside a render pass and by no other thread;
+    /// `buffer` is of this device and lives until the commands have completed; `stage` and
+    /// `access` go together (VUID-vkCmdPipelineBarrier-dstAccessMask-02816).
+    pub unsafe fn record_acquire(&self, command_buffer: u64, buffer: &Buffer, stage: u32, access: u32) {
+        let next =
+            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        // SAFETY: the caller vouches for it.
+        unsafe { acquire(vk::CommandBuffer::from_raw(command_buffer), &buffer.0, next) };
+    }
+
+    /// Records the hand-over of `buffer` back to the outside, after commands of `stage` that made
+    /// `access` to it.
+    ///
+    /// # Safety
+    /// As [`Device::record_acquire`].
+    pub unsafe fn record_release(&self, command_buffer: u64, buffer: &Buffer, stage: u32, access: u32) {
+        let last =
+            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        // SAFETY: the caller vouches for it.
+        unsafe { release(vk::CommandBuffer::from_raw(command_buffer), &buffer.0, last) };
+    }
+}
+
+/// Records the hand-over to the device.
+///
+/// # Safety
+/// As [`Device::record_acquire`].
+pub(super) unsafe fn acquire(commands: vk::CommandBuffer, allocation: &Allocation, next: Use) {
+    let barrier = whole(allocation).dst_access_mask(next.access);
+    let (before, barrier) = match families(allocation) {
+        // The access mask of the releasing side is not ours to give.
+        Some((outside, ours)) => (
+            vk::PipelineStageFlags::TOP_OF_PIPE,
+            barrier.src_queue_family_index(outside).dst_queue_family_index(ours),
+        ),
+        None => (vk::PipelineStageFlags::HOST, barrier.src_access_mask(vk::AccessFlags::HOST_WRITE)),
+    };
+    // SAFETY: the caller vouches for `commands`, and that the buffer lives long enough.
+    unsafe { record(commands, allocation, before, next.stage, barrier) };
+}
+
+/// Records the hand-over to the outside.
+///
+/// # Safety
+/// As [`Device::record_acquire`].
+pub(super) unsafe fn release(commands: vk::CommandBuffer, allocation: &Allocation, last: Use) {
+    let barrier = whole(allocation).src_access_mask(last.access);
+    let (after, barrier) = match families(allocation) {
+        Some((outside, ours)) => (
+            vk::PipelineStageFlags::BOTTOM_OF_PIPE,
+            barrier.src_queue_family_index(ours).dst_queue_family_index(outside),
+        ),
+        None => {
+            let host = vk::AccessFlags::HOST_READ | vk::AccessFlags::HOST_WRITE;
+            (vk::PipelineStageFlags::HOST, barrier.dst_access_mask(host))
+        }
+    };
+    // SAFETY: the caller vouches for `commands`, and that the buffer lives long enough.
+    unsafe { record(commands, allocation, last.stage, after, barrier) };
+}
+
+/// A barrier on all of the buffer that transfers nothing yet.
+fn whole(allocation: &Allocation) -> vk::BufferMemoryBarrier<'static> {
+    vk::BufferMemoryBarrier::default()
+        .buffer(allocation.buffer)
+        .size(vk::WHOLE_SIZE)
+        .src_queue_family_index(vk::QUEUE_FAMILY_IGNORED)
+        .dst_queue_family_index(vk::QUEUE_FAMILY_IGNORED)
+}
+
+/// The outside's family and ours, where ownership moves between them.
+fn families(allocation: &Allocation) -> Option<(u32, u32)> {
+    let device = &allocation.device;
+    match allocation.origin {
+        Origin::DmaBuf => Some((device.outside_family_index(), device.queue_family_index())),
+        Origin::HostPointer(_) | Origin::Own => None,
+    }
+}
+
+unsafe fn record(
+    commands: vk::CommandBuffer,
+    allocation: &Allocation,
+    before: vk::PipelineStageFlags,
+    after: vk::PipelineStageFlags,
+    barrier: vk::BufferMemoryBarrier<'_>,
+) {
+    let none = vk::DependencyFlags::empty();
+    // SAFETY: the caller vouches for `commands`, and that the buffer lives long enough.
+    unsafe {
+        allocation.device.ash().cmd_pipeline_barrier(commands, before, after, none, &[], &[barrier], &[]);
+    }
+}

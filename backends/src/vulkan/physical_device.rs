@@ -1,0 +1,191 @@
+//! `PhysicalDevice`: what a Vulkan driver says of one of its devices, as plain values.
+//!
+//! Read once, by [`Instance::physical_devices`](super::Instance::physical_devices) or when a
+//! [`Device`](super::Device) is taken over; holds nothing open.
+#![expect(unsafe_code, reason = "queries to the Vulkan driver")]
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use ash::{ext, khr, vk};
+
+use super::extensions::{Extension, missing_extensions};
+use super::failure::failure;
+use crate::{OnRevoke, PciAddress, Result};
+
+/// A DRM device node, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DrmNode {
+    /// The major number, 226 on Linux.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+}
+
+impl DrmNode {
+    /// The number of the node at `path`.
+    ///
+    /// # Errors
+    /// What `stat` says: [`Kind::NotFound`](crate::Kind::NotFound), most likely.
+    pub fn from_path(path: &Path) -> Result<Self> {
+        let status = fs::metadata(path).map_err(|error| {
+            crate::Error::os("find a DRM node", error)
+                .on(path.display())
+                .next("ls /dev/dri lists the nodes of this machine")
+        })?;
+        let number = status.rdev();
+        Ok(Self { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
+    }
+
+    /// Its path, `/dev/dri/renderD128`, where sysfs knows it.
+    pub fn path(self) -> Option<PathBuf> {
+        let uevent =
+            fs::read_to_string(format!("/sys/dev/char/{}:{}/uevent", self.major, self.minor)).ok()?;
+        let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+        Some(Path::new("/dev").join(name))
+    }
+}
+
+/// A physical device as its driver describes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PhysicalDevice {
+    /// Its name.
+    pub name: String,
+    /// The driver's name, "radv"; empty where it does not tell (before Vulkan 1.2).
+    pub driver_name: String,
+    /// The driver's version in its own words, "Mesa 26.1.6"; empty where it does not tell.
+    pub driver_version: String,
+    /// `VkDriverId`, zero where the driver does not tell.
+    pub driver_id: i32,
+    /// The Vulkan version it offers: major, minor, patch.
+    pub api_version: (u32, u32, u32),
+    /// Where it sits on the PCI bus, where the driver tells.
+    pub pci_address: Option<PciAddress>,
+    /// Its primary DRM node, `/dev/dri/card0`, where the driver tells.
+    pub primary_node: Option<DrmNode>,
+    /// Its render node, `/dev/dri/renderD128`, where the driver tells.
+    pub render_node: Option<DrmNode>,
+    /// Whether it is a CPU.
+    pub is_cpu: bool,
+    /// Whether it says that storage buffers can be of imported dma-bufs. Whether it can map those
+    /// of a particular exporter, only an import tells.
+    pub can_import_dma_buf: bool,
+    /// What host pointers must be aligned to, where it can import them.
+    pub host_pointer_alignment_bytes: Option<u64>,
+    /// Which extensions it lacks, and what that costs.
+    pub missing_extensions: Vec<Extension>,
+}
+
+impl PhysicalDevice {
+    /// What an import needs around a revoke. Where the driver is not known, freeing before the
+    /// revoke is right for all.
+    pub fn on_revoke(&self) -> OnRevoke {
+        match vk::DriverId::from_raw(self.driver_id) {
+            // A CPU's mapping does not come back by itself.
+            _ if self.is_cpu => OnRevoke::Reimport,
+            // amdgpu maps again at its next command submission (amdgpu_cs.c, amdgpu_cs_parser_bos).
+            vk::DriverId::MESA_RADV | vk::DriverId::AMD_OPEN_SOURCE => OnRevoke::SelfHeals,
+            // xe keeps its mapping until its buffer is used or destroyed (xe_bo.c, xe_bo_move).
+            _ => OnRevoke::FreeBefore,
+        }
+    }
+
+    /// Asks the driver. `instance` is of Vulkan 1.1 or later.
+    ///
+    /// # Errors
+    /// [`Kind::Vulkan`](crate::Kind::Vulkan) where the extensions cannot be listed.
+    pub(super) fn describe(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<Self> {
+        // SAFETY: `physical` is a physical device of `instance`, which the caller keeps alive.
+        let extensions = unsafe { instance.enumerate_device_extension_properties(physical) }
+            .map_err(|result| failure("list a Vulkan device's extensions", result))?;
+        let names: Vec<CString> = extensions
+            .iter()
+            .filter_map(|extension| Some(extension.extension_name_as_c_str().ok()?.to_owned()))
+            .collect();
+        let has = |name: &CStr| names.iter().any(|present| present.as_c_str() == name);
+        // SAFETY: as above.
+        let basic = unsafe { instance.get_physical_device_properties(physical) };
+
+        let mut driver = vk::PhysicalDeviceDriverProperties::default();
+        let mut pci = vk::PhysicalDevicePCIBusInfoPropertiesEXT::default();
+        let mut drm = vk::PhysicalDeviceDrmPropertiesEXT::default();
+        let mut host = vk::PhysicalDeviceExternalMemoryHostPropertiesEXT::default();
+        let (has_pci, has_drm) = (has(ext::pci_bus_info::NAME), has(ext::physical_device_drm::NAME));
+        let has_host = has(ext::external_memory_host::NAME);
+        // A driver may be asked only for structures that it knows.
+        let mut all = vk::PhysicalDeviceProperties2::default();
+        if basic.api_version >= vk::API_VERSION_1_2 || has(khr::driver_properties::NAME) {
+            all = all.push_next(&mut driver);
+        }
+        if has_pci {
+            all = all.push_next(&mut pci);
+        }
+        if has_drm {
+            all = all.push_next(&mut drm);
+        }
+        if has_host {
+            all = all.push_next(&mut host);
+        }
+        if basic.api_version >= vk::API_VERSION_1_1 {
+            // SAFETY: as above; every structure in the chain is initialised and outlives the call.
+            unsafe { instance.get_physical_device_properties2(physical, &mut all) };
+        }
+        let missing_extensions = missing_extensions(names.iter().map(CString::as_c_str));
+        let has_dma_buf = has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME);
+
+        let text =
+            |text: Result<&CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Self {
+            name: text(basic.device_name_as_c_str()),
+            driver_name: text(driver.driver_name_as_c_str()),
+            driver_version: text(driver.driver_info_as_c_str()),
+            driver_id: driver.driver_id.as_raw(),
+            api_version: (
+                vk::api_version_major(basic.api_version),
+                vk::api_version_minor(basic.api_version),
+                vk::api_version_patch(basic.api_version),
+            ),
+            pci_address: has_pci.then_some(PciAddress {
+                domain: pci.pci_domain,
+                bus: pci.pci_bus as u8,
+                device: pci.pci_device as u8,
+                function: pci.pci_function as u8,
+            }),
+            primary_node: (has_drm && drm.has_primary != 0)
+                .then_some(DrmNode { major: drm.primary_major as u32, minor: drm.primary_minor as u32 }),
+            render_node: (has_drm && drm.has_render != 0)
+                .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
+            is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
+            can_import_dma_buf: has_dma_buf
+                && basic.api_version >= vk::API_VERSION_1_1
+                && external_features(
+                    instance,
+                    physical,
+                    vk::BufferUsageFlags::STORAGE_BUFFER
+                        | vk::BufferUsageFlags::TRANSFER_SRC
+                        | vk::BufferUsageFlags::TRANSFER_DST,
+                    vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT,
+                )
+                .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE),
+            host_pointer_alignment_bytes: has_host.then_some(host.min_imported_host_pointer_alignment),
+            missing_extensions,
+        })
+    }
+}
+
+/// What can be done with buffers of `usage` in memory of `handle_type`.
+pub(super) fn external_features(
+    instance: &ash::Instance,
+    physical: vk::PhysicalDevice,
+    usage: vk::BufferUsageFlags,
+    handle_type: vk::ExternalMemoryHandleTypeFlags,
+) -> vk::ExternalMemoryFeatureFlags {
+    let asked = vk::PhysicalDeviceExternalBufferInfo::default().usage(usage).handle_type(handle_type);
+    let mut answer = vk::ExternalBufferProperties::default();
+    // SAFETY: `physical` is a physical device of `instance`, which is of Vulkan 1.1 or later.
+    unsafe { instance.get_physical_device_external_buffer_properties(physical, &asked, &mut answer) };
+    answer.external_memory_properties.external_memory_features
+}

@@ -1,0 +1,116 @@
+//! What a test is, and one test's run in a process of its own.
+//!
+//! ```ignore
+//! Test::new("vfio/exports-a-range", exports_a_range).on(Facts::exports_dma_bufs)
+//!
+//! fn exports_a_range(guest: &Guest) -> Verdict {
+//!     let lender = guest.lender()?;
+//!     ensure!(export(lender)?.size() == 4096, "the size is wrong");
+//!     Ok(())
+//! }
+//! ```
+//! An error is a failure; `skip!("no render node")` is a skip; a panic is a failure with its
+//! message. What the kernel complains of meanwhile fails the test, unless it is allowed.
+
+use anyhow::{Context, Result};
+use peervram_lab::machine::Facts;
+use peervram_lab::{link::Link, wire};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use crate::guest::Guest;
+use crate::tests;
+
+/// How a test's function ends.
+pub type Verdict = Result<()>;
+
+/// A test.
+#[derive(Debug)]
+pub struct Test {
+    /// "part/what-is-so".
+    pub name: &'static str,
+    function: fn(&Guest) -> Verdict,
+    on: fn(&Facts) -> bool,
+    allowed: &'static [&'static str],
+}
+
+impl Test {
+    /// A test for every machine.
+    pub const fn new(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { name, function, on: |_| true, allowed: &[] }
+    }
+
+    /// The same, only for machines like this; elsewhere it is not even counted.
+    pub const fn on(self, on: fn(&Facts) -> bool) -> Test {
+        Test { on, ..self }
+    }
+
+    /// The same, allowed to make the kernel say these things.
+    pub const fn allowing(self, allowed: &'static [&'static str]) -> Test {
+        Test { allowed, ..self }
+    }
+
+    /// Whether it is for that machine.
+    pub fn is_for(&self, facts: &Facts) -> bool {
+        (self.on)(facts)
+    }
+
+    /// Whether the kernel may say that during this test.
+    pub fn allows(&self, message: &str) -> bool {
+        self.allowed.iter().any(|part| message.contains(part))
+    }
+}
+
+/// An error that is no failure: something that the test needs is not there.
+#[derive(Debug)]
+pub struct Skip(pub String);
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Ends a test as skipped, with the reason.
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)+) => {
+        return Err($crate::test::Skip(format!($($reason)+)).into())
+    };
+}
+
+/// The child process: runs one test and tells the agent.
+pub fn run_child(name: &str) -> Result<()> {
+    let test = tests::all().find(|test| test.name == name).with_context(|| format!("no test {name}"))?;
+    let link = Link::connect()?;
+    let guest = Guest::new()?;
+    let start = Instant::now();
+    let verdict = verdict(test, &guest);
+    let seconds = start.elapsed().as_secs_f64();
+    link.send(&wire::Event::Tested { name: name.into(), verdict, seconds })
+}
+
+fn verdict(test: &Test, guest: &Guest) -> wire::Verdict {
+    let panicked = Arc::new(Mutex::new(String::new()));
+    let message = Arc::clone(&panicked);
+    panic::set_hook(Box::new(move |info| {
+        eprintln!("{info}");
+        *message.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
+    }));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| (test.function)(guest)));
+    drop(panic::take_hook());
+    match result {
+        Ok(Ok(())) => wire::Verdict::Passed,
+        Ok(Err(error)) => match error.downcast_ref::<Skip>() {
+            Some(Skip(reason)) => wire::Verdict::Skipped { reason: reason.clone() },
+            None => wire::Verdict::Failed { reason: format!("{error:#}") },
+        },
+        Err(_) => {
+            let message = panicked.lock().unwrap_or_else(PoisonError::into_inner);
+            wire::Verdict::Failed { reason: message.clone() }
+        }
+    }
+}

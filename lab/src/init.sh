@@ -1,0 +1,47 @@
+#!/bin/busybox sh
+# The first program of the guest. It loads the modules, mounts the private root of the host as
+# the guest's userland and hands over to the agent there.
+export PATH=/bin
+
+/bin/busybox mkdir -p /proc /sys /root
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev 2>/dev/null
+
+while read -r module parameters; do
+    # Parameters are words: no quotes.
+    insmod "/modules/$module" $parameters || echo "init: cannot load $module"
+done </modules/order
+
+9p() {
+    mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" || {
+        echo "init: cannot mount $1"
+        poweroff -f
+    }
+}
+9p root /root ro,cache=loose
+mount -t proc proc /root/proc
+mount -t sysfs sysfs /root/sys
+mount -t debugfs debugfs /root/sys/kernel/debug
+mount -t devtmpfs devtmpfs /root/dev
+mkdir -p /root/dev/shm /root/dev/pts
+mount -t tmpfs shm /root/dev/shm
+mount -t devpts devpts /root/dev/pts
+mount -t tmpfs tmp /root/tmp
+mount -t tmpfs run /root/run
+9p share /root/lab cache=none
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp XDG_RUNTIME_DIR=/run LC_ALL=C.UTF-8
+# Of all the Vulkan drivers in the root only the one for CPUs can work here.
+export VK_DRIVER_FILES=/usr/share/vulkan/icd.d/lvp_icd.json
+
+if grep -q peervram.shell /proc/cmdline; then
+    echo "The programs of this run are in /lab; the machine ends with this shell."
+    setsid cttyhack chroot /root /bin/bash -i
+else
+    stty -F /dev/ttyS1 raw -echo
+    chroot /root /lab/agent agent /dev/ttyS1
+    echo "init: the agent ended with code $?"
+fi
+poweroff -f

@@ -1,0 +1,149 @@
+//! The kernels of the lab: Debian's packages, fetched and unpacked, never installed.
+//!
+//! apt runs inside the private root, so it uses the root's archive and its keys. Each kernel has
+//! a cache folder of its own.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cache;
+use crate::machine;
+use crate::progress::{Progress, step};
+use crate::root::Root;
+
+/// The packages that hold nothing but what the newest kernel's name is.
+const META_PACKAGE: &str = "linux-image-amd64";
+
+/// Fetches and unpacks: `$1` is the package, /lab the folder. Only the kernel's own packages are
+/// unpacked; what they depend on is for installing.
+const FETCH: &str = r#"set -eu
+cd /lab
+mkdir -p packages/partial tree
+apt-get install --yes --download-only -o Dir::Cache::Archives=/lab/packages "$1"
+for package in packages/linux-*.deb; do dpkg-deb --extract "$package" tree; done
+cd tree
+[ -e lib ] || ln -s usr/lib lib
+[ -e usr/lib/modules ] || { mkdir -p usr/lib; ln -s ../../lib/modules usr/lib/modules; }
+for release in $(ls lib/modules); do depmod -b /lab/tree "$release"; done
+rm -r /lab/packages
+"#;
+
+/// A kernel that can be booted.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Its cache folder.
+    pub folder: PathBuf,
+    /// What `uname -r` will say.
+    pub release: String,
+    /// The image.
+    pub image: PathBuf,
+    /// Its modules with depmod's files; none if everything is built in.
+    pub modules: Option<PathBuf>,
+}
+
+impl Kernel {
+    /// The kernel of a machine's row, fetched if it is not there.
+    pub fn open(root: &Root, wanted: machine::Kernel, progress: &dyn Progress) -> Result<Kernel> {
+        let machine::Kernel::Debian { version, suite } = wanted;
+        let folder = cache::entry(&format!("kernel-debian-{version}-{suite}"), |draft| {
+            step(progress, &format!("fetching Debian's Linux {version} (about 130 MB)"), || {
+                fetch(root, version, suite, draft, progress)
+            })
+        })?;
+        Kernel::unpacked(folder)
+    }
+
+    fn unpacked(folder: PathBuf) -> Result<Kernel> {
+        let modules = folder.join("tree/usr/lib/modules");
+        let release = fs::read_dir(&modules)
+            .with_context(|| format!("looking for a kernel in {}", modules.display()))?
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .max()
+            .with_context(|| format!("no kernel in {}: remove the folder", modules.display()))?;
+        let modules = modules.join(&release);
+        // Debian moved the image from /boot to the modules' folder in Linux 7.
+        let images = [modules.join("vmlinuz"), folder.join(format!("tree/boot/vmlinuz-{release}"))];
+        let image = images
+            .into_iter()
+            .find(|image| image.exists())
+            .with_context(|| format!("no vmlinuz in {}: remove the folder", folder.display()))?;
+        Ok(Kernel { folder, release, image, modules: Some(modules) })
+    }
+}
+
+fn fetch(root: &Root, version: &str, suite: &str, draft: &Path, progress: &dyn Progress) -> Result<()> {
+    root.take_name_service()?;
+    root.output(draft, &["apt-get", "--quiet", "update"])?;
+    let versions = root.output(draft, &["apt-cache", "madison", META_PACKAGE])?;
+    let names = root.output(draft, &["apt-cache", "pkgnames", &format!("linux-image-{version}.")])?;
+    let (package, note) = choose(version, suite, &versions, &names)?;
+    if let Some(note) = note {
+        progress.note(&note);
+    }
+    root.output(draft, &["sh", "-c", FETCH, "fetch", &package])?;
+    Ok(())
+}
+
+/// The package to fetch, and what to tell a person if it is not quite what was asked for.
+fn choose(version: &str, suite: &str, versions: &str, names: &str) -> Result<(String, Option<String>)> {
+    let prefix = format!("{version}.");
+    // "linux-image-amd64 | 7.3.4-1~bpo13+1 | ADDRESS trixie-backports/main amd64 Packages"
+    let newest = versions.lines().find_map(|line| {
+        let mut fields = line.split('|').map(str::trim);
+        let (_, number, source) = (fields.next()?, fields.next()?, fields.next()?);
+        source.split(' ').any(|word| word == format!("{suite}/main")).then_some(number)
+    });
+    if newest.is_some_and(|number| number.starts_with(&prefix)) {
+        return Ok((format!("{META_PACKAGE}/{suite}"), None));
+    }
+    let older = names
+        .lines()
+        .filter_map(|name| {
+            let number = name.strip_prefix("linux-image-")?.strip_suffix("-amd64")?;
+            let (patch, build) = number.strip_prefix(&prefix)?.split_once('+')?;
+            // Flavours ("cloud-amd64") have one more part.
+            (!build.contains('-')).then_some((patch.parse::<u32>().ok()?, name))
+        })
+        .max();
+    match (older, newest) {
+        (Some((_, name)), _) => Ok((name.to_string(), None)),
+        (None, Some(number)) => Ok((
+            format!("{META_PACKAGE}/{suite}"),
+            Some(format!("{suite} has no Linux {version} any more; taking its {number}")),
+        )),
+        (None, None) => bail!("{suite} has no package {META_PACKAGE}: is it in the root's sources?"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VERSIONS: &str = "\
+linux-image-amd64 | 7.3.4-1~bpo13+1 | http://mirror.example/debian trixie-backports/main amd64 Packages
+linux-image-amd64 | 6.12.107-1 | http://mirror.example/debian trixie/main amd64 Packages
+";
+
+    #[test]
+    fn the_suite_has_it() {
+        let (package, note) = choose("6.12", "trixie", VERSIONS, "").unwrap();
+        assert_eq!((package.as_str(), note), ("linux-image-amd64/trixie", None));
+    }
+
+    #[test]
+    fn an_older_build_is_still_there() {
+        let names = "linux-image-7.2.6+deb13-amd64\nlinux-image-7.2.12+deb13-amd64\n\
+                     linux-image-7.2.13+deb13-cloud-amd64\n";
+        let (package, note) = choose("7.2", "trixie-backports", VERSIONS, names).unwrap();
+        assert_eq!((package.as_str(), note), ("linux-image-7.2.12+deb13-amd64", None));
+    }
+
+    #[test]
+    fn the_archive_moved_on() {
+        let (package, note) = choose("7.1", "trixie-backports", VERSIONS, "").unwrap();
+        assert_eq!(package, "linux-image-amd64/trixie-backports");
+        assert!(note.unwrap().contains("7.3.4-1~bpo13+1"));
+        assert!(choose("7.1", "sid", VERSIONS, "").is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! The lab itself: the private root, the programs for the guest, and the way to a machine.
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+use crate::kernel::Kernel;
+use crate::machine::Machine;
+use crate::progress::Progress;
+use crate::qemu::Qemu;
+use crate::root::Root;
+use crate::vm::Vm;
+use crate::{initrd, wire};
+
+/// What the lab needs of this workspace, built.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The guest's agent and its tests (package `peervram-lab-guest`).
+    pub agent: PathBuf,
+    /// The library that answers for udmabuf (package `peervram-lab-shim`).
+    pub shim: PathBuf,
+}
+
+/// A lab that is ready to boot machines.
+pub struct Lab<'a> {
+    root: Root,
+    programs: Programs,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Lab<'a> {
+    /// Opens the lab, making the private root if it is not there.
+    pub fn open(programs: Programs, progress: &'a dyn Progress) -> Result<Lab<'a>> {
+        Ok(Lab { root: Root::open(progress)?, programs, progress })
+    }
+
+    /// The private root's place on the host.
+    pub fn root(&self) -> &Path {
+        self.root.folder()
+    }
+
+    /// The programs that it was opened with.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// The kernel of a machine, fetched if it is not there.
+    pub fn kernel(&self, machine: &Machine) -> Result<Kernel> {
+        Kernel::open(&self.root, machine.kernel, self.progress)
+    }
+
+    /// Makes ready all that a boot of that machine needs.
+    pub fn prepare(&self, machine: &Machine) -> Result<()> {
+        let kernel = self.kernel(machine)?;
+        initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        Ok(())
+    }
+
+    /// Boots a machine and waits until its agent is up.
+    pub fn boot(&self, machine: &Machine) -> Result<Vm> {
+        let folder = self.lay_out(machine)?;
+        let (qemu, channel) = Qemu::start(&self.root, machine, folder.path())
+            .with_context(|| format!("starting machine {}", machine.name))?;
+        Vm::begin(qemu, channel, folder, machine.facts())
+            .with_context(|| format!("booting machine {}", machine.name))
+    }
+
+    /// Boots a machine with its console on this terminal and a shell in it; `programs` are in
+    /// the guest's [`wire::SHARE`].
+    pub fn shell(&self, machine: &Machine, programs: &[PathBuf]) -> Result<()> {
+        let folder = self.lay_out(machine)?;
+        for program in programs {
+            share(folder.path(), program)?;
+        }
+        Qemu::interact(&self.root, machine, folder.path())
+    }
+
+    /// The folder that a QEMU needs, with everything in it.
+    fn lay_out(&self, machine: &Machine) -> Result<TempDir> {
+        let kernel = self.kernel(machine)?;
+        let initrd = initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        let folder = tempfile::Builder::new()
+            .prefix("peervram-lab-")
+            .tempdir()
+            .context("making a folder for the machine")?;
+        let place = folder.path();
+        fs::create_dir(place.join("share"))?;
+        for (from, to) in [
+            (&kernel.image, "vmlinuz"),
+            (&initrd, "initrd"),
+            (&self.programs.shim, "shim.so"),
+            (&self.programs.agent, "share/agent"),
+        ] {
+            fs::copy(from, place.join(to))
+                .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
+        }
+        Ok(folder)
+    }
+}
+
+/// Copies a program where the guest sees it; gives its path there.
+pub(crate) fn share(folder: &Path, program: &Path) -> Result<String> {
+    let name = program
+        .file_name()
+        .with_context(|| format!("{} names no program", program.display()))?
+        .to_string_lossy();
+    fs::copy(program, folder.join("share").join(&*name))
+        .with_context(|| format!("copying {} for the guest", program.display()))?;
+    Ok(format!("{}/{name}", wire::SHARE))
+}

@@ -1,0 +1,330 @@
+//! The machines of the lab: one table, one row each.
+//!
+//! A row says which kernel, CPU, topology and devices a virtual machine has and what the kernel
+//! is expected to answer about peer-to-peer there. To add a machine, add a row to [`MACHINES`];
+//! to add a kind of topology or device, add a variant and its QEMU words here. Nothing else in
+//! the lab knows machines by name.
+
+use serde::{Deserialize, Serialize};
+
+/// One virtual machine that the lab can start.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// What a person types.
+    pub name: &'static str,
+    /// One line: what this machine is there to show.
+    pub about: &'static str,
+    /// The kernel it boots.
+    pub kernel: Kernel,
+    /// QEMU's name of the CPU; the kernel's list of whitelisted host bridges looks at it.
+    pub cpu: &'static str,
+    /// How the devices hang together.
+    pub topology: Topology,
+    /// Who translates the devices' DMA addresses.
+    pub iommu: Iommu,
+    /// The devices, the first behind the first port and so on.
+    pub devices: &'static [Device],
+    /// What `pci_p2pdma_map_type` is expected to say between the first two devices.
+    pub peer_to_peer: PeerToPeer,
+    /// Whether the guest can use Vulkan (Mesa lavapipe from the private root).
+    pub vulkan: bool,
+    /// Guest memory.
+    pub memory_mib: u32,
+}
+
+/// A kernel by where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian's package of this version ("7.3") from this suite.
+    Debian {
+        /// The first two numbers of the version.
+        version: &'static str,
+        /// Debian's suite.
+        suite: &'static str,
+    },
+}
+
+/// How the devices hang together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// A root port for each device: the way from one to the other is the host bridge.
+    RootPorts,
+    /// A switch with a downstream port for each device: bus addresses, below the host bridge.
+    Switch,
+}
+
+/// Who translates the devices' DMA addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Iommu {
+    /// Intel VT-d.
+    Intel,
+    /// The paravirtual IOMMU of the virtio family.
+    Virtio,
+}
+
+/// A device of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// QEMU's `ivshmem-plain`: a PCI function whose BAR 2 is plain memory; the lender.
+    SharedMemory {
+        /// Size of BAR 2.
+        size_mib: u32,
+    },
+    /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
+    VirtioGpu,
+}
+
+/// The kernel's word for how one device reaches the memory of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PeerToPeer {
+    /// By bus addresses, below the host bridge.
+    BusAddress,
+    /// Through a host bridge that the kernel trusts.
+    ThroughHostBridge,
+    /// Not at all: importing gets `EINVAL`.
+    NotSupported,
+    /// The kernel cannot export a VFIO dma-buf.
+    NoFeature,
+}
+
+/// What the guest is told of the machine that it runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// [`Machine::name`].
+    pub machine: String,
+    /// The version that the row asks for, not the running release.
+    pub kernel: String,
+    /// [`Machine::cpu`].
+    pub cpu: String,
+    /// [`Machine::topology`].
+    pub topology: Topology,
+    /// [`Machine::iommu`].
+    pub iommu: Iommu,
+    /// [`Machine::peer_to_peer`].
+    pub peer_to_peer: PeerToPeer,
+    /// [`Machine::vulkan`].
+    pub vulkan: bool,
+}
+
+impl Facts {
+    /// Whether the kernel can export a VFIO dma-buf at all.
+    pub fn exports_dma_bufs(&self) -> bool {
+        self.peer_to_peer != PeerToPeer::NoFeature
+    }
+
+    /// Whether a peer is expected to be allowed to import the lender's memory.
+    pub fn allows_peers(&self) -> bool {
+        matches!(self.peer_to_peer, PeerToPeer::BusAddress | PeerToPeer::ThroughHostBridge)
+    }
+}
+
+const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
+const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
+
+const DEFAULT: Machine = Machine {
+    name: "epyc-root-ports",
+    about: "Linux 7.3, a trusted host bridge between lender and importer (the default)",
+    kernel: DEBIAN_7_3,
+    cpu: "EPYC",
+    topology: Topology::RootPorts,
+    iommu: Iommu::Intel,
+    devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu],
+    peer_to_peer: PeerToPeer::ThroughHostBridge,
+    vulkan: true,
+    memory_mib: 1024,
+};
+
+/// Every machine of the lab, the default first.
+pub const MACHINES: &[Machine] = &[
+    DEFAULT,
+    Machine {
+        name: "epyc-switch",
+        about: "both devices under one switch: bus addresses",
+        topology: Topology::Switch,
+        peer_to_peer: PeerToPeer::BusAddress,
+        ..DEFAULT
+    },
+    Machine {
+        name: "skylake-root-ports",
+        about: "a host bridge that the kernel does not trust: import is refused",
+        cpu: "Skylake-Client",
+        peer_to_peer: PeerToPeer::NotSupported,
+        ..DEFAULT
+    },
+    Machine {
+        name: "skylake-switch",
+        about: "a host bridge that the kernel does not trust, but a switch below it",
+        cpu: "Skylake-Client",
+        topology: Topology::Switch,
+        peer_to_peer: PeerToPeer::BusAddress,
+        ..DEFAULT
+    },
+    Machine {
+        name: "linux-6.12",
+        about: "a kernel without VFIO_DEVICE_FEATURE_DMA_BUF",
+        kernel: DEBIAN_6_12,
+        peer_to_peer: PeerToPeer::NoFeature,
+        ..DEFAULT
+    },
+];
+
+/// The machine of that name.
+pub fn named(name: &str) -> Option<&'static Machine> {
+    MACHINES.iter().find(|machine| machine.name == name)
+}
+
+impl Kernel {
+    /// The version that the row asks for.
+    pub fn version(&self) -> &'static str {
+        match self {
+            Kernel::Debian { version, .. } => version,
+        }
+    }
+}
+
+impl Machine {
+    /// What the guest is told of this machine.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            machine: self.name.into(),
+            kernel: self.kernel.version().into(),
+            cpu: self.cpu.into(),
+            topology: self.topology,
+            iommu: self.iommu,
+            peer_to_peer: self.peer_to_peer,
+            vulkan: self.vulkan,
+        }
+    }
+
+    /// The kernel modules that this machine wants, dependencies left out.
+    pub fn modules(&self) -> Vec<&'static str> {
+        let mut modules = vec!["9pnet_virtio", "9p", "vfio_iommu_type1", "vfio-pci"];
+        if self.iommu == Iommu::Virtio {
+            modules.insert(0, "virtio_iommu");
+        }
+        if self.devices.contains(&Device::VirtioGpu) {
+            modules.push("virtio-gpu");
+        }
+        // Fences for tests, and an importer that refuses.
+        modules.push("vgem");
+        modules
+    }
+
+    /// The part of the kernel's command line that is this machine's.
+    pub fn command_line(&self) -> &'static str {
+        match self.iommu {
+            Iommu::Intel => "intel_iommu=on",
+            Iommu::Virtio => "intel_iommu=off",
+        }
+    }
+
+    /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.
+    pub fn qemu_arguments(&self) -> Vec<String> {
+        let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib);
+        let mut arguments = words(&[
+            ("-machine", "q35,kernel-irqchip=split,memory-backend=ram"),
+            ("-object", &memory),
+            ("-m", &self.memory_mib.to_string()),
+            ("-smp", "2"),
+            ("-cpu", self.cpu),
+            match self.iommu {
+                Iommu::Intel => ("-device", "intel-iommu,intremap=on,caching-mode=on"),
+                Iommu::Virtio => ("-device", "virtio-iommu-pci,addr=1e.0"),
+            },
+        ]);
+        arguments.extend(self.topology.qemu_arguments(self.devices.len()));
+        for (index, device) in self.devices.iter().enumerate() {
+            arguments.extend(device.qemu_arguments(index));
+        }
+        arguments
+    }
+}
+
+impl Topology {
+    /// Bridges that give `ports` ports, named `port0`, `port1` and so on.
+    fn qemu_arguments(self, ports: usize) -> Vec<String> {
+        let mut arguments = Vec::new();
+        if self == Topology::Switch {
+            arguments.extend(words(&[
+                ("-device", "pcie-root-port,id=root,chassis=100,addr=2.0"),
+                ("-device", "x3130-upstream,id=upstream,bus=root"),
+            ]));
+        }
+        for index in 0..ports {
+            let chassis = index + 1;
+            let port = match self {
+                Topology::RootPorts => {
+                    format!("pcie-root-port,id=port{index},chassis={chassis},addr={:x}.0", index + 2)
+                }
+                Topology::Switch => {
+                    format!("xio3130-downstream,id=port{index},bus=upstream,chassis={chassis},slot={chassis}")
+                }
+            };
+            arguments.extend(words(&[("-device", &port)]));
+        }
+        arguments
+    }
+}
+
+impl Device {
+    /// This device behind the port of the same number.
+    fn qemu_arguments(self, index: usize) -> Vec<String> {
+        match self {
+            Device::SharedMemory { size_mib } => words(&[
+                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
+                ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
+            ]),
+            // iommu_platform: without it the guest hands out IO virtual addresses that the
+            // device takes for physical ones and refuses late, seen only in the kernel's log.
+            Device::VirtioGpu => words(&[(
+                "-device",
+                &format!(
+                    "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform=on,disable-legacy=on"
+                ),
+            )]),
+        }
+    }
+}
+
+fn words(pairs: &[(&str, &str)]) -> Vec<String> {
+    pairs.iter().flat_map(|(option, value)| [option.to_string(), value.to_string()]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for machine in MACHINES {
+            assert_eq!(named(machine.name).unwrap().about, machine.about);
+        }
+        assert!(named("pdp-11").is_none());
+    }
+
+    #[test]
+    fn root_ports_have_no_switch() {
+        let arguments = named("epyc-root-ports").unwrap().qemu_arguments().join(" ");
+        assert!(arguments.contains("pcie-root-port,id=port1,chassis=2,addr=3.0"));
+        assert!(arguments.contains("virtio-gpu-pci,id=gpu1,bus=port1,blob=true"));
+        assert!(!arguments.contains("x3130"));
+    }
+
+    #[test]
+    fn a_switch_has_one_root_port() {
+        let arguments = named("skylake-switch").unwrap().qemu_arguments().join(" ");
+        assert_eq!(arguments.matches("pcie-root-port").count(), 1);
+        assert_eq!(arguments.matches("xio3130-downstream").count(), 2);
+        assert!(arguments.contains("-cpu Skylake-Client"));
+    }
+
+    #[test]
+    fn facts_survive_the_wire() {
+        let facts = MACHINES[0].facts();
+        let text = serde_json::to_string(&facts).unwrap();
+        assert_eq!(serde_json::from_str::<Facts>(&text).unwrap(), facts);
+    }
+}

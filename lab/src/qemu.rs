@@ -1,0 +1,200 @@
+//! A QEMU process: started in the private root, controlled over QMP, ended with its owner.
+//!
+//! Its folder on the host is `/lab` inside: kernel, initramfs, shim, the sockets on which QEMU
+//! connects to us, the console's log, and `share`, which the guest sees.
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::machine::{Device, Machine};
+use crate::qmp::Qmp;
+use crate::root::{Root, tail};
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Always: no devices but those asked for; the guest's reboot, which is how a panic ends, is the
+/// end of QEMU.
+const ALWAYS: &[&str] = &[
+    "-nodefaults",
+    "-no-user-config",
+    "-no-reboot",
+    "-accel",
+    "tcg,thread=multi",
+    "-display",
+    "none",
+    "-vga",
+    "none",
+    "-kernel",
+    "/lab/vmlinuz",
+    "-initrd",
+    "/lab/initrd",
+    "-fsdev",
+    "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap",
+    "-device",
+    "virtio-9p-pci,fsdev=root,mount_tag=root,addr=18.0",
+    "-fsdev",
+    "local,id=share,path=/lab/share,security_model=none",
+    "-device",
+    "virtio-9p-pci,fsdev=share,mount_tag=share,addr=19.0",
+];
+
+/// Console and channel are the two serial ports; QEMU connects to us, so there is nothing to
+/// wait for but the connection.
+const CHANNELS: &[&str] = &[
+    "-chardev",
+    "file,id=console,path=/lab/console.log",
+    "-serial",
+    "chardev:console",
+    "-chardev",
+    "socket,id=channel,path=/lab/channel",
+    "-serial",
+    "chardev:channel",
+    "-chardev",
+    "socket,id=qmp,path=/lab/qmp",
+    "-mon",
+    "chardev=qmp,mode=control",
+];
+
+/// `quiet`: every line costs an emulated CPU time; warnings and worse still show. The guest is
+/// an emulated CPU that nobody attacks.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off \
+    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 nokaslr";
+
+/// A running QEMU. Dropping it ends it.
+pub struct Qemu {
+    child: Child,
+    qmp: Qmp,
+    folder: PathBuf,
+    screen: Option<String>,
+}
+
+impl Qemu {
+    /// Starts a machine whose files are in `folder`; gives it and the guest's channel.
+    pub fn start(root: &Root, machine: &Machine, folder: &Path) -> Result<(Qemu, UnixStream)> {
+        let channel = UnixListener::bind(folder.join("channel"))
+            .with_context(|| format!("making a socket in {}", folder.display()))?;
+        let qmp = UnixListener::bind(folder.join("qmp"))?;
+        let child = root
+            .command(folder, "env")
+            .args(["LD_PRELOAD=/lab/shim.so", "qemu-system-x86_64"])
+            .args(ALWAYS)
+            .args(CHANNELS)
+            .args(machine.qemu_arguments())
+            .arg("-append")
+            .arg(format!("{COMMAND_LINE} {}", machine.command_line()))
+            .stdin(Stdio::null())
+            .stdout(File::create(folder.join("qemu.log"))?)
+            .stderr(File::options().append(true).open(folder.join("qemu.log"))?)
+            .spawn()
+            .context("starting unshare (package `util-linux`)")?;
+        let mut starting = Starting { child: Some(child), folder };
+        let channel = starting.accept(&channel)?;
+        let qmp = Qmp::new(starting.accept(&qmp)?)?;
+        let screen = machine.devices.iter().position(|device| *device == Device::VirtioGpu);
+        let qemu = Qemu {
+            child: starting.child.take().expect("taken once"),
+            qmp,
+            folder: folder.into(),
+            screen: screen.map(|index| format!("gpu{index}")),
+        };
+        Ok((qemu, channel))
+    }
+
+    /// Starts a machine with its console here and a shell in the guest; returns at its end.
+    pub fn interact(root: &Root, machine: &Machine, folder: &Path) -> Result<()> {
+        let status = root
+            .command(folder, "env")
+            .args(["LD_PRELOAD=/lab/shim.so", "qemu-system-x86_64"])
+            .args(ALWAYS)
+            .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .args(machine.qemu_arguments())
+            .arg("-append")
+            .arg(format!("{COMMAND_LINE} {} peervram.shell", machine.command_line()))
+            .status()
+            .context("starting unshare (package `util-linux`)")?;
+        if !status.success() {
+            bail!("QEMU ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// Writes what the virtio GPU shows into a file of the shared folder (PPM).
+    pub fn screendump(&mut self, name: &str) -> Result<()> {
+        let screen = self.screen.as_ref().context("this machine has no virtio GPU, so no screen")?;
+        let file = format!("/lab/share/{name}");
+        self.qmp.execute("screendump", json!({ "filename": file, "device": screen }))?;
+        Ok(())
+    }
+
+    /// The last lines of the guest's console, QEMU's own complaints after them.
+    pub fn last_words(&self, lines: usize) -> String {
+        last_words(&self.folder, lines)
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        end(&mut self.child);
+    }
+}
+
+/// A QEMU that has not connected yet; dropped without having done so, it is ended.
+struct Starting<'a> {
+    child: Option<Child>,
+    folder: &'a Path,
+}
+
+impl Starting<'_> {
+    fn accept(&mut self, listener: &UnixListener) -> Result<UnixStream> {
+        let child = self.child.as_mut().expect("not taken yet");
+        let start = Instant::now();
+        listener.set_nonblocking(true)?;
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(stream);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("waiting for QEMU"),
+            }
+            if let Some(status) = child.try_wait()? {
+                bail!("QEMU does not start: {status}\n{}", last_words(self.folder, 20));
+            }
+            if start.elapsed() > START_LIMIT {
+                bail!("QEMU does not connect within {} s", START_LIMIT.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            end(child);
+        }
+    }
+}
+
+/// The guest has nothing to lose, so there is nothing to say goodbye to.
+fn end(child: &mut Child) {
+    child.kill().ok();
+    child.wait().ok();
+}
+
+fn last_words(folder: &Path, lines: usize) -> String {
+    ["console.log", "qemu.log"]
+        .iter()
+        .filter_map(|name| fs::read(folder.join(name)).ok())
+        .map(|text| tail(&String::from_utf8_lossy(&text).replace('\r', ""), lines))
+        .filter(|text| !text.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n")
+}

@@ -1,0 +1,133 @@
+//! What a person reads: machine by machine, test by test, and one last line to count on.
+
+use serde::Serialize;
+use std::io::{self, Write};
+
+use crate::suite::{Outcome, Plan, Tested, Watcher};
+use crate::wire::Verdict;
+
+/// How many tests ended in which way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// As they should.
+    pub passed: usize,
+    /// Not as they should, or not at all because the machine was lost.
+    pub failed: usize,
+    /// Not tried, with a reason. A skip is not a pass.
+    pub skipped: usize,
+}
+
+impl Counts {
+    /// Counts the tests of all machines.
+    pub fn of(outcomes: &[Outcome]) -> Counts {
+        let mut counts = Counts::default();
+        for tested in outcomes.iter().flat_map(|outcome| &outcome.tests) {
+            counts.add(&tested.verdict);
+        }
+        counts
+    }
+
+    fn add(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Passed => self.passed += 1,
+            Verdict::Failed { .. } => self.failed += 1,
+            Verdict::Skipped { .. } => self.skipped += 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Counts { passed, failed, skipped } = self;
+        write!(formatter, "{passed} passed, {failed} failed, {skipped} skipped")
+    }
+}
+
+/// Writes as it happens. A writer that fails ends nothing: the verdict is in the outcome.
+#[derive(Debug)]
+pub struct Text<W: Write> {
+    writer: W,
+    width: usize,
+    unpassed: Vec<(String, Tested)>,
+    machine: String,
+    counts: Counts,
+}
+
+impl<W: Write> Text<W> {
+    /// Writes to `writer`.
+    pub fn new(writer: W) -> Text<W> {
+        Text { writer, width: 0, unpassed: Vec::new(), machine: String::new(), counts: Counts::default() }
+    }
+
+    /// The reasons of failures and skips, and the last line.
+    pub fn finish(mut self) -> io::Result<W> {
+        for (machine, tested) in &self.unpassed {
+            let (word, reason) = match &tested.verdict {
+                Verdict::Passed => continue,
+                Verdict::Failed { reason } => ("FAILED", reason),
+                Verdict::Skipped { reason } => ("skipped", reason),
+            };
+            writeln!(self.writer, "\n{word}: {} on {machine}", tested.name)?;
+            for line in reason.lines() {
+                writeln!(self.writer, "    {line}")?;
+            }
+        }
+        writeln!(self.writer, "\n{}", self.counts)?;
+        Ok(self.writer)
+    }
+}
+
+impl<W: Write> Watcher for Text<W> {
+    fn machine_begins(&mut self, plan: &Plan) {
+        self.machine = plan.machine.name.into();
+        self.width = plan.tests.iter().map(String::len).max().unwrap_or(0);
+        writeln!(self.writer, "\n{}: {}", plan.machine.name, plan.machine.about).ok();
+    }
+
+    fn machine_is_up(&mut self, release: &str, boot_s: f64) {
+        writeln!(self.writer, "  Linux {release}, up after {boot_s:.1} s").ok();
+    }
+
+    fn tested(&mut self, tested: &Tested) {
+        let word = match tested.verdict {
+            Verdict::Passed => "ok",
+            Verdict::Failed { .. } => "FAILED",
+            Verdict::Skipped { .. } => "skipped",
+        };
+        let width = self.width;
+        writeln!(self.writer, "  {:width$}  {word:7}  {:6.2} s", tested.name, tested.seconds).ok();
+        self.counts.add(&tested.verdict);
+        if tested.verdict != Verdict::Passed {
+            self.unpassed.push((self.machine.clone(), tested.clone()));
+        }
+    }
+
+    fn machine_ends(&mut self, outcome: &Outcome) {
+        writeln!(self.writer, "  boot to last verdict: {:.1} s", outcome.total_s).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::MACHINES;
+
+    fn tested(name: &str, verdict: Verdict) -> Tested {
+        Tested { name: name.into(), verdict, seconds: 1.0 }
+    }
+
+    #[test]
+    fn reasons_come_after_and_counts_last() {
+        let mut text = Text::new(Vec::new());
+        let tests = vec!["lab/a".to_string(), "lab/b".to_string(), "lab/c".to_string()];
+        text.machine_begins(&Plan { machine: &MACHINES[0], tests });
+        text.machine_is_up("7.3.4", 6.0);
+        text.tested(&tested("lab/a", Verdict::Passed));
+        text.tested(&tested("lab/b", Verdict::Failed { reason: "EINVAL\nno way".into() }));
+        text.tested(&tested("lab/c", Verdict::Skipped { reason: "no Vulkan".into() }));
+        let text = String::from_utf8(text.finish().unwrap()).unwrap();
+        assert!(text.contains("FAILED: lab/b on epyc-root-ports\n    EINVAL\n    no way\n"));
+        assert!(text.contains("skipped: lab/c on epyc-root-ports\n    no Vulkan\n"));
+        assert_eq!(text.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
+    }
+}

@@ -1,0 +1,143 @@
+//! Many tests on many machines: each machine is booted once, its tests run in order.
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::lab::{Lab, Programs};
+use crate::machine::{Facts, Machine};
+use crate::wire::Verdict;
+
+/// A machine and the tests that are to run there.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where.
+    pub machine: &'static Machine,
+    /// What, by full name, in order.
+    pub tests: Vec<String>,
+}
+
+/// What came of a plan.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The machine's name.
+    pub machine: String,
+    /// The running kernel's release, once it ran.
+    pub release: Option<String>,
+    /// From QEMU's start until the agent was ready.
+    pub boot_s: f64,
+    /// From QEMU's start until the last verdict.
+    pub total_s: f64,
+    /// Each test, in order.
+    pub tests: Vec<Tested>,
+}
+
+/// What came of a test.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tested {
+    /// The test's full name.
+    pub name: String,
+    /// How it ended.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// How long it ran.
+    pub seconds: f64,
+}
+
+/// Told of everything as it happens.
+pub trait Watcher {
+    /// A machine is about to be booted.
+    fn machine_begins(&mut self, plan: &Plan);
+    /// It is up.
+    fn machine_is_up(&mut self, release: &str, boot_s: f64);
+    /// A test is over.
+    fn tested(&mut self, tested: &Tested);
+    /// All tests of the machine are over.
+    fn machine_ends(&mut self, outcome: &Outcome);
+}
+
+/// Which tests would run where: those whose name contains `filter`, on the machines that they are
+/// for. Machines without any are left out. The guest program is asked, here on the host.
+pub fn plan(programs: &Programs, machines: &[&'static Machine], filter: &str) -> Result<Vec<Plan>> {
+    let facts: Vec<Facts> = machines.iter().map(|machine| machine.facts()).collect();
+    let mut child = Command::new(&programs.agent)
+        .arg("list")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("starting {}", programs.agent.display()))?;
+    let mut input = child.stdin.take().context("the guest program has no input")?;
+    input.write_all(&serde_json::to_vec(&facts)?)?;
+    drop(input);
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{} list: {}", programs.agent.display(), output.status);
+    }
+    let mut tests: BTreeMap<String, Vec<String>> = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("reading the tests of {}", programs.agent.display()))?;
+    Ok(machines
+        .iter()
+        .map(|machine| {
+            let mut tests = tests.remove(machine.name).unwrap_or_default();
+            tests.retain(|name| name.contains(filter));
+            Plan { machine, tests }
+        })
+        .filter(|plan| !plan.tests.is_empty())
+        .collect())
+}
+
+/// Runs a plan. A machine that cannot be booted, or is lost on the way, fails its tests; an error
+/// is only what keeps the lab from working at all.
+pub fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Result<Outcome> {
+    lab.prepare(plan.machine)?;
+    watcher.machine_begins(plan);
+    let start = Instant::now();
+    let mut outcome = Outcome {
+        machine: plan.machine.name.into(),
+        release: None,
+        boot_s: 0.0,
+        total_s: 0.0,
+        tests: Vec::new(),
+    };
+    let mut lost: Option<String> = None;
+    let mut vm = match lab.boot(plan.machine) {
+        Ok(vm) => {
+            outcome.release = Some(vm.release().into());
+            outcome.boot_s = vm.boot_time().as_secs_f64();
+            watcher.machine_is_up(vm.release(), outcome.boot_s);
+            Some(vm)
+        }
+        Err(error) => {
+            lost = Some(format!("{error:#}"));
+            None
+        }
+    };
+    for name in &plan.tests {
+        let begun = Instant::now();
+        let (verdict, seconds) = match (&mut vm, &lost) {
+            (Some(vm), None) => match vm.test(name) {
+                Ok(done) => done,
+                Err(error) => {
+                    let reason = format!("{error:#}\nlast lines of the console:\n{}", vm.last_words(25));
+                    lost = Some(format!("not run: the guest was lost in {name}"));
+                    (Verdict::Failed { reason }, begun.elapsed().as_secs_f64())
+                }
+            },
+            (_, Some(reason)) => (Verdict::Failed { reason: reason.clone() }, 0.0),
+            (None, None) => unreachable!("a machine is up or it is lost"),
+        };
+        if vm.is_none() {
+            // Said in full once, with the first test.
+            lost = Some("not run: the machine did not boot".into());
+        }
+        let tested = Tested { name: name.clone(), verdict, seconds };
+        watcher.tested(&tested);
+        outcome.tests.push(tested);
+    }
+    outcome.total_s = start.elapsed().as_secs_f64();
+    watcher.machine_ends(&outcome);
+    Ok(outcome)
+}

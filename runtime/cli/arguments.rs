@@ -1,0 +1,138 @@
+//! Arguments that several commands share: sizes, ranges, picture sizes.
+
+use std::str::FromStr;
+
+use clap::Args;
+use peervram::backends::{DmaRange, DmaRanges, Region, vfio};
+use peervram::{Error, Kind, Result};
+
+/// Which part of a device's memory.
+#[derive(Args)]
+pub struct MemoryArguments {
+    /// The region, for PCI the BAR's number. VRAM is the largest prefetchable one, which is taken
+    /// where this is not given.
+    #[arg(long, value_name = "INDEX")]
+    region: Option<u32>,
+
+    /// A slice of the region, OFFSET+LENGTH, each like 4096, 0x1000, 64K or 16M. Several slices make
+    /// one buffer, in the order given. Without it, the whole region.
+    #[arg(long = "range", value_name = "RANGE")]
+    ranges: Vec<RangeArgument>,
+}
+
+impl MemoryArguments {
+    /// The ranges asked for, checked against the device.
+    pub fn ranges(&self, device: &vfio::Device) -> Result<DmaRanges> {
+        let region = match self.region {
+            Some(index) => device.region(index)?,
+            None => largest_memory(device)?,
+        };
+        if self.ranges.is_empty() {
+            return DmaRanges::whole(region);
+        }
+        let ranges: Vec<DmaRange> = self.ranges.iter().map(|argument| argument.0).collect();
+        DmaRanges::new(region, &ranges)
+    }
+}
+
+pub fn largest_memory(device: &vfio::Device) -> Result<&Region> {
+    use peervram::backends::Exporter as _;
+    (device.regions().iter())
+        .filter(|region| region.index < peervram::backends::pci::BAR_COUNT as u32 && region.flags.mmap)
+        .max_by_key(|region| region.size_bytes)
+        .ok_or_else(|| {
+            Error::new(Kind::NotFound, "find a device's memory", "no BAR can be mapped").on(device.address())
+        })
+}
+
+/// `OFFSET+LENGTH` in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeArgument(pub DmaRange);
+
+impl FromStr for RangeArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (offset, length) =
+            text.split_once('+').ok_or_else(|| format!("{text:?} is not OFFSET+LENGTH, like 0+16M"))?;
+        Ok(Self(DmaRange::new(parse_bytes(offset)?, parse_bytes(length)?)))
+    }
+}
+
+/// Reads `4096`, `0x1000`, `64K`, `16M` or `1G` (powers of 1024).
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no number of bytes; write 4096, 0x1000, 64K, 16M or 1G");
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let (digits, radix) = digits.strip_prefix("0x").map_or((digits, 10), |digits| (digits, 16));
+    if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let number = u64::from_str_radix(digits, radix).map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// `WIDTHxHEIGHT` in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PictureSize {
+    pub width: u32,
+    pub height: u32,
+}
+
+impl FromStr for PictureSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (width, height) = text.split_once('x')?;
+            let size = Self { width: width.parse().ok()?, height: height.parse().ok()? };
+            (1..=16384).contains(&size.width).then_some(())?;
+            (1..=16384).contains(&size.height).then_some(size)
+        };
+        parse()
+            .ok_or_else(|| format!("{text:?} is not WIDTHxHEIGHT in pixels, like 640x480, up to 16384 each"))
+    }
+}
+
+/// A number of bytes for people: `16 MiB`, `4 KiB`, `100 B`.
+pub fn show_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut rest = bytes;
+    while unit + 1 < UNITS.len() && rest >= 1024 && rest.is_multiple_of(1024) {
+        rest /= 1024;
+        unit += 1;
+    }
+    format!("{rest} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_shown() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("0x1000"), Ok(4096));
+        assert_eq!(parse_bytes("64K"), Ok(65536));
+        assert_eq!(parse_bytes("16M"), Ok(16 << 20));
+        assert_eq!(show_bytes(16 << 20), "16 MiB");
+        assert_eq!(show_bytes(4097), "4097 B");
+        for wrong in ["", "K", "-1", "+5", "1T", "0x", "99999999999G", "1.5M"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ranges_and_pictures_are_read() {
+        assert_eq!("0x1000+2M".parse(), Ok(RangeArgument(DmaRange::new(4096, 2 << 20))));
+        assert!("4096".parse::<RangeArgument>().is_err());
+        assert_eq!("640x480".parse(), Ok(PictureSize { width: 640, height: 480 }));
+        assert!("640x0".parse::<PictureSize>().is_err());
+        assert!("99999x1".parse::<PictureSize>().is_err());
+    }
+}

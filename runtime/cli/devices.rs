@@ -1,0 +1,237 @@
+//! `peervram devices`: who can lend, who can import, what stands in the way.
+//!
+//! Reads sysfs and nothing else: no device is opened, because opening a VFIO device resets it.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Args;
+use peervram::backends::drm::import_support;
+use peervram::backends::pci::{Function, Link};
+use peervram::backends::vfio;
+use serde::Serialize;
+
+use super::arguments::show_bytes;
+use super::ending::print_json;
+use super::pci_names::PciNames;
+
+/// List the PCI functions that matter: GPUs, devices bound to VFIO, devices with a DRM node.
+///
+/// For each: can it lend memory, can it import memory of another, and what stands in the way. Opens
+/// no device and needs no privilege.
+#[derive(Args)]
+pub struct Arguments {
+    /// List every PCI function.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    kernel_release: String,
+    devices: Vec<DeviceReport>,
+}
+
+#[derive(Serialize)]
+struct DeviceReport {
+    address: String,
+    vendor_id: String,
+    device_id: String,
+    class: String,
+    name: Option<String>,
+    driver: Option<String>,
+    iommu_group: Option<u32>,
+    numa_node: Option<u32>,
+    memory_enabled: Option<bool>,
+    bars: Vec<BarReport>,
+    link: Option<LinkReport>,
+    drm_nodes: Vec<String>,
+    lend: Verdict,
+    import: Verdict,
+}
+
+#[derive(Serialize)]
+struct BarReport {
+    index: u32,
+    size_bytes: u64,
+    is_memory: bool,
+    is_prefetchable: bool,
+}
+
+#[derive(Serialize)]
+struct LinkReport {
+    speed: String,
+    width_lanes: u32,
+    max_speed: String,
+    max_width_lanes: u32,
+    narrowed: bool,
+}
+
+/// Whether it can, why, and what would change that.
+#[derive(Serialize)]
+struct Verdict {
+    can: bool,
+    because: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    let names = PciNames::load();
+    let kernel_release = vfio::kernel_release();
+    let devices = Function::all()?
+        .into_iter()
+        .filter(|function| arguments.all || matters(function))
+        .map(|function| report(&function, &names))
+        .collect();
+    let report = Report { kernel_release, devices };
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn matters(function: &Function) -> bool {
+    function.is_gpu() || is_vfio(function) || !function.drm_nodes.is_empty()
+}
+
+fn is_vfio(function: &Function) -> bool {
+    function.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+}
+
+fn report(function: &Function, names: &PciNames) -> DeviceReport {
+    DeviceReport {
+        address: function.address.to_string(),
+        vendor_id: format!("{:04x}", function.vendor_id),
+        device_id: format!("{:04x}", function.device_id),
+        class: format!("{:06x}", function.class),
+        name: names.name(function.vendor_id, function.device_id),
+        driver: function.driver.clone(),
+        iommu_group: function.iommu_group,
+        numa_node: function.numa_node,
+        memory_enabled: function.memory_enabled,
+        bars: (function.bars.iter())
+            .map(|bar| BarReport {
+                index: bar.index,
+                size_bytes: bar.size_bytes,
+                is_memory: bar.is_memory,
+                is_prefetchable: bar.is_prefetchable,
+            })
+            .collect(),
+        link: function.link.as_ref().map(|link| LinkReport {
+            speed: link.speed.clone(),
+            width_lanes: link.width_lanes,
+            max_speed: link.max_speed.clone(),
+            max_width_lanes: link.max_width_lanes,
+            narrowed: is_narrowed(link),
+        }),
+        drm_nodes: function.drm_nodes.clone(),
+        lend: can_lend(function),
+        import: can_import(function),
+    }
+}
+
+fn is_narrowed(link: &Link) -> bool {
+    link.width_lanes < link.max_width_lanes || link.speed != link.max_speed
+}
+
+fn can_lend(function: &Function) -> Verdict {
+    let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
+    let memory = function.bars.iter().filter(|bar| bar.is_memory && bar.size_bytes >= 4096);
+    let Some(memory) = memory.max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes)) else {
+        return no("it has no memory BAR of a page or more".into(), None);
+    };
+    if let Err(error) = vfio::check_kernel_exports_dma_bufs() {
+        return no(error.why().to_owned(), error.next_step().map(str::to_owned));
+    }
+    if !is_vfio(function) {
+        let because = match &function.driver {
+            Some(driver) => format!("it is bound to {driver}"),
+            None => "it is bound to no driver".into(),
+        };
+        let next = if function.iommu_group.is_some() {
+            "bind it to vfio-pci"
+        } else {
+            "enable the IOMMU (intel_iommu=on, or in the firmware), then bind it to vfio-pci"
+        };
+        return no(because, Some(next.into()));
+    }
+    let because = format!("BAR {}, {}", memory.index, show_bytes(memory.size_bytes));
+    Verdict { can: true, because, next: None }
+}
+
+fn can_import(function: &Function) -> Verdict {
+    let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
+    match function.driver.as_deref() {
+        None => no("it is bound to no driver".into(), Some("bind it to its graphics driver".into())),
+        Some(_) if is_vfio(function) => no("it is bound to VFIO, which lends".into(), None),
+        Some("virtio-pci") if function.drm_nodes.is_empty() => no("it is no graphics device".into(), None),
+        Some(driver) => match import_support(driver) {
+            Some(row) => Verdict { can: row.can_import, because: row.because.into(), next: None },
+            None => no(format!("{driver} is not known to attach peer-to-peer"), None),
+        },
+    }
+}
+
+fn print(report: &Report) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    if report.devices.is_empty() {
+        writeln!(
+            output,
+            "No GPU, no device bound to VFIO, and no DRM node (Linux {}).",
+            report.kernel_release
+        )?;
+        let everything =
+            if Path::new("/sys/bus/pci").exists() { "; --all lists every PCI function" } else { "" };
+        writeln!(output, "peervram demo runs without one{everything}.")?;
+        return Ok(());
+    }
+    for device in &report.devices {
+        let id = format!("{}:{}", device.vendor_id, device.device_id);
+        writeln!(output, "{}  {}", device.address, device.name.as_deref().unwrap_or(&id))?;
+        let group = device.iommu_group.map_or_else(|| "none".into(), |group| group.to_string());
+        let driver = device.driver.as_deref().unwrap_or("none");
+        write!(output, "  driver {driver}, IOMMU group {group}")?;
+        if let Some(node) = device.numa_node {
+            write!(output, ", NUMA node {node}")?;
+        }
+        if device.memory_enabled == Some(false) {
+            write!(output, ", memory off")?;
+        }
+        writeln!(output)?;
+        for bar in &device.bars {
+            let kind = match (bar.is_memory, bar.is_prefetchable) {
+                (false, _) => "I/O ports",
+                (true, false) => "memory",
+                (true, true) => "memory, prefetchable",
+            };
+            writeln!(output, "  BAR {}   {:>8}  {kind}", bar.index, show_bytes(bar.size_bytes))?;
+        }
+        if let Some(link) = &device.link {
+            write!(output, "  link    {} x{}", link.speed, link.width_lanes)?;
+            if link.narrowed {
+                write!(output, ", of {} x{}", link.max_speed, link.max_width_lanes)?;
+            }
+            writeln!(output)?;
+        }
+        if !device.drm_nodes.is_empty() {
+            writeln!(output, "  DRM     {}", device.drm_nodes.join(", "))?;
+        }
+        print_verdict(&mut output, "lend", &device.lend)?;
+        print_verdict(&mut output, "import", &device.import)?;
+        writeln!(output)?;
+    }
+    Ok(())
+}
+
+fn print_verdict(output: &mut impl Write, what: &str, verdict: &Verdict) -> std::io::Result<()> {
+    let word = if verdict.can { "yes" } else { "no" };
+    write!(output, "  {what:<7} {word}: {}", verdict.because)?;
+    match &verdict.next {
+        Some(next) => writeln!(output, "; {next}"),
+        None => writeln!(output),
+    }
+}

@@ -1,0 +1,91 @@
+//! How a command ends: its exit code, and its error in words or as JSON.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use peervram::{Error, Kind};
+use serde::Serialize;
+
+/// Wrong usage, as clap has it.
+const USAGE: u8 = 2;
+/// The machine, not the request, stands in the way.
+const CANNOT_RUN_HERE: u8 = 4;
+
+/// An error for programs. `code` is stable.
+#[derive(Serialize)]
+pub struct ErrorReport {
+    code: &'static str,
+    message: String,
+    tried: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<String>,
+    why: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+impl ErrorReport {
+    /// The whole sentence.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<&Error> for ErrorReport {
+    fn from(error: &Error) -> Self {
+        Self {
+            code: error.kind().code(),
+            message: error.to_string(),
+            tried: error.tried().to_owned(),
+            device: error.device().map(str::to_owned),
+            why: error.why().to_owned(),
+            errno: error.raw_os_error(),
+            next: error.next_step().map(str::to_owned),
+        }
+    }
+}
+
+/// Says what went wrong, if anything, and picks the exit code.
+pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
+    let error = match result {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    // A reader that went away (head, less) wants no message.
+    if error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    {
+        return ExitCode::SUCCESS;
+    }
+    let ours = error.downcast_ref::<Error>();
+    let mut standard_error = std::io::stderr().lock();
+    let _ = match ours {
+        Some(error) if json => print_json(&serde_json::json!({ "error": ErrorReport::from(error) }))
+            .map_err(std::io::Error::other),
+        Some(error) => match error.next_step() {
+            Some(next) => {
+                let text = error.to_string();
+                let text = text.strip_suffix(next).and_then(|text| text.strip_suffix("; ")).unwrap_or(&text);
+                writeln!(standard_error, "peervram: {text}\n  next: {next}")
+            }
+            None => writeln!(standard_error, "peervram: {error}"),
+        },
+        None => writeln!(standard_error, "peervram: {error:#}"),
+    };
+    match ours.map(Error::kind) {
+        Some(Kind::InvalidInput) => ExitCode::from(USAGE),
+        Some(kind) if kind.cannot_run_here() => ExitCode::from(CANNOT_RUN_HERE),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Prints one JSON value to standard output.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut output = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut output, value)?;
+    writeln!(output)?;
+    Ok(())
+}

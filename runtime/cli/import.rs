@@ -1,0 +1,270 @@
+//! `peervram import`: attach another device to memory, and look at it through that device.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use peervram::backends::drm::{self, ScanOut};
+use peervram::backends::vulkan::{Buffer, Engine, Instance, Selector};
+use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes, vfio};
+use peervram::picture::Picture;
+use peervram::{Attachment, Error, Kind, Lender, Path, Result, Trust};
+use serde::Serialize;
+
+use super::arguments::{MemoryArguments, PictureSize, show_bytes};
+use super::ending::{ErrorReport, print_json};
+
+/// How long a device may take for one piece of work before it counts as hung.
+pub const DEVICE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Import memory of a VFIO device into Vulkan or a DRM node.
+///
+/// Says which path the bytes take and why the others were refused. Nothing has verified the path:
+/// --checksum and --picture read the memory by the importing device, so that you can compare.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    peervram import 01:00.0 --range 0+4M --checksum                      by Vulkan compute\n  \
+    peervram import 01:00.0 --range 0+4M --picture out.png --size 640x480\n  \
+    peervram import 01:00.0 --to /dev/dri/card0 --show 640x480           on its screen")]
+pub struct Arguments {
+    /// Whose memory: a VFIO device's PCI address, or fd:N for an inherited dma-buf.
+    source: Source,
+
+    #[command(flatten)]
+    memory: MemoryArguments,
+
+    /// Who imports: `vulkan`, a Vulkan device's PCI address, part of its name or its render node as
+    /// `vulkan:WHICH`, or a DRM card node like /dev/dri/card0.
+    #[arg(long, default_value = "vulkan", value_name = "IMPORTER")]
+    to: Target,
+
+    /// Read all of it by a compute shader and print the position-dependent sum of its words.
+    #[arg(long)]
+    checksum: bool,
+
+    /// Copy a picture out of it by the importing device and save it as PNG. Needs --size.
+    #[arg(long, value_name = "FILE", requires = "size")]
+    picture: Option<PathBuf>,
+
+    /// The size of the picture that the memory begins with: XRGB8888, rows without gaps.
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    size: Option<PictureSize>,
+
+    /// Show the picture that the memory begins with on the DRM node's screen, until Enter is pressed
+    /// (or for the time of --seconds).
+    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    show: Option<PictureSize>,
+
+    /// How long to show it.
+    #[arg(long, requires = "show")]
+    seconds: Option<u64>,
+}
+
+/// `0000:01:00.0` or `fd:3`.
+#[derive(Debug, Clone)]
+enum Source {
+    Device(PciAddress),
+    Inherited(i32),
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.strip_prefix("fd:") {
+            Some(number) => match number.parse() {
+                Ok(number) if number >= 0 => Ok(Self::Inherited(number)),
+                _ => Err(format!("{number:?} is no file descriptor; write fd:3")),
+            },
+            None => text.parse().map(Self::Device).map_err(|error: Error| error.to_string()),
+        }
+    }
+}
+
+/// `vulkan`, `vulkan:WHICH`, or a path below /dev.
+#[derive(Debug, Clone)]
+pub enum Target {
+    Vulkan(Selector),
+    Drm(PathBuf),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let which = match text.split_once(':') {
+            Some(("vulkan", which)) => which,
+            _ if text == "vulkan" => "",
+            _ if text.starts_with('/') => return Ok(Self::Drm(text.into())),
+            _ => {
+                return Err(format!(
+                    "{text:?} is neither vulkan, vulkan:WHICH, nor a path like /dev/dri/card0"
+                ));
+            }
+        };
+        let Ok(selector) = which.parse();
+        Ok(Self::Vulkan(selector))
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    exporter: String,
+    importer: String,
+    path: &'static str,
+    verified: bool,
+    size_bytes: u64,
+    attach_us: f64,
+    refused: Vec<Refusal>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    picture: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Refusal {
+    path: &'static str,
+    error: ErrorReport,
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    match &arguments.to {
+        Target::Vulkan(selector) => {
+            if arguments.show.is_some() {
+                return Err(unfit("--show needs a DRM node", "add --to /dev/dri/card0").into());
+            }
+            let device = Arc::new(Instance::open()?.open_device(selector)?);
+            attach(arguments, device, json, |buffer, report| look(arguments, buffer, report))
+        }
+        Target::Drm(path) => {
+            if arguments.checksum || arguments.picture.is_some() {
+                let why = "--checksum and --picture need a Vulkan device";
+                return Err(unfit(why, "leave --to out; a DRM node can only show a picture").into());
+            }
+            let node = Arc::new(drm::Node::open(path)?);
+            attach(arguments, node, json, |buffer_object, _| show(arguments, buffer_object))
+        }
+    }
+}
+
+fn unfit(why: &'static str, next: &'static str) -> Error {
+    Error::new(Kind::InvalidInput, "import memory", why).next(next)
+}
+
+/// Attaches `importer` to the source, lets `work` use the import, and prints what came of it.
+fn attach<I: Importer>(
+    arguments: &Arguments,
+    importer: Arc<I>,
+    json: bool,
+    work: impl FnOnce(&I::Memory, &mut Report) -> Result<()>,
+) -> anyhow::Result<ExitCode> {
+    let start = Instant::now();
+    let mut report = Report {
+        exporter: String::new(),
+        importer: importer.name(),
+        path: Path::Peer.name(),
+        verified: false,
+        size_bytes: 0,
+        attach_us: 0.0,
+        refused: Vec::new(),
+        checksum: None,
+        picture: None,
+    };
+    match arguments.source {
+        Source::Device(address) => {
+            let device = vfio::Device::open(address)?;
+            let ranges = arguments.memory.ranges(&device)?;
+            let lender = Lender::new(device);
+            let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+            let start = Instant::now();
+            let attachment: Attachment<I> = export.attach(importer, Trust::Unverified)?;
+            report.attach_us = start.elapsed().as_secs_f64() * 1e6;
+            report.exporter = address.to_string();
+            report.path = attachment.path().name();
+            report.size_bytes = export.size_bytes();
+            report.refused = (attachment.refused().iter())
+                .map(|(path, error)| Refusal { path: path.name(), error: error.into() })
+                .collect();
+            let access = attachment.enter()?;
+            work(access.memory(), &mut report)?;
+            access.finish();
+            attachment.detach()?;
+        }
+        Source::Inherited(number) => {
+            let dma_buf = DmaBuf::inherited(number)?;
+            let memory = importer.import(&dma_buf)?;
+            report.attach_us = start.elapsed().as_secs_f64() * 1e6;
+            report.exporter = format!("descriptor {number}");
+            report.size_bytes = dma_buf.size_bytes();
+            work(&memory, &mut report)?;
+            importer.release(memory)?;
+        }
+    }
+    if json {
+        print_json(&report)?;
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn look(arguments: &Arguments, buffer: &Buffer, report: &mut Report) -> Result<()> {
+    let mut engine = Engine::new(buffer.device())?;
+    if arguments.checksum {
+        let sum = engine.checksum(buffer, 0..buffer.size_bytes(), Instant::now() + DEVICE_LIMIT)?;
+        report.checksum = Some(format!("{sum:08x}"));
+    }
+    if let (Some(file), Some(size)) = (&arguments.picture, arguments.size) {
+        let layout = ImageLayout::packed(size.width, size.height);
+        layout.check(buffer.size_bytes())?;
+        let mut bytes = vec![0; layout.end_bytes() as usize];
+        engine.read_back(buffer, 0, &mut bytes, Instant::now() + DEVICE_LIMIT)?;
+        Picture::new(size.width, size.height, bytes)?.save(file)?;
+        report.picture = Some(file.clone());
+    }
+    Ok(())
+}
+
+fn show(arguments: &Arguments, buffer_object: &drm::BufferObject) -> Result<()> {
+    let Some(size) = arguments.show else { return Ok(()) };
+    let _scan_out = ScanOut::start(buffer_object, ImageLayout::packed(size.width, size.height))?;
+    match arguments.seconds {
+        Some(seconds) => std::thread::sleep(Duration::from_secs(seconds)),
+        None => wait_for_enter(&format!("{}x{} is on the screen", size.width, size.height))?,
+    }
+    Ok(())
+}
+
+/// Says `what` and waits for a line on standard input, or its end.
+pub fn wait_for_enter(what: &str) -> Result<()> {
+    if std::io::stdin().is_terminal() {
+        eprintln!("{what}; press Enter to go on");
+    }
+    let read = std::io::stdin().read_line(&mut String::new());
+    read.map(drop).map_err(|error| Error::os("wait for Enter", error))
+}
+
+fn print(report: &Report) {
+    println!(
+        "{} of {} imported by {} in {:.0} us",
+        show_bytes(report.size_bytes),
+        report.exporter,
+        report.importer,
+        report.attach_us
+    );
+    println!("path      {} (unverified)", report.path);
+    for refusal in &report.refused {
+        println!("refused   {}: {}", refusal.path, refusal.error.message());
+    }
+    if let Some(checksum) = &report.checksum {
+        println!("checksum  {checksum}");
+    }
+    if let Some(picture) = &report.picture {
+        println!("picture   {}", picture.display());
+    }
+}

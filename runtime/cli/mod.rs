@@ -1,0 +1,70 @@
+//! The command line: one file per command, and the words in which they end.
+
+mod arguments;
+mod demo;
+mod devices;
+mod ending;
+mod export;
+mod import;
+mod pci_names;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Lend one GPU's VRAM to another GPU.
+///
+/// One GPU is bound to vfio-pci; ranges of its memory become dma-bufs that another GPU's Vulkan or
+/// DRM driver imports, without a copy through system memory.
+#[derive(Parser)]
+#[command(
+    version = env!("PEERVRAM_VERSION"),
+    after_help = "Examples:\n  \
+        peervram devices                                  who can lend, who can import, what stands in the way\n  \
+        peervram demo                                     lend a picture to Vulkan, on any machine\n  \
+        peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
+)]
+struct Command {
+    /// Print one JSON value instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Say more; twice for everything. Goes to standard error.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Devices(devices::Arguments),
+    Export(export::Arguments),
+    Import(import::Arguments),
+    Demo(demo::Arguments),
+}
+
+pub fn main() -> ExitCode {
+    let command = Command::parse();
+    let level = match command.verbose {
+        0 => "error",
+        1 => "info",
+        _ => "trace",
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(format!(
+            "peervram={level},peervram_backends={level}"
+        )))
+        .init();
+    let result = match command.what {
+        What::Devices(arguments) => devices::run(&arguments, command.json),
+        What::Export(arguments) => export::run(&arguments, command.json),
+        What::Import(arguments) => import::run(&arguments, command.json),
+        What::Demo(arguments) => demo::run(&arguments, command.json),
+    };
+    ending::of(result, command.json)
+}

@@ -1,0 +1,75 @@
+//! Building programs of this workspace: cargo is asked where they are.
+
+use anyhow::{Context, Result, bail};
+use peervram_lab::Programs;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// Builds packages and gives the path of each one's program or library, in the same order.
+pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    if !output.status.success() {
+        bail!("`cargo build` of {}: {}", packages.join(", "), output.status);
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    packages
+        .iter()
+        .map(|package| {
+            messages
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .find_map(|message| artifact(&message, package))
+                .with_context(|| format!("cargo built {package} but names no program of it"))
+        })
+        .collect()
+}
+
+/// What the lab needs of this workspace.
+pub fn lab_programs() -> Result<Programs> {
+    let mut paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim"])?.into_iter();
+    match (paths.next(), paths.next()) {
+        (Some(agent), Some(shim)) => Ok(Programs { agent, shim }),
+        _ => bail!("cargo built fewer programs than packages"),
+    }
+}
+
+/// The path in cargo's message, if it is about the program or C library of that package.
+fn artifact(message: &Value, package: &str) -> Option<PathBuf> {
+    if message["reason"] != "compiler-artifact" {
+        return None;
+    }
+    let kinds = message["target"]["kind"].as_array()?;
+    if !kinds.iter().any(|kind| kind == "bin" || kind == "cdylib") {
+        return None;
+    }
+    // The manifest's folder may be called otherwise; targets are named after the package.
+    let name = message["target"]["name"].as_str()?;
+    if name.replace('_', "-") != package {
+        return None;
+    }
+    Some(message["filenames"].as_array()?.first()?.as_str()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_of_a_package_is_found() {
+        let message = serde_json::json!({
+            "reason": "compiler-artifact",
+            "target": { "kind": ["cdylib"], "name": "peervram_lab_shim" },
+            "filenames": ["/target/debug/libpeervram_lab_shim.so"],
+        });
+        let path = artifact(&message, "peervram-lab-shim").unwrap();
+        assert_eq!(path, PathBuf::from("/target/debug/libpeervram_lab_shim.so"));
+        assert_eq!(artifact(&message, "peervram-lab"), None);
+    }
+}

@@ -1,0 +1,178 @@
+//! `cargo xtask lab`: the virtual machines.
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use peervram_lab::machine::{self, MACHINES};
+use peervram_lab::report::{Counts, Text};
+use peervram_lab::suite::{self, Watcher};
+use peervram_lab::{Lab, Machine, host};
+use serde_json::json;
+use std::io;
+use std::process::ExitCode;
+
+use crate::build;
+use crate::terminal::{self, CANNOT_RUN_HERE, Exit, FAILED, Steps, USAGE};
+
+/// A task of the lab.
+#[derive(Subcommand)]
+pub enum Task {
+    /// Run tests in virtual machines
+    ///
+    /// Each machine that has a matching test is booted once and its tests run in order. The last
+    /// line is `N passed, N failed, N skipped`; the exit code is 1 if one failed and 4 if the lab
+    /// cannot run on this machine.
+    #[command(after_help = "Examples:
+  cargo xtask lab run                       every test on every machine
+  cargo xtask lab run screen                tests with \"screen\" in their name
+  cargo xtask lab run --machine epyc-switch every test for one machine")]
+    Run(Run),
+    /// Machines, and the tests for each
+    List {
+        #[command(flatten)]
+        choice: Choice,
+    },
+    /// Make the private root (QEMU, Mesa and busybox in the cache folder) and say where it is
+    Root(Setup),
+    /// Fetch kernels and say where they are: of one machine, or of all
+    Kernel {
+        /// A machine's name
+        machine: Option<String>,
+        #[command(flatten)]
+        setup: Setup,
+    },
+    /// A shell in a guest, on this terminal
+    #[command(after_help = "Example:
+  cargo xtask lab shell --machine skylake-switch
+The machine ends with the shell; a hung one ends when the terminal is closed.")]
+    Shell {
+        /// The machine
+        #[arg(long, default_value = MACHINES[0].name)]
+        machine: String,
+        #[command(flatten)]
+        setup: Setup,
+    },
+}
+
+/// Which tests, where.
+#[derive(Args)]
+pub struct Choice {
+    /// Only tests whose name contains this
+    #[arg(default_value = "")]
+    pub filter: String,
+    /// Only this machine; may be given several times
+    #[arg(long = "machine", value_name = "NAME")]
+    pub machines: Vec<String>,
+}
+
+/// How to make ready.
+#[derive(Args)]
+pub struct Setup {
+    /// Install what is missing on this machine without asking
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `cargo xtask lab run`.
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    setup: Setup,
+    /// The outcome as JSON on standard output, at the end
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does a task of the lab.
+pub fn run(task: Task) -> Result<ExitCode> {
+    let steps = Steps::default();
+    match task {
+        Task::Run(arguments) => return run_tests(&arguments, &steps),
+        Task::List { choice } => list(&choice)?,
+        Task::Root(setup) => println!("{}", open(&setup, &steps)?.root().display()),
+        Task::Kernel { machine, setup } => {
+            let machines = chosen(&machine.into_iter().collect::<Vec<_>>())?;
+            let lab = open(&setup, &steps)?;
+            for machine in machines {
+                let kernel = lab.kernel(machine)?;
+                println!("{}: Linux {}, {}", machine.name, kernel.release, kernel.image.display());
+            }
+        }
+        Task::Shell { machine, setup } => {
+            let machines = chosen(&[machine])?;
+            open(&setup, &steps)?.shell(machines[0], &[])?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A lab that is ready: what is missing is installed, the private root is there.
+pub fn open<'a>(setup: &Setup, steps: &'a Steps) -> Result<Lab<'a>> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        let reason = "the lab needs an x86-64 Linux machine".into();
+        bail!(Exit { code: CANNOT_RUN_HERE, reason });
+    }
+    let programs = build::lab_programs()?;
+    terminal::install(&host::missing(), setup.yes)?;
+    Lab::open(programs, steps).map_err(|error| {
+        let reason = format!("the lab cannot run here: {error:#}");
+        Exit { code: CANNOT_RUN_HERE, reason }.into()
+    })
+}
+
+fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
+    let machines = chosen(&arguments.choice.machines)?;
+    let lab = open(&arguments.setup, steps)?;
+    let plans = suite::plan(lab.programs(), &machines, &arguments.choice.filter)?;
+    if plans.is_empty() {
+        let reason = format!(
+            "no test matches {:?} on {}; `cargo xtask lab list` shows them",
+            arguments.choice.filter,
+            machines.iter().map(|machine| machine.name).collect::<Vec<_>>().join(", ")
+        );
+        bail!(Exit { code: USAGE, reason });
+    }
+    let out: Box<dyn io::Write> =
+        if arguments.json { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+    let mut text = Text::new(out);
+    let mut outcomes = Vec::new();
+    for plan in &plans {
+        outcomes.push(suite::run(&lab, plan, &mut text as &mut dyn Watcher)?);
+    }
+    text.finish()?;
+    let counts = Counts::of(&outcomes);
+    if arguments.json {
+        println!("{}", json!({ "machines": outcomes, "counts": counts }));
+    }
+    Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
+}
+
+fn list(choice: &Choice) -> Result<()> {
+    let machines = chosen(&choice.machines)?;
+    let programs = build::lab_programs()?;
+    for plan in suite::plan(&programs, &machines, &choice.filter)? {
+        println!("{}: {}", plan.machine.name, plan.machine.about);
+        for test in plan.tests {
+            println!("  {test}");
+        }
+    }
+    Ok(())
+}
+
+/// The machines of those names; all of them if none is named.
+fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
+    if names.is_empty() {
+        return Ok(MACHINES.iter().collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            machine::named(name).ok_or_else(|| {
+                let all = MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>();
+                let reason = format!("no machine {name:?}; there are {}", all.join(", "));
+                Exit { code: USAGE, reason }.into()
+            })
+        })
+        .collect()
+}

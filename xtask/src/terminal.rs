@@ -1,0 +1,152 @@
+//! What tasks say on a terminal: progress, questions, exit codes.
+
+use anyhow::{Result, bail};
+use peervram_lab::Progress;
+use peervram_lab::host::{self, Missing};
+use std::fmt;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Something was tried and went wrong, or a test failed.
+pub const FAILED: u8 = 1;
+/// The words on the command line make no sense.
+pub const USAGE: u8 = 2;
+/// This machine lacks what the task needs.
+pub const CANNOT_RUN_HERE: u8 = 4;
+
+/// An error that decides the exit code.
+#[derive(Debug)]
+pub struct Exit {
+    /// The code.
+    pub code: u8,
+    /// What to say.
+    pub reason: String,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(&self.reason)
+    }
+}
+
+impl std::error::Error for Exit {}
+
+/// The exit code of a task that ended with an error.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    ExitCode::from(error.downcast_ref::<Exit>().map_or(FAILED, |exit| exit.code))
+}
+
+/// Steps on standard error: a spinner with seconds on a terminal, plain lines elsewhere.
+#[derive(Default)]
+pub struct Steps {
+    running: Mutex<Option<Step>>,
+}
+
+struct Step {
+    what: String,
+    over: Arc<AtomicBool>,
+    spinner: Option<JoinHandle<()>>,
+}
+
+impl Progress for Steps {
+    fn begin(&self, what: &str) {
+        let over = Arc::new(AtomicBool::new(false));
+        let spinner = if io::stderr().is_terminal() {
+            let (what, over) = (what.to_string(), Arc::clone(&over));
+            Some(thread::spawn(move || spin(&what, &over)))
+        } else {
+            eprintln!("{what} ...");
+            None
+        };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Step { what: what.into(), over, spinner });
+    }
+
+    fn end(&self, succeeded: bool, took: Duration) {
+        let step = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(step) = step else { return };
+        step.over.store(true, Ordering::Relaxed);
+        let clear = match step.spinner {
+            Some(spinner) => {
+                spinner.thread().unpark();
+                spinner.join().ok();
+                "\r\x1b[K"
+            }
+            None => "",
+        };
+        let word = if succeeded { "done" } else { "failed" };
+        eprintln!("{clear}{}: {word} after {:.1} s", step.what, took.as_secs_f64());
+    }
+
+    fn note(&self, text: &str) {
+        eprintln!("note: {text}");
+    }
+}
+
+fn spin(what: &str, over: &AtomicBool) {
+    let start = Instant::now();
+    for frame in ['|', '/', '-', '\\'].iter().cycle() {
+        if over.load(Ordering::Relaxed) {
+            return;
+        }
+        eprint!("\r\x1b[K{frame} {what} ({} s)", start.elapsed().as_secs());
+        io::stderr().flush().ok();
+        thread::park_timeout(Duration::from_millis(200));
+    }
+}
+
+/// Installs what is missing: says what and why, and asks unless root or told `yes`.
+pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let cannot = |reason: String| Exit { code: CANNOT_RUN_HERE, reason };
+    let command = host::install_command(missing);
+    let line = command.join(" ");
+    eprintln!("To be installed on this machine:");
+    for missing in missing {
+        eprintln!("  {}: {}", missing.packages.join(", "), missing.why);
+    }
+    if !host::has_program("apt-get") {
+        bail!(cannot(
+            "this machine has no apt-get: install the packages above in its own way, then try \
+             again"
+                .into()
+        ));
+    }
+    if !host::is_root() && !yes {
+        if !io::stdin().is_terminal() {
+            bail!(cannot(format!("nobody here to ask; run `{line}` or give --yes")));
+        }
+        eprint!("Run `{line}`? [y/N] ");
+        let mut answer = String::new();
+        io::stdin().lock().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            bail!(cannot(format!("not installed; run `{line}` yourself, then try again")));
+        }
+    }
+    if !run_quietly(&command)? {
+        // The lists may be old, or have never been fetched.
+        let mut update = command.iter().take_while(|word| **word != "install").copied().collect::<Vec<_>>();
+        update.push("update");
+        run_quietly(&update)?;
+        if !run_quietly(&command)? {
+            bail!(cannot(format!("`{line}` failed; run it to see why")));
+        }
+    }
+    Ok(())
+}
+
+fn run_quietly(command: &[&str]) -> Result<bool> {
+    eprintln!("$ {}", command.join(" "));
+    let output =
+        Command::new(command[0]).args(&command[1..]).env("DEBIAN_FRONTEND", "noninteractive").output()?;
+    if !output.status.success() {
+        io::stderr().write_all(&output.stderr).ok();
+    }
+    Ok(output.status.success())
+}
