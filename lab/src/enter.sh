@@ -18,5 +18,7 @@ mkdir "$root/dev/shm"
 : >"$root/dev/udmabuf"
 
 mount -t tmpfs tmp "$root/tmp"
+# Compilers' tools look at themselves there.
+mount --rbind /proc "$root/proc"
 mount --bind "$folder" "$root/lab"
 exec setpriv --pdeathsig KILL chroot "$root" "$@"

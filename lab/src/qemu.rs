@@ -61,10 +61,11 @@ const CHANNELS: &[&str] = &[
     "chardev=qmp,mode=control",
 ];
 
-/// `quiet`: every line costs an emulated CPU time; warnings and worse still show. The guest is
+/// `loglevel`: every line costs an emulated CPU time; warnings and worse still show. The guest is
 /// an emulated CPU that nobody attacks.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off \
-    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 nokaslr";
+    tsc=reliable no_timer_check random.trust_cpu=on rcupdate.rcu_expedited=1 nokaslr \
+    vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
 /// A running QEMU. Dropping it ends it.
 pub struct Qemu {
