@@ -9,10 +9,14 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev 2>/dev/null
 
-while read -r module parameters; do
-    # Parameters are words: no quotes.
-    insmod "/modules/$module" $parameters || echo "init: cannot load $module"
-done </modules/order
+load() {
+    while read -r module parameters; do
+        # Parameters are words: no quotes.
+        insmod "/modules/$module" $parameters || echo "init: cannot load $module"
+    done <"/modules/$1"
+}
+load first
+load rest &
 
 9p() {
     mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" || {
@@ -31,6 +35,7 @@ mount -t devpts devpts /root/dev/pts
 mount -t tmpfs tmp /root/tmp
 mount -t tmpfs run /root/run
 9p share /root/lab cache=none
+wait
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp XDG_RUNTIME_DIR=/run LC_ALL=C.UTF-8
 # Of all the Vulkan drivers in the root only the one for CPUs can work here.

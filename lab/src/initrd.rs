@@ -17,6 +17,9 @@ use crate::root::Root;
 
 const INIT: &str = include_str!("init.sh");
 
+/// What mounting the private root takes.
+const ROOT_MODULES: &[&str] = &["9pnet_virtio", "9p"];
+
 /// Module parameters; insmod does not read them from the kernel's command line.
 const PARAMETERS: &[(&str, &str)] = &[
     // A virtual IOMMU cannot isolate interrupts; without this vfio refuses it.
@@ -50,21 +53,26 @@ fn make(root: &Root, kernel: &Kernel, wanted: &[&str]) -> Result<Vec<u8>> {
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("bin/busybox", 0o755, &read(&busybox)?);
 
-    let mut order = String::new();
+    // Loaded one after the other: what mounting the root needs, and the rest meanwhile.
+    let (mut first, mut rest) = (String::new(), String::new());
     if let Some(modules) = &kernel.modules {
         let dependencies = fs::read_to_string(modules.join("modules.dep"))
             .with_context(|| format!("reading modules.dep in {}", modules.display()))?;
         let builtin = fs::read_to_string(modules.join("modules.builtin"))
             .with_context(|| format!("reading modules.builtin in {}", modules.display()))?;
-        for file in modules::load_order(&dependencies, &builtin, wanted)? {
+        let of_the_root = modules::load_order(&dependencies, &builtin, ROOT_MODULES)?;
+        let all = [ROOT_MODULES, wanted].concat();
+        for file in modules::load_order(&dependencies, &builtin, &all)? {
             let name = modules::name_of(&file);
             let parameters = PARAMETERS.iter().find(|(module, _)| *module == name);
-            order += &format!("{name}.ko {}\n", parameters.map_or("", |(_, value)| value));
+            let order = if of_the_root.contains(&file) { &mut first } else { &mut rest };
+            *order += &format!("{name}.ko {}\n", parameters.map_or("", |(_, value)| value));
             let content = decompressed(&busybox, &modules.join(&file))?;
             archive.file(&format!("modules/{name}.ko"), 0o644, &content);
         }
     }
-    archive.file("modules/order", 0o644, order.as_bytes());
+    archive.file("modules/first", 0o644, first.as_bytes());
+    archive.file("modules/rest", 0o644, rest.as_bytes());
     Ok(archive.finish())
 }
 

@@ -16,6 +16,10 @@ use crate::root::Root;
 /// The packages that hold nothing but what the newest kernel's name is.
 const META_PACKAGE: &str = "linux-image-amd64";
 
+/// Where the packages put the modules, and we the image without its compression.
+const MODULES: &str = "tree/usr/lib/modules";
+const PLAIN_IMAGE: &str = "vmlinux";
+
 /// Fetches and unpacks: `$1` is the package, /lab the folder. Only the kernel's own packages are
 /// unpacked; what they depend on is for installing.
 const FETCH: &str = r#"set -eu
@@ -56,30 +60,71 @@ impl Kernel {
                 return Ok(Kernel { folder, release, image, modules: None, own: Some(own) });
             }
         };
-        let folder = cache::entry(&format!("kernel-debian-{version}-{suite}"), |draft| {
+        let name = format!("kernel-debian-{version}-{}", cache::key(&[suite, FETCH, "vmlinux"]));
+        let folder = cache::entry(&name, |draft| {
             step(progress, &format!("fetching Debian's Linux {version} (about 130 MB)"), || {
-                fetch(root, version, suite, draft, progress)
+                fetch(root, version, suite, draft, progress)?;
+                unpack_image(root, draft)
             })
         })?;
-        Kernel::unpacked(folder)
+        Kernel::found_in(folder)
     }
 
-    fn unpacked(folder: PathBuf) -> Result<Kernel> {
-        let modules = folder.join("tree/usr/lib/modules");
-        let release = fs::read_dir(&modules)
-            .with_context(|| format!("looking for a kernel in {}", modules.display()))?
-            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-            .max()
-            .with_context(|| format!("no kernel in {}: remove the folder", modules.display()))?;
-        let modules = modules.join(&release);
-        // Debian moved the image from /boot to the modules' folder in Linux 7.
-        let images = [modules.join("vmlinuz"), folder.join(format!("tree/boot/vmlinuz-{release}"))];
-        let image = images
-            .into_iter()
-            .find(|image| image.exists())
-            .with_context(|| format!("no vmlinuz in {}: remove the folder", folder.display()))?;
-        Ok(Kernel { folder, release, image, modules: Some(modules), own: None })
+    /// The kernel in a cache folder.
+    fn found_in(folder: PathBuf) -> Result<Kernel> {
+        let (release, compressed) = locate(&folder)?;
+        let plain = folder.join(PLAIN_IMAGE);
+        let image = if plain.exists() { plain } else { compressed };
+        let modules = Some(folder.join(MODULES).join(&release));
+        Ok(Kernel { folder, release, image, modules, own: None })
     }
+}
+
+/// The release and the compressed image in an unpacked package.
+fn locate(folder: &Path) -> Result<(String, PathBuf)> {
+    let modules = folder.join(MODULES);
+    let release = fs::read_dir(&modules)
+        .with_context(|| format!("looking for a kernel in {}", modules.display()))?
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .max()
+        .with_context(|| format!("no kernel in {}: remove the folder", modules.display()))?;
+    // Debian moved the image from /boot to the modules' folder in Linux 7.
+    let places =
+        [modules.join(&release).join("vmlinuz"), folder.join(format!("tree/boot/vmlinuz-{release}"))];
+    let image = places
+        .into_iter()
+        .find(|image| image.exists())
+        .with_context(|| format!("no vmlinuz in {}: remove the folder", folder.display()))?;
+    Ok((release, image))
+}
+
+/// Puts the plain kernel beside the compressed one, if it is packed in a way that is known: an
+/// emulated CPU takes two seconds to unpack it, at each boot.
+fn unpack_image(root: &Root, folder: &Path) -> Result<()> {
+    let (_, compressed) = locate(folder)?;
+    let image = fs::read(&compressed).with_context(|| format!("reading {}", compressed.display()))?;
+    let Some(payload) = zstd_payload(&image) else { return Ok(()) };
+    fs::write(folder.join("payload.zst"), payload)?;
+    let plain = format!("/lab/{PLAIN_IMAGE}");
+    root.output(folder, &["zstd", "--quiet", "-d", "--rm", "/lab/payload.zst", "-o", &plain])?;
+    Ok(())
+}
+
+/// The compressed kernel in a bzImage, whose header says where it is
+/// (Documentation/arch/x86/boot.rst). The build appends the plain size, which zstd does not know.
+fn zstd_payload(image: &[u8]) -> Option<&[u8]> {
+    let number = |at: usize| -> Option<usize> {
+        let bytes = image.get(at..at + 4)?;
+        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    let setup_sectors = match *image.get(0x1f1)? {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    let start = (setup_sectors + 1) * 512 + number(0x248)?;
+    let payload = image.get(start..start.checked_add(number(0x24c)?)?)?;
+    let payload = payload.get(..payload.len().checked_sub(4)?)?;
+    payload.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]).then_some(payload)
 }
 
 fn fetch(root: &Root, version: &str, suite: &str, draft: &Path, progress: &dyn Progress) -> Result<()> {
@@ -134,6 +179,20 @@ mod tests {
 linux-image-amd64 | 7.3.4-1~bpo13+1 | http://mirror.example/debian trixie-backports/main amd64 Packages
 linux-image-amd64 | 6.12.107-1 | http://mirror.example/debian trixie/main amd64 Packages
 ";
+
+    #[test]
+    fn the_payload_is_where_the_header_says() {
+        let mut image = vec![0; 2048];
+        image[0x1f1] = 1;
+        image[0x248..0x24c].copy_from_slice(&16u32.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&12u32.to_le_bytes());
+        let payload = [0x28, 0xb5, 0x2f, 0xfd, 1, 2, 3, 4];
+        image[1040..1048].copy_from_slice(&payload);
+        assert_eq!(zstd_payload(&image), Some(&payload[..]));
+        image[1040] = 0;
+        assert_eq!(zstd_payload(&image), None);
+        assert_eq!(zstd_payload(b"MZ"), None);
+    }
 
     #[test]
     fn the_suite_has_it() {

@@ -90,7 +90,7 @@ impl<'a> Lab<'a> {
         let place = folder.path();
         fs::create_dir(place.join("share"))?;
         for (from, to) in [
-            (&kernel.image, "vmlinuz"),
+            (&kernel.image, "kernel"),
             (&initrd, "initrd"),
             (&self.programs.shim, "shim.so"),
             (&self.programs.agent, "share/agent"),

@@ -259,13 +259,13 @@ impl Machine {
         }
     }
 
-    /// The kernel modules that this machine wants, dependencies left out.
+    /// The kernel modules that this machine wants, dependencies and file systems left out.
     pub fn modules(&self) -> Vec<&'static str> {
         if self.kernel.own_name().is_some() {
             // Everything is built in.
             return Vec::new();
         }
-        let mut modules = vec!["9pnet_virtio", "9p", "vfio_iommu_type1", "vfio-pci"];
+        let mut modules = vec!["vfio_iommu_type1", "vfio-pci"];
         if self.iommu == Iommu::Virtio {
             modules.insert(0, "virtio_iommu");
         }

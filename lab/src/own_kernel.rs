@@ -85,7 +85,7 @@ impl OwnKernel {
         })?;
         let release = fs::read_to_string(folder.join("build/include/config/kernel.release"))
             .with_context(|| format!("no kernel in {}: remove the folder", folder.display()))?;
-        let image = folder.join("build/arch/x86/boot/bzImage");
+        let image = folder.join("vmlinux");
         Ok(OwnKernel { folder, release: release.trim().into(), image, source })
     }
 
@@ -142,13 +142,17 @@ fn build(
         "KBUILD_BUILD_USER=lab",
         "KBUILD_BUILD_HOST=peervram",
         &format!("-j{jobs}"),
-        "bzImage",
+        "vmlinux",
         "modules",
     ];
     let mut writer = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     let about = flavour.about_steps();
     let mut done = 0;
-    for program in [&configure[..], &make[..]] {
+    // QEMU loads the plain kernel; symbols are for debuggers.
+    let image = inside(&draft.join("vmlinux"))?;
+    let built = format!("{output}/vmlinux");
+    let strip = ["objcopy", "--strip-all", &built, &image];
+    for program in [&configure[..], &make[..], &strip[..]] {
         watch(root, program, &mut writer, |line| {
             if is_step(line) {
                 done += 1;
@@ -200,7 +204,7 @@ fn is_step(line: &str) -> bool {
     line.strip_prefix("  ").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_uppercase()))
 }
 
-/// The objects are in the image; modules are built from headers, symbols and `scripts`.
+/// What was linked into the image goes; modules are built from headers, symbols and `scripts`.
 fn remove_objects(folder: &Path) -> Result<()> {
     const KEPT: &[&str] = &["scripts", "tools"];
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
@@ -210,11 +214,16 @@ fn remove_objects(folder: &Path) -> Result<()> {
             if !KEPT.iter().any(|name| path.ends_with(name)) {
                 remove_objects(&path)?;
             }
-        } else if path.extension().is_some_and(|suffix| suffix == "o" || suffix == "a") {
+        } else if is_linked(&path) {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
     Ok(())
+}
+
+fn is_linked(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix == "o" || suffix == "a")
+        || path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinux"))
 }
 
 /// The path inside the root of something in the lab's cache.

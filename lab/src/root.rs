@@ -32,6 +32,7 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "xz-utils",
+    "zstd",
 ];
 
 /// mmdebstrap's options. Backports are preferred as a whole: asking for single packages from

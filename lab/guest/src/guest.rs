@@ -54,7 +54,7 @@ impl Guest {
         node(&self.virtio_gpu()?, "card")
     }
 
-    /// Binds a PCI function to a driver, whatever it is bound to now.
+    /// Binds a PCI function to a driver, whatever it is bound to now. A test leaves it as found.
     pub fn bind(&self, address: &str, driver: &str) -> Result<()> {
         bind(address, driver)
     }

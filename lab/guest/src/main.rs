@@ -8,6 +8,7 @@
 //! Tests live in [`tests`], one file for each part of the project.
 
 mod agent;
+mod crossing;
 mod guest;
 mod kernel_log;
 mod program;

@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use peervram_lab::machine::Topology;
 use std::fs;
+use std::path::Path;
 
 use crate::guest::Guest;
 use crate::skip;
@@ -11,6 +12,8 @@ use crate::test::{Test, Verdict};
 pub const TESTS: &[Test] = &[
     Test::new("lab/kernel-is-the-one-asked-for", kernel_is_the_one_asked_for),
     Test::new("lab/lender-is-bound-to-vfio", lender_is_bound_to_vfio),
+    Test::new("lab/lender-can-be-bound-again", lender_can_be_bound_again),
+    Test::new("lab/complaints-can-be-allowed", complaints_can_be_allowed).allowing(&["Call Trace:"]),
     Test::new("lab/topology-is-the-one-asked-for", topology_is_the_one_asked_for),
     Test::new("lab/screen-can-be-dumped", screen_can_be_dumped),
     Test::new("lab/vulkan-driver-is-there", vulkan_driver_is_there).on(|facts| facts.vulkan),
@@ -31,6 +34,19 @@ fn lender_is_bound_to_vfio(guest: &Guest) -> Verdict {
     let group = group.file_name().context("a group without a name")?.to_string_lossy();
     ensure!(fs::exists(format!("/dev/vfio/{group}"))?, "no /dev/vfio/{group}");
     Ok(())
+}
+
+fn lender_can_be_bound_again(guest: &Guest) -> Verdict {
+    let lender = guest.lender()?;
+    let driver = format!("/sys/bus/pci/devices/{lender}/driver");
+    fs::write(format!("{driver}/unbind"), &lender)?;
+    ensure!(!fs::exists(&driver)?, "{lender} still has a driver");
+    guest.bind(&lender, "vfio-pci")
+}
+
+fn complaints_can_be_allowed(_guest: &Guest) -> Verdict {
+    // "Show a backtrace of all active CPUs": the kernel's own words, without harm.
+    fs::write("/proc/sysrq-trigger", "l").context("/proc/sysrq-trigger")
 }
 
 fn topology_is_the_one_asked_for(guest: &Guest) -> Verdict {
@@ -66,6 +82,8 @@ fn vulkan_driver_is_there(_guest: &Guest) -> Verdict {
     let text = fs::read_to_string(&list).with_context(|| format!("{}", list.display()))?;
     let driver: serde_json::Value = serde_json::from_str(&text)?;
     let library = driver["ICD"]["library_path"].as_str().context("no library_path")?;
-    ensure!(fs::exists(library)?, "{library} is missing");
+    // A bare name is looked for where the linker looks; the join leaves a full path alone.
+    let place = Path::new("/usr/lib/x86_64-linux-gnu").join(library);
+    ensure!(place.exists(), "{} is missing", place.display());
     Ok(())
 }

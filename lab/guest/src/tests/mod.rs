@@ -1,10 +1,13 @@
 //! All tests, one file for each part. A new file is one line here.
 
+mod drm;
 mod lab;
+mod vfio;
+mod vulkan;
 
 use crate::test::Test;
 
 /// Every test, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [lab::TESTS].into_iter().flatten()
+    [lab::TESTS, vfio::TESTS, drm::TESTS, vulkan::TESTS].into_iter().flatten()
 }

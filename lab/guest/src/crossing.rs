@@ -1,0 +1,126 @@
+//! What most tests begin with: the machine's lender, opened by peervram, and a picture in its VRAM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use peervram::backends::{
+    Aperture, DmaRange, DmaRanges, Exporter, Mapping, RawBytes, drm, page_size_bytes, vfio,
+};
+use peervram::picture::Picture;
+use peervram::{Error, Export, Kind, Lender};
+use peervram_lab::picture::Picture as Screendump;
+
+use crate::guest::Guest;
+
+/// The BAR that is VRAM.
+pub const VRAM: u32 = 2;
+
+/// Long enough for anything that does not hang.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The lender of this machine.
+pub fn open_device(guest: &Guest) -> Result<vfio::Device> {
+    Ok(vfio::Device::open(guest.lender()?.parse()?)?)
+}
+
+/// The importing GPU of this machine.
+pub fn open_node(guest: &Guest) -> Result<Arc<drm::Node>> {
+    Ok(Arc::new(drm::Node::open(&guest.virtio_gpu_node()?)?))
+}
+
+/// `count` ranges of a page or more, scattered over VRAM in an order that is not theirs, which
+/// together hold `size_bytes`.
+pub fn scattered(device: &vfio::Device, size_bytes: u64, count: u64) -> Result<DmaRanges> {
+    let page = page_size_bytes();
+    let each = size_bytes.div_ceil(count).next_multiple_of(page);
+    let mut ranges: Vec<DmaRange> = (0..count).map(|i| DmaRange::new(i * (each + 3 * page), each)).collect();
+    ranges.reverse();
+    Ok(DmaRanges::new(device.region(VRAM)?, &ranges)?)
+}
+
+/// A picture in VRAM, exported.
+pub struct Crossing {
+    /// The owner's view of the memory.
+    pub view: Arc<Mapping>,
+    /// What was written into it.
+    pub card: Picture,
+    /// The memory, exported.
+    pub export: Export,
+    /// Last: everything above goes before the device.
+    pub lender: Lender<vfio::Device>,
+}
+
+impl Crossing {
+    /// Writes a test card into `count` ranges of the lender's VRAM and exports them.
+    pub fn new(guest: &Guest, count: u64) -> Result<Crossing> {
+        let device = open_device(guest)?;
+        let card = Picture::test_card(640, 480);
+        let ranges = scattered(&device, card.layout().end_bytes(), count)?;
+        let view = device.map(&ranges)?;
+        view.write(0, card.bytes())?;
+        let lender = Lender::new(device);
+        let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+        Ok(Crossing { view, card, export, lender })
+    }
+
+    /// What the owner sees in the memory now.
+    pub fn seen(&self) -> Result<Picture> {
+        let mut bytes = vec![0; self.card.bytes().len()];
+        self.view.read(0, &mut bytes)?;
+        Ok(Picture::new(self.card.layout().width, self.card.layout().height, bytes)?)
+    }
+
+    /// Ends it and expects the device to be closed.
+    pub fn close(self) -> Result<()> {
+        drop((self.view, self.export));
+        self.lender.close(PATIENCE).map_err(|(_, error)| error)?;
+        Ok(())
+    }
+}
+
+/// Compares a screendump with a picture, pixel by pixel.
+pub fn check_screen(screen: &Screendump, picture: &Picture) -> Result<()> {
+    let (width, height) = (picture.layout().width, picture.layout().height);
+    ensure!(
+        (screen.width, screen.height) == (width, height),
+        "the screen is {screen:?}, the picture {picture:?}"
+    );
+    let expected = picture.to_rgb();
+    let wrong = screen.rgb.chunks(3).zip(expected.chunks(3)).filter(|(a, b)| a != b).count();
+    ensure!(wrong == 0, "{wrong} of {} pixels on the screen differ from what was written", width * height);
+    Ok(())
+}
+
+/// Expects an error of a kind, and that its words name the device.
+pub fn refused<T>(result: peervram::Result<T>, kind: Kind) -> Result<Error> {
+    let error =
+        result.err().with_context(|| format!("it worked, and should have been refused as {kind:?}"))?;
+    ensure!(error.kind() == kind, "refused as {:?}, not {kind:?}: {error}", error.kind());
+    ensure!(error.device().is_some(), "the error names no device: {error}");
+    Ok(error)
+}
+
+/// Runs `work` twice and expects the second run to leave no file descriptor behind. (The first
+/// may leave what a process opens once: a reaper's thread, a driver's node.)
+pub fn leaks_nothing(work: impl Fn() -> Result<()>) -> Result<()> {
+    let open = || -> Result<Vec<String>> {
+        // A dropped dma-buf is closed by another thread.
+        std::thread::sleep(Duration::from_millis(50));
+        let mut open = Vec::new();
+        for entry in std::fs::read_dir("/proc/self/fd")? {
+            // The descriptor that lists the folder is gone by now.
+            let Ok(target) = std::fs::read_link(entry?.path()) else { continue };
+            open.push(target.display().to_string());
+        }
+        open.retain(|target| !target.starts_with("/proc/"));
+        open.sort();
+        Ok(open)
+    };
+    work()?;
+    let before = open()?;
+    work()?;
+    let after = open()?;
+    ensure!(before == after, "file descriptors before {before:?}, after {after:?}");
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! A picture crosses: from the VFIO device's VRAM to another GPU's screen, through the real kernel.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use peervram::backends::drm::{Node, ScanOut};
+use peervram::backends::host::HostMemory;
+use peervram::backends::{DmaRanges, Exporter, ImageLayout, Importer};
+use peervram::{Kind, Outcome, Path, Trust};
+use peervram_lab::machine::{Facts, PeerToPeer};
+
+use crate::crossing::{Crossing, PATIENCE, check_screen, leaks_nothing, open_node, refused};
+use crate::guest::Guest;
+use crate::test::{Test, Verdict};
+
+pub const TESTS: &[Test] = &[
+    Test::new("drm/picture-crosses-pixel-by-pixel", picture_crosses).on(Facts::allows_peers),
+    Test::new("drm/picture-crosses-in-several-ranges", picture_crosses_in_several_ranges)
+        .on(Facts::allows_peers),
+    Test::new("drm/screen-follows-the-memory", screen_follows_the_memory).on(Facts::allows_peers),
+    Test::new("drm/same-dma-buf-twice-is-closed-once", same_dma_buf_twice).on(Facts::allows_peers),
+    Test::new("drm/route-that-the-kernel-refuses-is-named", refused_route_is_named)
+        .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
+    Test::new("drm/importer-that-cannot-is-named", importer_that_cannot_is_named).on(Facts::exports_dma_bufs),
+    Test::new("drm/old-kernel-is-named", old_kernel_is_named).on(|facts| !facts.exports_dma_bufs()),
+    Test::new("drm/picture-must-fit-buffer-and-screen", picture_must_fit).on(Facts::allows_peers),
+    Test::new("drm/memory-that-is-off-is-not-imported", memory_that_is_off).on(Facts::allows_peers),
+    Test::new("drm/import-again-after-memory-off-and-on", import_again_after_off_and_on)
+        .on(Facts::allows_peers),
+    Test::new("drm/import-again-after-reset", import_again_after_reset).on(Facts::allows_peers),
+    Test::new("drm/closed-lender-lets-nobody-in", closed_lender_lets_nobody_in).on(Facts::allows_peers),
+    Test::new("drm/somebody-inside-stops-a-revoke", somebody_inside_stops_a_revoke).on(Facts::allows_peers),
+    Test::new("drm/hundred-lives-leave-nothing-behind", hundred_lives).on(Facts::allows_peers),
+];
+
+fn picture_crosses(guest: &Guest) -> Verdict {
+    cross(guest, 1)
+}
+
+fn picture_crosses_in_several_ranges(guest: &Guest) -> Verdict {
+    cross(guest, 5)
+}
+
+fn cross(guest: &Guest, ranges: u64) -> Verdict {
+    leaks_nothing(|| {
+        let crossing = Crossing::new(guest, ranges)?;
+        let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+        ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
+        let access = attachment.enter()?;
+        let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+        check_screen(&guest.screendump()?, &crossing.card)?;
+        drop(scan_out);
+        ensure!(access.finish() == Outcome::Ok, "the access is torn");
+        attachment.detach()?;
+        crossing.close()
+    })
+}
+
+fn screen_follows_the_memory(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    let access = attachment.enter()?;
+    let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    check_screen(&guest.screendump()?, &crossing.card)?;
+    // Upside down, written by the owner while it is on the screen.
+    let mut rows: Vec<&[u8]> = crossing.card.bytes().chunks(640 * 4).collect();
+    rows.reverse();
+    crossing.view.write(0, &rows.concat())?;
+    scan_out.flush()?;
+    check_screen(&guest.screendump()?, &crossing.seen()?)
+}
+
+fn same_dma_buf_twice(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let node = open_node(guest)?;
+    let first = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
+    let second = crossing.export.attach(node, Trust::Unverified)?;
+    let handles = (first.enter()?.memory().raw_handle(), second.enter()?.memory().raw_handle());
+    ensure!(handles.0 == handles.1, "the kernel gave two handles {handles:?}");
+    first.detach()?;
+    // The second still works: the handle was not closed under it.
+    let access = second.enter()?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    check_screen(&guest.screendump()?, &crossing.card)
+}
+
+fn refused_route_is_named(guest: &Guest) -> Verdict {
+    leaks_nothing(|| {
+        let crossing = Crossing::new(guest, 1)?;
+        let error =
+            refused(crossing.export.attach(open_node(guest)?, Trust::Unverified), Kind::RouteRefused)?;
+        ensure!(error.raw_os_error() == Some(22), "the errno is {:?}", error.raw_os_error());
+        crossing.close()
+    })
+}
+
+fn importer_that_cannot_is_named(guest: &Guest) -> Verdict {
+    let vgem = (0..8)
+        .filter_map(|number| Node::open(format!("/dev/dri/card{number}").as_ref()).ok())
+        .find(|node| node.driver() == "vgem");
+    let Some(vgem) = vgem.map(Arc::new) else { crate::skip!("this kernel has no vgem") };
+    leaks_nothing(|| {
+        let crossing = Crossing::new(guest, 1)?;
+        let error =
+            refused(crossing.export.attach(Arc::clone(&vgem), Trust::Unverified), Kind::ImporterCannot)?;
+        ensure!(error.to_string().contains("vgem"), "{error}");
+        crossing.close()
+    })
+}
+
+fn old_kernel_is_named(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let error = refused(crossing.export.attach(open_node(guest)?, Trust::Unverified), Kind::KernelTooOld)?;
+    ensure!(error.to_string().contains("6.12"), "{error}");
+    crossing.close()
+}
+
+fn picture_must_fit(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    let access = attachment.enter()?;
+    let large = ScanOut::start(access.memory(), ImageLayout::packed(800, 600))
+        .err()
+        .context("too large, accepted")?;
+    ensure!(
+        large.kind() == Kind::InvalidInput && large.to_string().contains("larger than the buffer"),
+        "{large}"
+    );
+    let odd =
+        ScanOut::start(access.memory(), ImageLayout::packed(333, 222)).err().context("no mode, accepted")?;
+    ensure!(odd.kind() == Kind::InvalidInput && odd.to_string().contains("640x480"), "{odd}");
+    Ok(())
+}
+
+fn memory_that_is_off(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    crossing.lender.set_memory_enabled(false, PATIENCE)?;
+    let dma_buf = crossing.export.dma_buf().map_err(Clone::clone)?;
+    let error = refused(open_node(guest)?.import(dma_buf), Kind::MemoryDisabled)?;
+    ensure!(error.raw_os_error() == Some(19), "the errno is {:?}", error.raw_os_error());
+    crossing.lender.set_memory_enabled(true, PATIENCE)?;
+    crossing.close()
+}
+
+fn import_again_after_off_and_on(guest: &Guest) -> Verdict {
+    import_again_after(guest, |crossing| {
+        crossing.lender.set_memory_enabled(false, PATIENCE)?;
+        crossing.lender.set_memory_enabled(true, PATIENCE)
+    })
+}
+
+fn import_again_after_reset(guest: &Guest) -> Verdict {
+    import_again_after(guest, |crossing| crossing.lender.reset(PATIENCE))
+}
+
+fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Result<()>) -> Verdict {
+    let crossing = Crossing::new(guest, 2)?;
+    let mut attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    attachment.enter()?.finish();
+    match revoke(&crossing) {
+        Err(error) if error.kind() == Kind::Unsupported => crate::skip!("{error}"),
+        other => other?,
+    }
+    refused(attachment.enter(), Kind::Revoked)?;
+    // The content is unknown after a revoke; the owner writes it again.
+    crossing.view.write(0, crossing.card.bytes())?;
+    attachment.renew()?;
+    let access = attachment.enter()?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    check_screen(&guest.screendump()?, &crossing.card)
+}
+
+fn closed_lender_lets_nobody_in(guest: &Guest) -> Verdict {
+    let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
+    let node = open_node(guest)?;
+    let attachment = export.attach(Arc::clone(&node), Trust::Unverified)?;
+    drop(view);
+    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    refused(attachment.enter(), Kind::Gone)?;
+    attachment.detach()?;
+    // The descriptor still is there, and dead for good.
+    let error = refused(export.attach(node, Trust::Unverified), Kind::MemoryDisabled)?;
+    ensure!(error.raw_os_error() == Some(19), "the errno is {:?}", error.raw_os_error());
+    Ok(())
+}
+
+fn somebody_inside_stops_a_revoke(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    let access = attachment.enter()?;
+    let short = std::time::Duration::from_millis(20);
+    refused(crossing.lender.set_memory_enabled(false, short), Kind::TimedOut)?;
+    ensure!(crossing.lender.device().memory_enabled()?, "the memory is off all the same");
+    ensure!(access.finish() == Outcome::Ok, "a revoke that did not happen tore an access");
+    crossing.lender.set_memory_enabled(false, PATIENCE)?;
+    crossing.lender.set_memory_enabled(true, PATIENCE)?;
+    Ok(())
+}
+
+fn hundred_lives(guest: &Guest) -> Verdict {
+    let node = open_node(guest)?;
+    let crossing = Crossing::new(guest, 1)?;
+    let ranges: &DmaRanges = crossing.export.aperture().ranges();
+    leaks_nothing(|| {
+        for _ in 0..100 {
+            let dma_buf = crossing.lender.device().export(ranges)?;
+            node.release(node.import(&dma_buf)?)?;
+            dma_buf.close();
+        }
+        Ok(())
+    })?;
+    // A memfd is no dma-buf, and being told so leaks nothing either.
+    leaks_nothing(|| {
+        let memory = HostMemory::new(4096)?;
+        let memfd = memory.export(&DmaRanges::whole(memory.region())?)?;
+        ensure!(node.import(&memfd).is_err(), "a memfd was imported by PRIME");
+        Ok(())
+    })
+}

@@ -1,0 +1,208 @@
+//! The exporter on the real kernel: what opens, what exports, and what each refusal says.
+
+use anyhow::ensure;
+use peervram::backends::vfio::{Device, DmaBufSupport};
+use peervram::backends::{DmaRange, DmaRanges, Exporter};
+use peervram::{Kind, backends};
+use peervram_lab::machine::Facts;
+
+use crate::crossing::{Crossing, VRAM, leaks_nothing, open_device, refused, scattered};
+use crate::guest::Guest;
+use crate::test::{Test, Verdict};
+
+pub const TESTS: &[Test] = &[
+    Test::new("vfio/device-opens-and-describes-itself", device_opens_and_describes_itself),
+    Test::new("vfio/device-opens-twice-in-a-row", device_opens_twice_in_a_row),
+    Test::new("vfio/second-owner-is-told-who-is-in-the-way", second_owner_is_told),
+    Test::new("vfio/what-is-not-bound-is-told-how-to-bind", what_is_not_bound_is_told_how_to_bind),
+    Test::new("vfio/probe-tells-old-kernel-from-able-one", probe_tells_old_kernel_from_able_one),
+    Test::new("vfio/old-kernel-is-named", old_kernel_is_named).on(|facts| !facts.exports_dma_bufs()),
+    Test::new("vfio/one-range-and-several-export", one_range_and_several_export).on(Facts::exports_dma_bufs),
+    Test::new("vfio/absent-tiny-and-foreign-regions-are-refused", wrong_regions_are_refused),
+    Test::new("vfio/bar-is-read-and-written-both-ways", bar_is_read_and_written_both_ways),
+    Test::new("vfio/memory-off-is-an-error-and-no-signal", memory_off_is_an_error_and_no_signal),
+    Test::new("vfio/mapping-keeps-the-device-open", mapping_keeps_the_device_open),
+    Test::new("vfio/nobody-without-permission-gets-in", nobody_without_permission_gets_in),
+    Test::new("vfio/reset-keeps-the-descriptor", reset_keeps_the_descriptor),
+];
+
+fn device_opens_and_describes_itself(guest: &Guest) -> Verdict {
+    leaks_nothing(|| {
+        let device = open_device(guest)?;
+        let vram = device.region(VRAM)?;
+        ensure!(vram.size_bytes == 256 << 20, "region {VRAM} has {} bytes", vram.size_bytes);
+        ensure!(vram.flags.read && vram.flags.write && vram.flags.mmap, "its flags are {:?}", vram.flags);
+        ensure!(vram.can_map(0, vram.size_bytes), "it cannot be mapped whole");
+        ensure!(device.memory_enabled()?, "its memory is off after opening");
+        device.check_reachable()?;
+        device.close().map_err(|(_, error)| error)?;
+        Ok(())
+    })
+}
+
+fn device_opens_twice_in_a_row(guest: &Guest) -> Verdict {
+    for _ in 0..2 {
+        open_device(guest)?.close().map_err(|(_, error)| error)?;
+    }
+    Ok(())
+}
+
+fn second_owner_is_told(guest: &Guest) -> Verdict {
+    let _first = open_device(guest)?;
+    leaks_nothing(|| {
+        let error = refused(Device::open(guest.lender()?.parse()?), Kind::Busy)?;
+        ensure!(error.next_step().is_some(), "no next step: {error}");
+        Ok(())
+    })
+}
+
+fn what_is_not_bound_is_told_how_to_bind(guest: &Guest) -> Verdict {
+    let gpu = guest.virtio_gpu()?;
+    leaks_nothing(|| {
+        let error = refused(Device::open(gpu.parse()?), Kind::NotBoundToVfio)?;
+        let text = error.to_string();
+        ensure!(
+            text.contains(&gpu) && text.contains("virtio-pci") && text.contains("driver_override"),
+            "{text}"
+        );
+        refused(Device::open("0000:7f:1f.7".parse()?), Kind::NotFound)?;
+        Ok(())
+    })
+}
+
+fn probe_tells_old_kernel_from_able_one(guest: &Guest) -> Verdict {
+    let expected = if guest.facts().exports_dma_bufs() {
+        DmaBufSupport::Supported
+    } else {
+        DmaBufSupport::KernelLacksIt
+    };
+    let seen = open_device(guest)?.dma_buf_support()?;
+    ensure!(seen == expected, "the probe says {seen:?}");
+    Ok(())
+}
+
+fn old_kernel_is_named(guest: &Guest) -> Verdict {
+    leaks_nothing(|| {
+        let device = open_device(guest)?;
+        let ranges = DmaRanges::whole(device.region(VRAM)?)?;
+        let error = refused(device.export(&ranges), Kind::KernelTooOld)?;
+        let text = error.to_string();
+        ensure!(text.contains("6.12") && text.contains("6.19"), "{text}");
+        Ok(())
+    })
+}
+
+fn one_range_and_several_export(guest: &Guest) -> Verdict {
+    leaks_nothing(|| {
+        let device = open_device(guest)?;
+        let whole = device.export(&DmaRanges::whole(device.region(VRAM)?)?)?;
+        ensure!(whole.size_bytes() == 256 << 20, "the whole is {} bytes", whole.size_bytes());
+        let several = device.export(&scattered(&device, 5 << 20, 7)?)?;
+        ensure!(several.size_bytes() >= 5 << 20, "seven ranges are {} bytes", several.size_bytes());
+        ensure!(whole.inode()? != several.inode()?, "two exports are one dma-buf");
+        several.close();
+        whole.close();
+        Ok(())
+    })
+}
+
+fn wrong_regions_are_refused(guest: &Guest) -> Verdict {
+    leaks_nothing(|| {
+        let device = open_device(guest)?;
+        refused(device.region(4), Kind::NotFound)?;
+        // QEMU's ivshmem has 256 bytes of registers in BAR 0: smaller than a page.
+        let tiny = device.region(0)?;
+        ensure!(tiny.size_bytes == 256, "BAR 0 has {} bytes", tiny.size_bytes);
+        ensure!(
+            DmaRanges::whole(tiny).is_err_and(|error| error.kind() == Kind::InvalidInput),
+            "256 bytes pass"
+        );
+        // Configuration space is a region too, of at least 256 bytes; a page of a larger one is no BAR.
+        let mut configuration = device.region(7)?.clone();
+        configuration.size_bytes = 4096;
+        let ranges = DmaRanges::new(&configuration, &[DmaRange::new(0, 4096)])?;
+        refused(device.export(&ranges), Kind::InvalidInput)?;
+        Ok(())
+    })
+}
+
+fn bar_is_read_and_written_both_ways(guest: &Guest) -> Verdict {
+    let device = open_device(guest)?;
+    let ranges = scattered(&device, 64 << 10, 3)?;
+    let mapping = device.map(&ranges)?;
+    let pattern: Vec<u8> = (0..mapping.len()).map(|i| (i * 7 + i / 251) as u8).collect();
+    mapping.write(0, &pattern)?;
+    // The same bytes through the descriptor, range by range.
+    let mut at = 0;
+    for range in ranges.as_slice() {
+        let mut bytes = vec![0; range.length_bytes as usize];
+        device.read(VRAM, range.offset_bytes, &mut bytes)?;
+        ensure!(bytes == pattern[at..at + bytes.len()], "the range at {:#x} differs", range.offset_bytes);
+        at += bytes.len();
+    }
+    device.write(VRAM, ranges.as_slice()[0].offset_bytes, b"written by the descriptor")?;
+    let mut seen = [0; 25];
+    mapping.read(0, &mut seen)?;
+    ensure!(&seen == b"written by the descriptor", "the mapping shows {seen:?}");
+    ensure!(
+        device
+            .read(VRAM, (256 << 20) - 4, &mut [0; 8])
+            .is_err_and(|error| error.kind() == Kind::InvalidInput),
+        "a read beyond the end worked"
+    );
+    Ok(())
+}
+
+fn memory_off_is_an_error_and_no_signal(guest: &Guest) -> Verdict {
+    let device = open_device(guest)?;
+    device.write(VRAM, 0, &[1, 2, 3, 4])?;
+    device.set_memory_enabled(false)?;
+    let read = refused(device.read(VRAM, 0, &mut [0; 4]), Kind::MemoryDisabled);
+    let reachable = refused(device.check_reachable(), Kind::MemoryDisabled);
+    device.set_memory_enabled(true)?;
+    ensure!(read?.raw_os_error() == Some(5), "the errno is not EIO");
+    reachable?;
+    device.check_reachable()?;
+    let mut seen = [0; 4];
+    device.read(VRAM, 0, &mut seen)?;
+    ensure!(seen == [1, 2, 3, 4], "the memory was lost: {seen:?}");
+    Ok(())
+}
+
+fn mapping_keeps_the_device_open(guest: &Guest) -> Verdict {
+    let device = open_device(guest)?;
+    let mapping = device.map(&scattered(&device, 4096, 1)?)?;
+    let Err((device, error)) = device.close() else { anyhow::bail!("closed under a mapping") };
+    ensure!(error.kind() == Kind::StillInUse, "{error}");
+    drop(mapping);
+    device.close().map_err(|(_, error)| error)?;
+    open_device(guest)?;
+    Ok(())
+}
+
+fn nobody_without_permission_gets_in(guest: &Guest) -> Verdict {
+    let address = guest.lender()?.parse()?;
+    // This test is a process of its own, so it can give its privileges away.
+    let nobody = rustix::process::Uid::from_raw(65534);
+    rustix::thread::set_thread_uid(nobody)?;
+    leaks_nothing(|| {
+        let error = refused(Device::open(address), Kind::PermissionDenied)?;
+        ensure!(error.next_step().is_some(), "no next step: {error}");
+        Ok(())
+    })
+}
+
+fn reset_keeps_the_descriptor(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let before = crossing.export.dma_buf().map(backends::DmaBuf::inode);
+    match crossing.lender.reset(crate::crossing::PATIENCE) {
+        Err(error) if error.kind() == Kind::Unsupported => crate::skip!("{error}"),
+        other => other?,
+    }
+    if let Ok(inode) = before {
+        let after = crossing.export.dma_buf().map_err(Clone::clone)?.inode()?;
+        ensure!(inode? == after, "the dma-buf is another one");
+    }
+    ensure!(crossing.export.generation() == 1, "the generation is {}", crossing.export.generation());
+    crossing.close()
+}

@@ -1,0 +1,99 @@
+//! Vulkan reads and writes the VFIO device's VRAM, and host memory, on the real kernel.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use peervram::backends::host::HostMemory;
+use peervram::backends::vulkan::{self, Device, Engine, Instance, Selector};
+use peervram::backends::{Aperture, DmaRanges, Exporter, RawBytes};
+use peervram::picture::Picture;
+use peervram::{Kind, Lender, Outcome, Path, Trust};
+
+use crate::crossing::{Crossing, PATIENCE, refused};
+use crate::guest::Guest;
+use crate::test::{Test, Verdict};
+
+pub const TESTS: &[Test] = &[
+    Test::new("vulkan/vram-is-read-and-painted", vram_is_read_and_painted).on(|facts| facts.vulkan),
+    Test::new("vulkan/several-ranges-are-one-buffer", several_ranges_are_one_buffer).on(|facts| facts.vulkan),
+    Test::new("vulkan/host-memory-crosses-as-dma-buf", host_memory_crosses_as_dma_buf)
+        .on(|facts| facts.vulkan),
+    Test::new("vulkan/import-keeps-the-device-open", import_keeps_the_device_open).on(|facts| facts.vulkan),
+];
+
+/// Shaders are compiled at their first use, by a CPU that is itself emulated.
+const SLOW: std::time::Duration = std::time::Duration::from_secs(50);
+
+fn open() -> Result<Arc<Device>> {
+    Ok(Arc::new(Instance::open()?.open_device(&Selector::Any)?))
+}
+
+fn vram_is_read_and_painted(guest: &Guest) -> Verdict {
+    read_and_paint(guest, 1)
+}
+
+fn several_ranges_are_one_buffer(guest: &Guest) -> Verdict {
+    read_and_paint(guest, 4)
+}
+
+fn read_and_paint(guest: &Guest, ranges: u64) -> Verdict {
+    let crossing = Crossing::new(guest, ranges)?;
+    let attachment = crossing.export.attach(open()?, Trust::Unverified)?;
+    // Mesa's CPU driver maps dma-bufs by mmap, which a VFIO dma-buf does not have.
+    ensure!(attachment.path() == Path::HostPointer, "the path is {}", attachment.path());
+    let [(Path::Peer, why)] = attachment.refused() else {
+        anyhow::bail!("refused before: {:?}", attachment.refused());
+    };
+    if !guest.facts().exports_dma_bufs() {
+        ensure!(why.kind() == Kind::KernelTooOld, "peer was refused as {:?}: {why}", why.kind());
+    }
+
+    let layout = crossing.card.layout();
+    let access = attachment.enter()?;
+    let mut engine = Engine::new(attachment.importer())?;
+    let sum = engine.checksum(access.memory(), 0..layout.end_bytes(), Instant::now() + SLOW)?;
+    let expected = vulkan::checksum(crossing.card.bytes());
+    ensure!(sum == expected, "the shader's checksum is {sum:08x}, the CPU's {expected:08x}");
+
+    engine.paint(access.memory(), &layout, 7, Instant::now() + SLOW)?;
+    let mut painted = crossing.card.bytes().to_vec();
+    vulkan::paint(&mut painted, &layout, 7)?;
+    ensure!(crossing.seen()? == Picture::new(640, 480, painted)?, "the owner does not see what was painted");
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    attachment.detach()?;
+    drop(engine);
+    crossing.close()
+}
+
+fn host_memory_crosses_as_dma_buf(_: &Guest) -> Verdict {
+    let memory = HostMemory::new(1 << 20)?;
+    let ranges = DmaRanges::whole(memory.region())?;
+    let view = memory.map(&ranges)?;
+    let pattern: Vec<u8> = (0..1 << 20).map(|i: u32| (i ^ i >> 9) as u8).collect();
+    view.write(0, &pattern)?;
+    let lender = Lender::new(memory);
+    let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let attachment = export.attach(open()?, Trust::Unverified)?;
+    ensure!(attachment.path() == Path::Peer, "the path is {}: {:?}", attachment.path(), attachment.refused());
+    let access = attachment.enter()?;
+    let mut engine = Engine::new(attachment.importer())?;
+    let sum = engine.checksum(access.memory(), 0..1 << 20, Instant::now() + SLOW)?;
+    ensure!(sum == vulkan::checksum(&pattern), "the checksums differ");
+    Ok(())
+}
+
+fn import_keeps_the_device_open(guest: &Guest) -> Verdict {
+    let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
+    let attachment = export.attach(open()?, Trust::Unverified)?;
+    drop(view);
+    let (lender, error) = lender.close(PATIENCE).err().context("closed under an import by host pointer")?;
+    ensure!(error.kind() == Kind::StillInUse, "{error}");
+    // Nothing was taken back by the attempt.
+    attachment.enter()?.finish();
+    attachment.detach()?;
+    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    refused(export.attach(open()?, Trust::Unverified).map(drop), Kind::Vulkan)
+        .or_else(|_| refused(export.attach(open()?, Trust::Unverified).map(drop), Kind::KernelTooOld))?;
+    Ok(())
+}
