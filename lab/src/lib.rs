@@ -13,7 +13,7 @@
 
 pub mod cache;
 mod cpio;
-mod holder;
+pub mod holder;
 pub mod host;
 mod initrd;
 pub mod kernel;
