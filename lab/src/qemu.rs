@@ -192,12 +192,26 @@ fn end(child: &mut Child) {
     child.wait().ok();
 }
 
+/// The end of the guest's console, or what began the end, and then QEMU's own complaints.
 fn last_words(folder: &Path, lines: usize) -> String {
-    ["console.log", "qemu.log"]
-        .iter()
-        .filter_map(|name| fs::read(folder.join(name)).ok())
-        .map(|text| tail(&String::from_utf8_lossy(&text).replace('\r', ""), lines))
-        .filter(|text| !text.is_empty())
-        .collect::<Vec<_>>()
-        .join("\n")
+    let read = |name| {
+        let text = fs::read(folder.join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&text).replace('\r', "")
+    };
+    let console = read("console.log");
+    let all: Vec<&str> = console.lines().collect();
+    let begins_the_end = |line: &&str| {
+        ["BUG: ", "Oops: ", "Kernel panic", "sysrq: Trigger a crash"].iter().any(|word| line.contains(word))
+    };
+    let console = match all.iter().position(begins_the_end) {
+        Some(first) => all[first..all.len().min(first + lines)].join("\n"),
+        None => tail(&console, lines),
+    };
+    let qemu: Vec<String> = read("qemu.log")
+        .lines()
+        // Said at each start: what the CPU has and its emulation lacks, and what is old.
+        .filter(|line| !line.contains("requested feature") && !line.contains("is deprecated"))
+        .map(ToString::to_string)
+        .collect();
+    [console, qemu.join("\n")].join("\n").trim().to_string()
 }

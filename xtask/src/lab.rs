@@ -5,13 +5,20 @@ use clap::{Args, Subcommand};
 use peervram_lab::machine::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::suite::{self, Watcher};
+use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, host};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::build;
 use crate::terminal::{self, CANNOT_RUN_HERE, Exit, FAILED, Steps, USAGE};
+
+/// How long a program in a guest may say nothing.
+const SILENCE_LIMIT: Duration = Duration::from_secs(600);
 
 /// A task of the lab.
 #[derive(Subcommand)]
@@ -46,6 +53,21 @@ pub enum Task {
         name: Option<String>,
         #[command(flatten)]
         setup: Setup,
+    },
+    /// Run a program of this machine in a guest: its output here, its exit code ours
+    #[command(after_help = "Example:
+  cargo xtask lab exec --machine epyc-switch target/debug/peervram devices")]
+    Exec {
+        /// The machine
+        #[arg(long, default_value = MACHINES[0].name)]
+        machine: String,
+        #[command(flatten)]
+        setup: Setup,
+        /// The program, here
+        program: PathBuf,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// A shell in a guest, on this terminal
     #[command(after_help = "Example:
@@ -106,6 +128,11 @@ pub fn run(task: Task) -> Result<ExitCode> {
                 println!("{}: Linux {}, {}", machine.name, kernel.release, kernel.image.display());
             }
         }
+        Task::Exec { machine, setup, program, arguments } => {
+            let machines = chosen(&[machine])?;
+            let lab = open(&setup, &steps)?;
+            return execute(&lab, machines[0], &program, &arguments);
+        }
         Task::Shell { machine, setup } => {
             let machines = chosen(&[machine])?;
             open(&setup, &steps)?.shell(machines[0], &[])?;
@@ -153,6 +180,19 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
         println!("{}", json!({ "machines": outcomes, "counts": counts }));
     }
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
+}
+
+fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -> Result<ExitCode> {
+    let mut vm = lab.boot(machine)?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let exit = vm.run_watched(program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
+        match stream {
+            Stream::Stdout => println!("{line}"),
+            Stream::Stderr => eprintln!("{line}"),
+        }
+        Ok(())
+    })?;
+    Ok(ExitCode::from(u8::try_from(exit.code).unwrap_or(FAILED)))
 }
 
 fn list(choice: &Choice) -> Result<()> {

@@ -142,6 +142,13 @@ impl Node {
             .next(
                 "dmesg names the reason; devices behind one PCIe switch, or a server CPU's host bridge, may transfer",
             ),
+            // dma_buf_phys_vec_to_sgt links every range at offset zero of the same IO addresses (seen
+            // on Linux 7.3): the second finds them taken.
+            Errno::ADDRINUSE => error(
+                Kind::RouteRefused,
+                "this kernel cannot map a buffer of several ranges through an IOMMU and a host bridge".into(),
+            )
+            .next("export one range, put both devices behind one PCIe switch, or boot with iommu=pt"),
             Errno::NODEV => error(Kind::MemoryDisabled, "the memory is revoked, or its device is gone".into())
                 .next("switch the exporter's memory on and import again"),
             Errno::BADF => error(Kind::InvalidInput, "the descriptor is no dma-buf".into()),

@@ -2,7 +2,7 @@
 
 use drm::buffer::{DrmFourcc, DrmModifier, Handle, PlanarBuffer};
 use drm::control::connector::State;
-use drm::control::{Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
+use drm::control::{ClipRect, Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
 
 use super::{BufferObject, Node};
 use crate::{Error, ImageLayout, Kind, Result};
@@ -15,6 +15,8 @@ pub struct ScanOut<'a> {
     buffer: &'a BufferObject,
     framebuffer: framebuffer::Handle,
     crtc: crtc::Handle,
+    /// All of the picture, for `flush`.
+    whole: ClipRect,
 }
 
 /// A linear XRGB8888 picture, as the drm crate wants to be told.
@@ -85,7 +87,8 @@ impl<'a> ScanOut<'a> {
             )
             .map_err(failed("make a framebuffer"))?;
         // From here on, dropping it undoes the framebuffer.
-        let scan_out = Self { buffer, framebuffer, crtc };
+        let whole = ClipRect::new(0, 0, layout.width as u16, layout.height as u16);
+        let scan_out = Self { buffer, framebuffer, crtc, whole };
         node.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector.handle()], Some(mode))
             .map_err(failed("show a framebuffer"))?;
         scan_out.flush()?;
@@ -98,7 +101,7 @@ impl<'a> ScanOut<'a> {
     /// # Errors
     /// What the driver says.
     pub fn flush(&self) -> Result<()> {
-        self.buffer.node().dirty_framebuffer(self.framebuffer, &[]).map_err(|error| {
+        self.buffer.node().dirty_framebuffer(self.framebuffer, &[self.whole]).map_err(|error| {
             Error::os("show a changed picture", error).on(self.buffer.node().path().display())
         })
     }

@@ -26,6 +26,9 @@ const SOCKET: &str = "/run/lab.sock";
 /// Device and host answer each other asynchronously; a complaint comes a little late.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// Enough for a warning with its call trace.
+const COMPLAINT_LINES: usize = 40;
+
 struct Agent {
     port: File,
     queue: Receiver<Happening>,
@@ -53,7 +56,7 @@ pub fn run(port: &str) -> Result<()> {
         match agent.queue.recv()? {
             Happening::Order(order) => agent.obey(order)?,
             // A program that is over may still be heard.
-            Happening::Said(_) | Happening::Output(_) | Happening::Exited(_) => {}
+            Happening::Said(_) | Happening::Output(_) | Happening::Exited { .. } => {}
         }
     }
 }
@@ -106,19 +109,21 @@ impl Agent {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.queue.recv_timeout(left) {
-                Ok(Happening::Said(Event::Tested { verdict, seconds, .. })) => {
-                    heard = Some((verdict, Some(seconds)));
+                Ok(Happening::Said(Event::Tested { name: tested, verdict, seconds })) => {
+                    if tested == name {
+                        heard = Some((verdict, Some(seconds)));
+                    }
                 }
                 Ok(Happening::Said(event)) => self.say(&event)?,
                 Ok(Happening::Order(order)) => self.pass_on(&order)?,
-                Ok(Happening::Output(_)) => {}
-                Ok(Happening::Exited(code)) => {
+                Ok(Happening::Exited { id, code }) if id == program.id() => {
                     // The socket's thread may be a little behind the child's end.
                     if heard.is_none() {
                         heard = self.last_word();
                     }
                     return Ok(heard.unwrap_or_else(|| (died(code), None)));
                 }
+                Ok(Happening::Output(_) | Happening::Exited { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let place = program.kill();
                     let limit = wire::TEST_LIMIT.as_secs();
@@ -156,7 +161,10 @@ impl Agent {
             Verdict::Passed => String::new(),
             Verdict::Failed { reason } | Verdict::Skipped { reason } => format!("{reason}\n"),
         };
-        *verdict = failed(format!("{before}the kernel complains:\n{}", messages.join("\n")));
+        let first = messages.iter().position(|message| complains(&message)).unwrap_or(0);
+        let said = &messages[first.saturating_sub(3)..];
+        let said = said[..said.len().min(COMPLAINT_LINES)].join("\n");
+        *verdict = failed(format!("{before}the kernel complains:\n{said}"));
     }
 
     fn run(
@@ -174,7 +182,8 @@ impl Agent {
                 Happening::Order(Order::EndOfInput) => program.end_input(),
                 Happening::Order(order) => self.pass_on(&order)?,
                 Happening::Said(event) | Happening::Output(event) => self.say(&event)?,
-                Happening::Exited(code) => return Ok(code),
+                Happening::Exited { id, code } if id == program.id() => return Ok(code),
+                Happening::Exited { .. } => {}
             }
         }
     }

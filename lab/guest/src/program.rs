@@ -16,8 +16,13 @@ pub enum Happening {
     Said(Event),
     /// The program wrote a line.
     Output(Event),
-    /// The program is over, and all that it wrote has been heard.
-    Exited(i32),
+    /// A program is over, and all that it wrote has been heard.
+    Exited {
+        /// Which; one that was given up may end late.
+        id: u32,
+        /// Its exit code; 128 and the signal's number if it was killed.
+        code: i32,
+    },
 }
 
 /// A program that runs.
@@ -50,9 +55,14 @@ impl Program {
             for listener in listeners {
                 listener.join().ok();
             }
-            queue.send(Happening::Exited(code)).ok();
+            queue.send(Happening::Exited { id, code }).ok();
         });
         Ok(Program { id, input })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.id
     }
 
     /// A line for its standard input; lost if it does not read.

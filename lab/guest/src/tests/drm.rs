@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use peervram::backends::drm::{Node, ScanOut};
-use peervram::backends::host::HostMemory;
+use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{DmaRanges, Exporter, ImageLayout, Importer};
 use peervram::{Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, PeerToPeer};
@@ -54,6 +54,16 @@ fn cross(guest: &Guest, ranges: u64) -> Verdict {
         attachment.detach()?;
         crossing.close()
     })
+}
+
+/// A fault of Linux 7.3, which gives each range the same IO addresses. When this fails, a kernel has
+/// mended it: then the test above is for this machine too.
+fn several_ranges_through_an_iommu(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 2)?;
+    let error = refused(crossing.export.attach(open_node(guest)?, Trust::Unverified), Kind::RouteRefused)?;
+    ensure!(error.raw_os_error() == Some(98), "the errno is {:?}", error.raw_os_error());
+    ensure!(error.to_string().contains("several ranges"), "{error}");
+    crossing.close()
 }
 
 fn screen_follows_the_memory(guest: &Guest) -> Verdict {
@@ -154,7 +164,7 @@ fn import_again_after_reset(guest: &Guest) -> Verdict {
 }
 
 fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Result<()>) -> Verdict {
-    let crossing = Crossing::new(guest, 2)?;
+    let crossing = Crossing::new(guest, 1)?;
     let mut attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     attachment.enter()?.finish();
     match revoke(&crossing) {
@@ -211,7 +221,7 @@ fn hundred_lives(guest: &Guest) -> Verdict {
     })?;
     // A memfd is no dma-buf, and being told so leaks nothing either.
     leaks_nothing(|| {
-        let memory = HostMemory::new(4096)?;
+        let memory = HostMemory::with_backing(4096, Backing::Memfd)?;
         let memfd = memory.export(&DmaRanges::whole(memory.region())?)?;
         ensure!(node.import(&memfd).is_err(), "a memfd was imported by PRIME");
         Ok(())
