@@ -18,6 +18,8 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::new("holder/verdict-and-addresses-follow-the-route", verdict_follows_the_route).on(has_holder),
+    Test::new("holder/several-ranges-through-the-host-bridge-collide", several_ranges_collide)
+        .on(|facts| facts.holder && facts.peer_to_peer == PeerToPeer::ThroughHostBridge),
     Test::new("holder/reset-is-seen-twice-by-a-good-importer", reset_is_seen_twice).on(can_map),
     Test::new("holder/reset-waits-for-a-slow-importer", reset_waits_for_a_slow_importer).on(can_map),
     Test::new("holder/reset-hangs-until-a-broken-importer-is-told", reset_hangs_until_told).on(can_map),
@@ -42,7 +44,9 @@ fn can_map(facts: &Facts) -> bool {
 
 fn verdict_follows_the_route(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
-    let ranges = scattered(&device, SIZE_BYTES, 3)?;
+    let route = guest.facts().peer_to_peer;
+    let count = if route == PeerToPeer::BusAddress { 3 } else { 1 };
+    let ranges = scattered(&device, SIZE_BYTES, count)?;
     let buffer = device.export(&ranges)?;
     let hold = Hold::open()?;
     hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching, which never looks at the route")?;
@@ -54,16 +58,14 @@ fn verdict_follows_the_route(guest: &Guest) -> Verdict {
     let on_the_bus: Vec<MappedRange> = (ranges.as_slice().iter())
         .map(|range| MappedRange { dma_address: bar + range.offset_bytes, length_bytes: range.length_bytes })
         .collect();
-    match guest.facts().peer_to_peer {
+    match route {
         PeerToPeer::BusAddress => {
             mapped.context("mapping")?;
             ensure!(seen == on_the_bus, "below the switch it is at {seen:x?}, not at {on_the_bus:x?}");
         }
         PeerToPeer::ThroughHostBridge => {
             mapped.context("mapping")?;
-            // The IOMMU makes one range of what is scattered in the BAR.
-            ensure!(seen.len() == 1, "through the host bridge it is at {seen:x?}");
-            ensure!(seen[0].length_bytes == ranges.size_bytes(), "{seen:x?}");
+            ensure!(seen.len() == 1 && seen[0].length_bytes == ranges.size_bytes(), "it is at {seen:x?}");
             let in_the_bar = bar..bar + (256 << 20);
             ensure!(!in_the_bar.contains(&seen[0].dma_address), "{seen:x?} is a bus address");
         }
@@ -72,6 +74,18 @@ fn verdict_follows_the_route(guest: &Guest) -> Verdict {
             ensure!(seen.is_empty(), "it is at {seen:x?}");
         }
     }
+    Ok(())
+}
+
+/// A fault of Linux 7.3 and not of an importer: `dma_buf_phys_vec_to_sgt` puts each range at the same
+/// IO address. When this fails, a kernel has mended it.
+fn several_ranges_collide(guest: &Guest) -> Verdict {
+    let device = open_device(guest)?;
+    let buffer = device.export(&scattered(&device, SIZE_BYTES, 2)?)?;
+    let hold = Hold::open()?;
+    hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching")?;
+    let mapped = hold.map();
+    ensure!(mapped == Err(Errno::ADDRINUSE), "mapping says {mapped:?}");
     Ok(())
 }
 
