@@ -28,7 +28,7 @@ impl ImageLayout {
     /// From the start of the buffer to the end of the last pixel, in bytes.
     pub fn end_bytes(&self) -> u64 {
         let rows = u64::from(self.stride_bytes) * u64::from(self.height.saturating_sub(1));
-        self.offset_bytes.saturating_add(rows + u64::from(self.width) * 4)
+        self.offset_bytes.saturating_add(rows).saturating_add(u64::from(self.width) * 4)
     }
 
     /// Checks that the picture lies inside a buffer of `buffer_bytes`.
@@ -74,7 +74,7 @@ mod tests {
                 .check(u64::MAX)
                 .unwrap_err()
                 .why()
-                .contains("shorter")
+                .contains("longer than the stride")
         );
         assert!(ImageLayout { offset_bytes: u64::MAX - 3, ..layout }.check(1 << 40).is_err());
         assert!(ImageLayout { offset_bytes: 2, ..layout }.check(u64::MAX).is_err());

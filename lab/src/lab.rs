@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
+use crate::folder::Folder;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
 use crate::progress::Progress;
@@ -32,7 +32,10 @@ pub struct Lab<'a> {
 impl<'a> Lab<'a> {
     /// Opens the lab, making the private root if it is not there.
     pub fn open(programs: Programs, progress: &'a dyn Progress) -> Result<Lab<'a>> {
-        Ok(Lab { root: Root::open(progress)?, programs, progress })
+        let root = Root::open(progress)?;
+        root.output(Folder::new()?.path(), &["true"])
+            .context("a mount namespace is refused: run as root, or where user namespaces are allowed")?;
+        Ok(Lab { root, programs, progress })
     }
 
     /// The private root's place on the host.
@@ -80,13 +83,10 @@ impl<'a> Lab<'a> {
     }
 
     /// The folder that a QEMU needs, with everything in it.
-    fn lay_out(&self, machine: &Machine) -> Result<TempDir> {
+    fn lay_out(&self, machine: &Machine) -> Result<Folder> {
         let kernel = self.kernel(machine)?;
         let initrd = initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
-        let folder = tempfile::Builder::new()
-            .prefix("peervram-lab-")
-            .tempdir()
-            .context("making a folder for the machine")?;
+        let folder = Folder::new()?;
         let place = folder.path();
         fs::create_dir(place.join("share"))?;
         for (from, to) in [

@@ -13,6 +13,7 @@
 
 pub mod cache;
 mod cpio;
+mod folder;
 pub mod holder;
 pub mod host;
 mod initrd;

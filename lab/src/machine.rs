@@ -301,7 +301,7 @@ impl Machine {
         ]);
         arguments.extend(self.topology.qemu_arguments(self.devices.len()));
         for (index, device) in self.devices.iter().enumerate() {
-            arguments.extend(device.qemu_arguments(index));
+            arguments.extend(device.qemu_arguments(index, self.topology));
         }
         arguments
     }
@@ -335,20 +335,29 @@ impl Topology {
 
 impl Device {
     /// This device behind the port of the same number.
-    fn qemu_arguments(self, index: usize) -> Vec<String> {
+    fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
         match self {
             Device::SharedMemory { size_mib } => words(&[
                 ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
                 ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
             ]),
-            // iommu_platform: without it the guest hands out IO virtual addresses that the
-            // device takes for physical ones and refuses late, seen only in the kernel's log.
-            Device::VirtioGpu => words(&[(
-                "-device",
-                &format!(
-                    "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform=on,disable-legacy=on"
-                ),
-            )]),
+            Device::VirtioGpu => {
+                // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
+                // would take them for physical ones and refuse late, seen only in the kernel's log.
+                // Behind a switch the kernel hands out bus addresses, which on real hardware the
+                // switch routes before any IOMMU sees them. QEMU's switch sends everything to the
+                // IOMMU, so there the device goes past it.
+                let platform = match topology {
+                    Topology::RootPorts => "on",
+                    Topology::Switch => "off",
+                };
+                words(&[(
+                    "-device",
+                    &format!(
+                        "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on"
+                    ),
+                )])
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
+use crate::folder::Folder;
 use crate::lab::share;
 use crate::machine::Facts;
 use crate::picture::Picture;
@@ -32,7 +32,7 @@ pub struct Vm {
     qemu: Qemu,
     channel: UnixStream,
     events: Receiver<Event>,
-    folder: TempDir,
+    folder: Folder,
     pictures: u32,
     release: String,
     boot: Duration,
@@ -51,7 +51,7 @@ pub struct Exit {
 
 impl Vm {
     /// Waits for the agent and tells it where it is.
-    pub(crate) fn begin(qemu: Qemu, channel: UnixStream, folder: TempDir, facts: Facts) -> Result<Vm> {
+    pub(crate) fn begin(qemu: Qemu, channel: UnixStream, folder: Folder, facts: Facts) -> Result<Vm> {
         let start = Instant::now();
         let (sender, events) = mpsc::channel();
         let mut reader = BufReader::new(channel.try_clone()?);

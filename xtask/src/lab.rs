@@ -149,10 +149,12 @@ pub fn open<'a>(setup: &Setup, steps: &'a Steps) -> Result<Lab<'a>> {
     }
     let programs = build::lab_programs()?;
     terminal::install(&host::missing(), setup.yes)?;
-    Lab::open(programs, steps).map_err(|error| {
-        let reason = format!("the lab cannot run here: {error:#}");
-        Exit { code: CANNOT_RUN_HERE, reason }.into()
-    })
+    Lab::open(programs, steps).map_err(cannot)
+}
+
+fn cannot(error: anyhow::Error) -> anyhow::Error {
+    let reason = format!("the lab cannot run here: {error:#}");
+    Exit { code: CANNOT_RUN_HERE, reason }.into()
 }
 
 fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
@@ -172,7 +174,8 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     let mut text = Text::new(out);
     let mut outcomes = Vec::new();
     for plan in &plans {
-        outcomes.push(suite::run(&lab, plan, &mut text as &mut dyn Watcher)?);
+        let outcome = suite::run(&lab, plan, &mut text as &mut dyn Watcher).map_err(cannot)?;
+        outcomes.push(outcome);
     }
     text.finish()?;
     let counts = Counts::of(&outcomes);

@@ -123,7 +123,7 @@ pub(super) fn create(udmabuf: BorrowedFd<'_>, memfd: BorrowedFd<'_>, ranges: &[D
             (Errno::INVAL, Some(limit_mb), _) if size_bytes > limit_mb << 20 => {
                 let why = format!("{} MiB are more than its limit of {limit_mb} MiB", size_bytes >> 20);
                 Error::new(Kind::Unsupported, TRIED, why)
-                    .next("raise /sys/module/udmabuf/parameters/size_limit_mb, or lend less")
+                    .next("raise /sys/module/udmabuf/parameters/size_limit_mb, lend less, or use the memfd itself (Backing::Memfd)")
             }
             (Errno::INVAL, _, Some(limit)) if ranges.len() as u64 > limit => {
                 let why = format!("{} ranges are more than its limit of {limit}", ranges.len());

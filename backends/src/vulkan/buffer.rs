@@ -4,6 +4,9 @@
 //! host pointer; dropping it destroys the `VkBuffer`, frees the memory, and only then lets go of
 //! those. The application must have finished with the raw handles by then; an
 //! [`Engine`](super::Engine) sees to its own work.
+//!
+//! Freeing unmaps the memory in the kernel and closes the driver's descriptor. Where that is the
+//! last one of a VFIO dma-buf whose device is being reset, it waits until the reset is over.
 #![expect(unsafe_code, reason = "destroying Vulkan objects")]
 
 use std::fmt;

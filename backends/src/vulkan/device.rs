@@ -232,6 +232,17 @@ impl Device {
         &self.0.description
     }
 
+    /// Whether dma-bufs can be tried: the driver says so, and the extensions are enabled.
+    pub fn imports_dma_bufs(&self) -> bool {
+        self.0.description.can_import_dma_buf && self.0.memory_fd.is_some()
+    }
+
+    /// What host pointers must be aligned to, if they can be imported: the driver says so, and the
+    /// extension is enabled.
+    pub fn host_pointer_alignment_bytes(&self) -> Option<u64> {
+        self.0.description.host_pointer_alignment_bytes.filter(|_| self.0.host_pointer.is_some())
+    }
+
     /// `VkDevice`, for the application's own calls. Valid as long as the device is.
     pub fn raw_device(&self) -> u64 {
         self.0.device.handle().as_raw()

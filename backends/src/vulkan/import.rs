@@ -75,13 +75,21 @@ pub(super) fn host_pointer(
     const TRIED: &str = "import a host pointer";
     const HANDLE: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT;
     let (Some(functions), Some(alignment_bytes)) =
-        (device.host_pointer(), device.description().host_pointer_alignment_bytes)
+        (device.host_pointer(), device.host_pointer_alignment_bytes())
     else {
-        return Err(Error::new(Kind::Unsupported, TRIED, "VK_EXT_external_memory_host is not enabled"));
+        let why = "VK_EXT_external_memory_host is not enabled, or imports no buffers";
+        return Err(Error::new(Kind::Unsupported, TRIED, why).next("export a dma-buf and import that"));
     };
     let (pointer, length_bytes) = (mapping.as_ptr(), mapping.len() as u64);
     let size_bytes = checked_size(TRIED, options, length_bytes)?;
     check_alignment(TRIED, pointer.addr() as u64, length_bytes, alignment_bytes)?;
+
+    // VUID-VkImportMemoryHostPointerInfoEXT-handleType-01747: the handle type must be importable.
+    let (instance, physical) = device.ash_instance();
+    let features = external_features(instance, physical, options.usage.flags(), HANDLE);
+    if !features.contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE) {
+        return Err(Error::new(Kind::ImporterCannot, TRIED, "the driver imports none for a buffer's usage"));
+    }
 
     let origin = Origin::HostPointer(mapping);
     let (mut allocation, needs) =
@@ -108,7 +116,7 @@ pub(super) fn host_pointer(
         .allocation_size(length_bytes)
         .memory_type_index(memory_type)
         .push_next(&mut import);
-    // SAFETY: pointer and length are aligned (VUID-VkImportMemoryHostPointerInfoEXT-handleType-01748,
+    // SAFETY: pointer and length are aligned (VUID-VkImportMemoryHostPointerInfoEXT-pHostPointer-01749,
     // VUID-VkMemoryAllocateInfo-allocationSize-01745), and the mapping outlives the memory.
     allocation.memory =
         unsafe { device.ash().allocate_memory(&info, None) }.map_err(|result| failure(TRIED, result))?;
@@ -123,7 +131,7 @@ struct Needs {
     dedicated: bool,
 }
 
-/// A buffer for memory of `handle` (VUID-VkBindBufferMemoryInfo-memory-02985), still without it.
+/// A buffer for memory of `handle` (VUID-vkBindBufferMemory-memory-02985), still without it.
 fn create_buffer(
     tried: &'static str,
     device: &Device,
@@ -193,7 +201,7 @@ fn checked_size(tried: &'static str, options: &ImportOptions, available_bytes: u
     }
 }
 
-/// VUID-VkImportMemoryHostPointerInfoEXT-handleType-01748 (the pointer) and
+/// VUID-VkImportMemoryHostPointerInfoEXT-pHostPointer-01749 (the pointer) and
 /// VUID-VkMemoryAllocateInfo-allocationSize-01745 (the length).
 fn check_alignment(tried: &'static str, address: u64, length_bytes: u64, alignment_bytes: u64) -> Result<()> {
     for (what, value) in [("pointer", address), ("length", length_bytes)] {

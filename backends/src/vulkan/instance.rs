@@ -5,6 +5,7 @@
 //! this: see [`Device::from_raw`].
 #![expect(unsafe_code, reason = "loading libvulkan and calling it")]
 
+use std::error::Error as _;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -22,16 +23,13 @@ const LIBRARY: &str = "libvulkan.so.1";
 #[derive(Clone)]
 pub struct Instance(Arc<Inner>);
 
-struct Inner {
-    instance: ash::Instance,
-    entry: ash::Entry,
-}
+struct Inner(ash::Instance);
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // SAFETY: devices made from the instance hold it, so none is left
         // (VUID-vkDestroyInstance-instance-00629).
-        unsafe { self.instance.destroy_instance(None) };
+        unsafe { self.0.destroy_instance(None) };
     }
 }
 
@@ -63,7 +61,7 @@ impl Instance {
         // SAFETY: `info` and what it points to are initialised and outlive the call.
         let instance =
             unsafe { entry.create_instance(&info, None) }.map_err(|result| failure(TRIED, result))?;
-        Ok(Self(Arc::new(Inner { instance, entry })))
+        Ok(Self(Arc::new(Inner(instance))))
     }
 
     /// The devices of all drivers, in the loader's order.
@@ -71,10 +69,7 @@ impl Instance {
     /// # Errors
     /// [`Kind::VulkanMissing`] without a driver; [`Kind::Vulkan`] where one does not answer.
     pub fn physical_devices(&self) -> Result<Vec<PhysicalDevice>> {
-        self.handles()?
-            .into_iter()
-            .map(|physical| PhysicalDevice::describe(&self.0.instance, physical))
-            .collect()
+        self.handles()?.into_iter().map(|physical| PhysicalDevice::describe(self.ash(), physical)).collect()
     }
 
     /// Makes a device with one queue that computes, of the physical device that is meant, with
@@ -86,7 +81,10 @@ impl Instance {
     pub fn open_device(&self, selector: &Selector) -> Result<Device> {
         const TRIED: &str = "open a Vulkan device";
         let handles = self.handles()?;
-        let mut described = self.physical_devices()?;
+        let mut described = handles
+            .iter()
+            .map(|&physical| PhysicalDevice::describe(self.ash(), physical))
+            .collect::<Result<Vec<_>>>()?;
         let index = selector.choose(&described)?;
         let (physical, description) = (handles[index], described.swap_remove(index));
         let missing = |why: &'static str| Error::new(Kind::VulkanMissing, TRIED, why).on(&description.name);
@@ -94,7 +92,7 @@ impl Instance {
             return Err(missing("it is older than Vulkan 1.1"));
         }
 
-        let instance = &self.0.instance;
+        let instance = self.ash();
         // SAFETY: `physical` is a physical device of this instance.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
         let queue_family_index = families
@@ -123,19 +121,19 @@ impl Instance {
     }
 
     pub(super) fn ash(&self) -> &ash::Instance {
-        &self.0.instance
+        &self.0.0
     }
 
     fn handles(&self) -> Result<Vec<vk::PhysicalDevice>> {
         // SAFETY: the instance lives as long as `self`.
-        let handles = unsafe { self.0.instance.enumerate_physical_devices() };
+        let handles = unsafe { self.ash().enumerate_physical_devices() };
         handles.map_err(|result| failure("list Vulkan devices", result).next(INSTALL_A_DRIVER))
     }
 }
 
 impl fmt::Debug for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Instance").field(&self.0.entry.static_fn().get_instance_proc_addr).finish()
+        f.debug_tuple("Instance").field(&self.ash().handle()).finish()
     }
 }
 
@@ -144,7 +142,9 @@ impl fmt::Debug for Instance {
 fn load() -> Result<vk::PFN_vkGetInstanceProcAddr> {
     static LOADED: OnceLock<Library> = OnceLock::new();
     let missing = |error: libloading::Error| {
-        Error::new(Kind::VulkanMissing, "load Vulkan", error.to_string())
+        // What the dynamic linker said is in the source: "cannot open shared object file".
+        let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Error::new(Kind::VulkanMissing, "load Vulkan", why)
             .on(LIBRARY)
             .next("install the Vulkan loader: libvulkan1 on Debian and Ubuntu, vulkan-loader on Fedora")
     };

@@ -44,7 +44,7 @@ impl Device {
     /// `command_buffer` is a `VkCommandBuffer` of this device, of a pool of the queue family that
     /// the device was made with, being recorded outside a render pass and by no other thread;
     /// `buffer` is of this device and lives until the commands have completed; `stage` and
-    /// `access` go together (VUID-vkCmdPipelineBarrier-dstAccessMask-02816).
+    /// `access` go together (VUID-vkCmdPipelineBarrier-pBufferMemoryBarriers-02818, -02817).
     pub unsafe fn record_acquire(&self, command_buffer: u64, buffer: &Buffer, stage: u32, access: u32) {
         let next =
             Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };

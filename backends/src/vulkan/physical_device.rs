@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ash::{ext, khr, vk};
 
+use super::BufferUsage;
 use super::extensions::{Extension, missing_extensions};
 use super::failure::failure;
 use crate::{OnRevoke, PciAddress, Result};
@@ -70,7 +71,7 @@ pub struct PhysicalDevice {
     pub render_node: Option<DrmNode>,
     /// Whether it is a CPU.
     pub is_cpu: bool,
-    /// Whether it says that storage buffers can be of imported dma-bufs. Whether it can map those
+    /// Whether it says that storage buffers can be imported as dma-bufs. Whether it can map those
     /// of a particular exporter, only an import tells.
     pub can_import_dma_buf: bool,
     /// What host pointers must be aligned to, where it can import them.
@@ -80,8 +81,8 @@ pub struct PhysicalDevice {
 }
 
 impl PhysicalDevice {
-    /// What an import needs around a revoke. Where the driver is not known, freeing before the
-    /// revoke is right for all.
+    /// What a dma-buf's import needs around a revoke. Where the driver is not known, freeing before
+    /// the revoke is right for all.
     pub fn on_revoke(&self) -> OnRevoke {
         match vk::DriverId::from_raw(self.driver_id) {
             // A CPU's mapping does not come back by itself.
@@ -136,6 +137,12 @@ impl PhysicalDevice {
         let missing_extensions = missing_extensions(names.iter().map(CString::as_c_str));
         let has_dma_buf = has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME);
 
+        let imports = |handle_type| {
+            basic.api_version >= vk::API_VERSION_1_1
+                && external_features(instance, physical, BufferUsage::default().flags(), handle_type)
+                    .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE)
+        };
+
         let text =
             |text: Result<&CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
@@ -159,18 +166,10 @@ impl PhysicalDevice {
             render_node: (has_drm && drm.has_render != 0)
                 .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
             is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
-            can_import_dma_buf: has_dma_buf
-                && basic.api_version >= vk::API_VERSION_1_1
-                && external_features(
-                    instance,
-                    physical,
-                    vk::BufferUsageFlags::STORAGE_BUFFER
-                        | vk::BufferUsageFlags::TRANSFER_SRC
-                        | vk::BufferUsageFlags::TRANSFER_DST,
-                    vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT,
-                )
-                .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE),
-            host_pointer_alignment_bytes: has_host.then_some(host.min_imported_host_pointer_alignment),
+            can_import_dma_buf: has_dma_buf && imports(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT),
+            host_pointer_alignment_bytes: (has_host
+                && imports(vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT))
+            .then_some(host.min_imported_host_pointer_alignment),
             missing_extensions,
         })
     }
@@ -188,4 +187,42 @@ pub(super) fn external_features(
     // SAFETY: `physical` is a physical device of `instance`, which is of Vulkan 1.1 or later.
     unsafe { instance.get_physical_device_external_buffer_properties(physical, &asked, &mut answer) };
     answer.external_memory_properties.external_memory_features
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_a_number_and_a_path() {
+        let null = DrmNode::from_path(Path::new("/dev/null")).unwrap();
+        assert_eq!(null, DrmNode { major: 1, minor: 3 });
+        assert_eq!(null.path().as_deref(), Some(Path::new("/dev/null")));
+        assert_eq!(DrmNode { major: 4095, minor: 1 }.path(), None);
+    }
+
+    #[test]
+    fn the_driver_decides_what_a_revoke_asks_for() {
+        let on_revoke = |driver_id: vk::DriverId, is_cpu| {
+            let device = PhysicalDevice {
+                name: String::new(),
+                driver_name: String::new(),
+                driver_version: String::new(),
+                driver_id: driver_id.as_raw(),
+                api_version: (1, 3, 0),
+                pci_address: None,
+                primary_node: None,
+                render_node: None,
+                is_cpu,
+                can_import_dma_buf: true,
+                host_pointer_alignment_bytes: None,
+                missing_extensions: Vec::new(),
+            };
+            device.on_revoke()
+        };
+        assert_eq!(on_revoke(vk::DriverId::MESA_LLVMPIPE, true), OnRevoke::Reimport);
+        assert_eq!(on_revoke(vk::DriverId::MESA_RADV, false), OnRevoke::SelfHeals);
+        assert_eq!(on_revoke(vk::DriverId::INTEL_OPEN_SOURCE_MESA, false), OnRevoke::FreeBefore);
+        assert_eq!(on_revoke(vk::DriverId::from_raw(0), false), OnRevoke::FreeBefore);
+    }
 }

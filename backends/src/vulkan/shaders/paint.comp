@@ -51,8 +51,8 @@ void main() {
     uint pixel = pixels[index];
 
     uint luma = (77 * channel(pixel, 16) + 150 * channel(pixel, 8) + 29 * channel(pixel, 0)) >> 8;
-    uint step = (luma * 6) >> 8;
-    uint tone = (luma + step * 51) / 2;
+    uint contrast = min((max(luma, 43) - 43) * 3 / 2, 255);
+    uint tone = (contrast + ((contrast * 6) >> 8) * 51) / 2;
 
     // Distances from the middle in half pixels; `reach` is 1024 in the corners.
     uint dx = 2 * x + 1 > width ? 2 * x + 1 - width : width - 2 * x - 1;
@@ -61,7 +61,7 @@ void main() {
 
     uint wave = (reach + (parameter & 255u)) & 127u;
     uint ring = wave < 64 ? wave : 127 - wave;
-    uint shade = (192 + ring) * (256 - reach * reach / 7000) >> 8;
+    uint shade = (224 + ring / 2) * (256 - reach * reach / 8192) >> 8;
 
     uint dark = DARK[(parameter >> 8) & 3u];
     uint bright = BRIGHT[(parameter >> 8) & 3u];

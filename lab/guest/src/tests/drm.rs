@@ -16,7 +16,9 @@ use crate::test::{Test, Verdict};
 pub const TESTS: &[Test] = &[
     Test::new("drm/picture-crosses-pixel-by-pixel", picture_crosses).on(Facts::allows_peers),
     Test::new("drm/picture-crosses-in-several-ranges", picture_crosses_in_several_ranges)
-        .on(Facts::allows_peers),
+        .on(|facts| facts.peer_to_peer == PeerToPeer::BusAddress),
+    Test::new("drm/several-ranges-through-an-iommu-are-refused-in-words", several_ranges_through_an_iommu)
+        .on(|facts| facts.peer_to_peer == PeerToPeer::ThroughHostBridge),
     Test::new("drm/screen-follows-the-memory", screen_follows_the_memory).on(Facts::allows_peers),
     Test::new("drm/same-dma-buf-twice-is-closed-once", same_dma_buf_twice).on(Facts::allows_peers),
     Test::new("drm/route-that-the-kernel-refuses-is-named", refused_route_is_named)

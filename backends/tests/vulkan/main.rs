@@ -1,0 +1,12 @@
+//! Host memory imported into a real Vulkan driver.
+//!
+//! Runs on whatever `libvulkan.so.1` finds; Mesa's lavapipe is enough (from version 25 on it takes
+//! a memfd for a dma-buf, before that host pointers only). Without a loader, a device, or the
+//! extension that a test is about, the test skips aloud; `PEERVRAM_REQUIRE_VULKAN=1` makes a
+//! missing device a failure.
+#![cfg(all(feature = "vulkan", feature = "host"))]
+
+mod application;
+mod crossing;
+mod machine;
+mod refusals;
