@@ -1,8 +1,12 @@
 //! The project's tasks: `cargo xtask --help`.
 
 mod build;
+mod ci;
+mod demo;
 mod lab;
+mod shaders;
 mod terminal;
+mod test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,14 +21,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::Arguments),
+    Test(test::Arguments),
+    Ci(ci::Arguments),
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
+    Shaders(shaders::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Ci(arguments) => ci::run(arguments),
         Task::Lab(task) => lab::run(task),
+        Task::Shaders(arguments) => shaders::run(&arguments),
     };
     match result {
         Ok(code) => code,
