@@ -32,6 +32,8 @@ pub struct Machine {
     pub vulkan: bool,
     /// Guest memory.
     pub memory_mib: u32,
+    /// Whether it runs unless others are named. What is built or booted slowly is asked for by name.
+    pub everyday: bool,
 }
 
 /// A kernel by where it comes from.
@@ -148,6 +150,7 @@ const DEFAULT: Machine = Machine {
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     memory_mib: 1024,
+    everyday: true,
 };
 
 const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
@@ -181,6 +184,7 @@ pub const MACHINES: &[Machine] = &[
         name: "lockdep-epyc-root-ports",
         about: "as the default, with a kernel that watches its locks and DMA mappings",
         kernel: LOCKDEP_7_3,
+        everyday: false,
         ..DEFAULT
     },
     Machine {
@@ -211,6 +215,14 @@ pub const MACHINES: &[Machine] = &[
         ..DEFAULT
     },
 ];
+
+/// The machine that boots what users run, and needs no kernel to be built.
+pub const STOCK: &str = "epyc-root-ports";
+
+/// The machines that run unless others are named.
+pub fn everyday() -> impl Iterator<Item = &'static Machine> {
+    MACHINES.iter().filter(|machine| machine.everyday)
+}
 
 /// The machine of that name.
 pub fn named(name: &str) -> Option<&'static Machine> {
@@ -375,6 +387,7 @@ mod tests {
         for machine in MACHINES {
             assert_eq!(named(machine.name).unwrap().about, machine.about);
         }
+        assert!(named(STOCK).is_some_and(|machine| machine.kernel.own_name().is_none()));
         assert!(named("pdp-11").is_none());
     }
 
