@@ -32,6 +32,8 @@ pub struct Machine {
     pub vulkan: bool,
     /// Guest memory.
     pub memory_mib: u32,
+    /// Whether it takes part when nobody names a machine.
+    pub everyday: bool,
 }
 
 /// A kernel by where it comes from.
@@ -148,9 +150,18 @@ const DEFAULT: Machine = Machine {
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     memory_mib: 1024,
+    everyday: true,
 };
 
-const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
+const DEBIAN: Machine = Machine {
+    name: "epyc-root-ports",
+    about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
+    kernel: DEBIAN_7_3,
+    ..DEFAULT
+};
+
+/// For whoever comes for the first time: what users run, and no kernel to build.
+pub const FOR_NEWCOMERS: &Machine = &DEBIAN;
 
 /// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
 /// what users run.
@@ -181,13 +192,10 @@ pub const MACHINES: &[Machine] = &[
         name: "lockdep-epyc-root-ports",
         about: "as the default, with a kernel that watches its locks and DMA mappings",
         kernel: LOCKDEP_7_3,
+        everyday: false,
         ..DEFAULT
     },
-    Machine {
-        name: "epyc-root-ports",
-        about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
-        ..DEBIAN
-    },
+    DEBIAN,
     Machine {
         name: "epyc-switch",
         about: "Debian's Linux 7.3, both devices under one switch: bus addresses",
@@ -211,6 +219,11 @@ pub const MACHINES: &[Machine] = &[
         ..DEFAULT
     },
 ];
+
+/// The machines that take part when nobody names one.
+pub fn everyday() -> impl Iterator<Item = &'static Machine> {
+    MACHINES.iter().filter(|machine| machine.everyday)
+}
 
 /// The machine of that name.
 pub fn named(name: &str) -> Option<&'static Machine> {

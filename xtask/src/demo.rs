@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use peervram_lab::Vm;
 use peervram_lab::host::{self, Missing};
-use peervram_lab::machine::{self, MACHINES};
+use peervram_lab::machine;
 use peervram_lab::picture::Picture;
 use peervram_lab::progress::step;
 use peervram_lab::wire::{self, Stream};
@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long)]
     vm: bool,
     /// Which machine of the lab
-    #[arg(long, requires = "vm", default_value = MACHINES[0].name, value_name = "NAME")]
+    #[arg(long, requires = "vm", default_value = machine::FOR_NEWCOMERS.name, value_name = "NAME")]
     machine: String,
     /// Where to put the pictures
     #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
@@ -50,7 +50,7 @@ impl Arguments {
     pub fn embedded() -> Arguments {
         Arguments {
             vm: false,
-            machine: MACHINES[0].name.into(),
+            machine: machine::FOR_NEWCOMERS.name.into(),
             folder: "target/demo".into(),
             setup: Setup { yes: true },
         }

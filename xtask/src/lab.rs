@@ -29,7 +29,7 @@ pub enum Task {
     /// line is `N passed, N failed, N skipped`; the exit code is 1 if one failed and 4 if the lab
     /// cannot run on this machine.
     #[command(after_help = "Examples:
-  cargo xtask lab run                       every test on every machine
+  cargo xtask lab run                       every test on every everyday machine
   cargo xtask lab run screen                tests with \"screen\" in their name
   cargo xtask lab run --machine epyc-switch every test for one machine")]
     Run(Run),
@@ -45,7 +45,7 @@ pub enum Task {
     /// The lab's own kernels are built from Debian's source, which takes about ten minutes on two
     /// cores, once; Debian's kernels are fetched.
     #[command(after_help = "Examples:
-  cargo xtask lab kernel                    those of all machines
+  cargo xtask lab kernel                    those of the everyday machines
   cargo xtask lab kernel small              our own; `lockdep` is the one that watches its locks
   cargo xtask lab kernel linux-6.12         that of one machine")]
     Kernel {
@@ -199,10 +199,14 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
 }
 
 fn list(choice: &Choice) -> Result<()> {
-    let machines = chosen(&choice.machines)?;
+    let machines = match &choice.machines[..] {
+        [] => MACHINES.iter().collect(),
+        names => chosen(names)?,
+    };
     let programs = build::lab_programs()?;
     for plan in suite::plan(&programs, &machines, &choice.filter)? {
-        println!("{}: {}", plan.machine.name, plan.machine.about);
+        let when = if plan.machine.everyday { "" } else { " (runs only when named)" };
+        println!("{}: {}{when}", plan.machine.name, plan.machine.about);
         for test in plan.tests {
             println!("  {test}");
         }
@@ -210,17 +214,17 @@ fn list(choice: &Choice) -> Result<()> {
     Ok(())
 }
 
-/// The machines with that kernel; the one of that name; all of them if none is named.
+/// The machines with that kernel; the one of that name; all everyday ones if none is named.
 fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
     let Some(name) = name else { return chosen(&[]) };
     let own = MACHINES.iter().find(|machine| machine.kernel.own_name() == Some(&name));
     own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
 }
 
-/// The machines of those names; all of them if none is named.
+/// The machines of those names; all everyday ones if none is named.
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
     if names.is_empty() {
-        return Ok(MACHINES.iter().collect());
+        return Ok(machine::everyday().collect());
     }
     names
         .iter()

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Args;
 use peervram_lab::Lab;
-use peervram_lab::machine::MACHINES;
+use peervram_lab::machine;
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::suite::{self, Watcher};
 use std::io;
@@ -126,7 +126,7 @@ fn count(text: &str) -> Counts {
 }
 
 fn lab_tests(lab: &Lab) -> Result<Counts> {
-    let machines: Vec<_> = MACHINES.iter().collect();
+    let machines: Vec<_> = machine::everyday().collect();
     let mut text = Text::new(Box::new(io::stdout()) as Box<dyn io::Write>);
     let mut outcomes = Vec::new();
     for plan in suite::plan(lab.programs(), &machines, "")? {
