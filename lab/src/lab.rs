@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::qemu::Qemu;
 use crate::root::Root;
 use crate::vm::Vm;
-use crate::{initrd, wire};
+use crate::{holder, initrd, wire};
 
 /// What the lab needs of this workspace, built.
 #[derive(Clone, Debug)]
@@ -57,6 +57,9 @@ impl<'a> Lab<'a> {
     pub fn prepare(&self, machine: &Machine) -> Result<()> {
         let kernel = self.kernel(machine)?;
         initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        if let Some(own) = &kernel.own {
+            holder::open(&self.root, own, self.progress)?;
+        }
         Ok(())
     }
 
@@ -94,6 +97,9 @@ impl<'a> Lab<'a> {
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
+        }
+        if let Some(own) = &kernel.own {
+            share(place, &holder::open(&self.root, own, self.progress)?)?;
         }
         Ok(folder)
     }

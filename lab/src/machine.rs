@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::own_kernel::Flavour;
+
 /// One virtual machine that the lab can start.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine {
@@ -41,6 +43,13 @@ pub enum Kernel {
         version: &'static str,
         /// Debian's suite.
         suite: &'static str,
+    },
+    /// One of the lab's own, built from Debian's source of this version.
+    Own {
+        /// The first two numbers of the version.
+        version: &'static str,
+        /// Which one.
+        flavour: Flavour,
     },
 }
 
@@ -107,6 +116,8 @@ pub struct Facts {
     pub peer_to_peer: PeerToPeer,
     /// [`Machine::vulkan`].
     pub vulkan: bool,
+    /// Whether the lab's importer module can be loaded there.
+    pub holder: bool,
 }
 
 impl Facts {
@@ -121,13 +132,15 @@ impl Facts {
     }
 }
 
+const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
+const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lockdep };
 const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
 const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
 
 const DEFAULT: Machine = Machine {
-    name: "epyc-root-ports",
-    about: "Linux 7.3, a trusted host bridge between lender and importer (the default)",
-    kernel: DEBIAN_7_3,
+    name: "small-epyc-root-ports",
+    about: "our own Linux 7.3, a trusted host bridge between lender and importer (the default)",
+    kernel: SMALL_7_3,
     cpu: "EPYC",
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
@@ -137,34 +150,62 @@ const DEFAULT: Machine = Machine {
     memory_mib: 1024,
 };
 
-/// Every machine of the lab, the default first.
+const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
+
+/// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
+/// what users run.
 pub const MACHINES: &[Machine] = &[
     DEFAULT,
     Machine {
-        name: "epyc-switch",
+        name: "small-epyc-switch",
         about: "both devices under one switch: bus addresses",
-        topology: Topology::Switch,
-        peer_to_peer: PeerToPeer::BusAddress,
+        ..DEFAULT.under_a_switch()
+    },
+    Machine {
+        name: "small-skylake-root-ports",
+        about: "a host bridge that the kernel does not trust: import is refused",
+        ..DEFAULT.without_trust()
+    },
+    Machine {
+        name: "small-skylake-switch",
+        about: "a host bridge that the kernel does not trust, but a switch below it",
+        ..DEFAULT.without_trust().under_a_switch()
+    },
+    Machine {
+        name: "small-virtio-iommu",
+        about: "as the default, but a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
         ..DEFAULT
+    },
+    Machine {
+        name: "lockdep-epyc-root-ports",
+        about: "as the default, with a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        ..DEFAULT
+    },
+    Machine {
+        name: "epyc-root-ports",
+        about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
+        ..DEBIAN
+    },
+    Machine {
+        name: "epyc-switch",
+        about: "Debian's Linux 7.3, both devices under one switch: bus addresses",
+        ..DEBIAN.under_a_switch()
     },
     Machine {
         name: "skylake-root-ports",
-        about: "a host bridge that the kernel does not trust: import is refused",
-        cpu: "Skylake-Client",
-        peer_to_peer: PeerToPeer::NotSupported,
-        ..DEFAULT
+        about: "Debian's Linux 7.3, a host bridge that it does not trust: import is refused",
+        ..DEBIAN.without_trust()
     },
     Machine {
         name: "skylake-switch",
-        about: "a host bridge that the kernel does not trust, but a switch below it",
-        cpu: "Skylake-Client",
-        topology: Topology::Switch,
-        peer_to_peer: PeerToPeer::BusAddress,
-        ..DEFAULT
+        about: "Debian's Linux 7.3, a host bridge that it does not trust, but a switch below it",
+        ..DEBIAN.without_trust().under_a_switch()
     },
     Machine {
         name: "linux-6.12",
-        about: "a kernel without VFIO_DEVICE_FEATURE_DMA_BUF",
+        about: "Debian's Linux 6.12, without VFIO_DEVICE_FEATURE_DMA_BUF",
         kernel: DEBIAN_6_12,
         peer_to_peer: PeerToPeer::NoFeature,
         ..DEFAULT
@@ -180,12 +221,30 @@ impl Kernel {
     /// The version that the row asks for.
     pub fn version(&self) -> &'static str {
         match self {
-            Kernel::Debian { version, .. } => version,
+            Kernel::Debian { version, .. } | Kernel::Own { version, .. } => version,
+        }
+    }
+
+    /// Its name if it is one of our own.
+    pub fn own_name(&self) -> Option<&'static str> {
+        match self {
+            Kernel::Debian { .. } => None,
+            Kernel::Own { flavour, .. } => Some(flavour.name()),
         }
     }
 }
 
 impl Machine {
+    /// The same with both devices under one switch.
+    const fn under_a_switch(self) -> Machine {
+        Machine { topology: Topology::Switch, peer_to_peer: PeerToPeer::BusAddress, ..self }
+    }
+
+    /// The same with a CPU whose host bridge the kernel does not trust.
+    const fn without_trust(self) -> Machine {
+        Machine { cpu: "Skylake-Client", peer_to_peer: PeerToPeer::NotSupported, ..self }
+    }
+
     /// What the guest is told of this machine.
     pub fn facts(&self) -> Facts {
         Facts {
@@ -196,11 +255,16 @@ impl Machine {
             iommu: self.iommu,
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
+            holder: self.kernel.own_name().is_some(),
         }
     }
 
     /// The kernel modules that this machine wants, dependencies and file systems left out.
     pub fn modules(&self) -> Vec<&'static str> {
+        if self.kernel.own_name().is_some() {
+            // Everything is built in.
+            return Vec::new();
+        }
         let mut modules = vec!["vfio_iommu_type1", "vfio-pci"];
         if self.iommu == Iommu::Virtio {
             modules.insert(0, "virtio_iommu");

@@ -63,10 +63,11 @@ const CHANNELS: &[&str] = &[
 
 /// For speed, as every instruction is emulated: few lines on the console (warnings and worse), no
 /// defences against anybody, no self-tests, and no certificates: checking the modules' signatures
-/// takes a second.
+/// takes a second. A virtual IOMMU cannot isolate interrupts; without the last two VFIO refuses it.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off init_on_alloc=0 \
     audit=0 nokaslr nowatchdog tsc=reliable no_timer_check random.trust_cpu=on \
-    rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list";
+    rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list \
+    vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
 /// A running QEMU. Dropping it ends it.
 pub struct Qemu {

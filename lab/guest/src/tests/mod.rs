@@ -1,6 +1,7 @@
 //! All tests, one file for each part. A new file is one line here.
 
 mod drm;
+mod holder;
 mod lab;
 mod vfio;
 mod vulkan;
@@ -9,5 +10,5 @@ use crate::test::Test;
 
 /// Every test, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [lab::TESTS, vfio::TESTS, drm::TESTS, vulkan::TESTS].into_iter().flatten()
+    [lab::TESTS, vfio::TESTS, drm::TESTS, holder::TESTS, vulkan::TESTS].into_iter().flatten()
 }
