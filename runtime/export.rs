@@ -1,9 +1,10 @@
 //! `Export`: memory that was made a dma-buf, ready to be attached to.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner};
+use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner};
 
 use crate::attachment::Attachment;
 use crate::gate::Gate;
@@ -23,6 +24,8 @@ pub(crate) struct Lent {
     aperture: Aperture,
     /// Absent where the exporter cannot make one of these ranges; the reason is kept.
     dma_buf: Result<DmaBuf>,
+    /// Imports that must be freed before a revoking call.
+    free_before: AtomicUsize,
 }
 
 impl Export {
@@ -38,6 +41,7 @@ impl Export {
             gate,
             aperture,
             dma_buf,
+            free_before: AtomicUsize::new(0),
         })))
     }
 
@@ -80,8 +84,31 @@ impl Export {
 }
 
 impl Lent {
-    /// Imports by `path`.
+    /// Imports by `path`. Pairs with [`Lent::release`].
     pub(crate) fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
+        let memory = self.import_by(importer, path)?;
+        if importer.on_revoke() == OnRevoke::FreeBefore {
+            self.free_before.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(memory)
+    }
+
+    /// Frees an import of `importer`.
+    pub(crate) fn release<I: Importer>(&self, importer: &I, memory: I::Memory) -> Result<()> {
+        let result = importer.release(memory);
+        if importer.on_revoke() == OnRevoke::FreeBefore {
+            self.free_before.fetch_sub(1, Ordering::Release);
+        }
+        result
+    }
+
+    /// How many imports must be freed before a revoking call: it would wait for them without a limit,
+    /// or leave them in place.
+    pub(crate) fn free_before(&self) -> usize {
+        self.free_before.load(Ordering::Acquire)
+    }
+
+    fn import_by<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
             Path::Peer => match &self.dma_buf {
                 Ok(dma_buf) => importer.import(dma_buf),

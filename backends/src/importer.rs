@@ -8,8 +8,8 @@ use crate::{DmaBuf, Error, Kind, Mapping, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRevoke {
-    /// The kernel driver keeps its mapping until told otherwise: the import must be freed *before*
-    /// the revoking call, which would wait for it (xe).
+    /// The import must be freed *before* the revoking call: either the call would wait for it (xe), or
+    /// the kernel would not take it away at all (type1).
     FreeBefore,
     /// The driver maps again by itself at its next use (amdgpu, mlx5).
     SelfHeals,

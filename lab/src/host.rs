@@ -58,7 +58,8 @@ pub fn is_root() -> bool {
 pub fn missing() -> Vec<Missing> {
     TOOLS
         .iter()
-        .filter(|tool| !has_program(tool.program) && !(tool.unprivileged_only && is_root()))
+        .filter(|tool| !tool.unprivileged_only || !is_root())
+        .filter(|tool| !has_program(tool.program))
         .map(|tool| tool.missing.clone())
         .collect()
 }

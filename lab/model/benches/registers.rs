@@ -21,7 +21,7 @@ const TRIPS: u32 = 4000;
 
 fn main() {
     // Cargo's own `--bench` is not a number.
-    let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(21);
+    let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(21).max(1);
     let mut bare = bare();
     let mut served = served();
     let mut rates = [Vec::new(), Vec::new()];
@@ -34,16 +34,22 @@ fn main() {
             }
         }
     }
-    let [bare, served] = rates.map(|mut rates| {
-        rates.sort_by(f64::total_cmp);
-        let at = |part: f64| rates[((rates.len() - 1) as f64 * part) as usize];
-        (at(0.5), at(0.1), at(0.9))
-    });
+    // Neighbours in time share the machine's mood: the ratio is taken round by round.
+    let ratios = rates[1].iter().zip(&rates[0]).map(|(served, bare)| served / bare).collect();
     println!("{rounds} rounds of {TRIPS} trips, {REQUEST_BYTES} bytes there and {REPLY_BYTES} back");
+    let [bare, served] = rates.map(spread);
     for (name, (median, low, high)) in [("bare socket", bare), ("model", served)] {
         println!("{name:12} median {median:9.0} reads/s  (p10 {low:.0}, p90 {high:.0})");
     }
-    println!("ratio        {:.3}", served.0 / bare.0);
+    let (median, low, high) = spread(ratios);
+    println!("ratio        median {median:9.3}          (p10 {low:.3}, p90 {high:.3})");
+}
+
+/// Median, tenth and ninetieth percentile.
+fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
+    values.sort_by(f64::total_cmp);
+    let at = |part: f64| values[((values.len() - 1) as f64 * part) as usize];
+    (at(0.5), at(0.1), at(0.9))
 }
 
 /// Reads of four bytes, one after another; per second.

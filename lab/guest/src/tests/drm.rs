@@ -190,8 +190,9 @@ fn closed_lender_lets_nobody_in(guest: &Guest) -> Verdict {
     lender.close(PATIENCE).map_err(|(_, error)| error)?;
     refused(attachment.enter(), Kind::Gone)?;
     attachment.detach()?;
+    refused(export.attach(Arc::clone(&node), Trust::Unverified), Kind::Gone)?;
     // The descriptor still is there, and dead for good.
-    let error = refused(export.attach(node, Trust::Unverified), Kind::MemoryDisabled)?;
+    let error = refused(node.import(export.dma_buf().map_err(Clone::clone)?), Kind::MemoryDisabled)?;
     ensure!(error.raw_os_error() == Some(19), "the errno is {:?}", error.raw_os_error());
     Ok(())
 }
