@@ -185,7 +185,10 @@ mod tests {
                 seconds: 0.25,
             },
             Event::Screendump,
-            Event::Control { device: 1, request: Request::Checksum { offset_bytes: u64::MAX, length_bytes: 1 } },
+            Event::Control {
+                device: 1,
+                request: Request::Checksum { offset_bytes: u64::MAX, length_bytes: 1 },
+            },
         ];
         let mut bytes = Vec::new();
         for event in &events {

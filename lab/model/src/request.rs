@@ -152,8 +152,7 @@ mod tests {
     use super::*;
 
     fn findings(hex: Option<String>) -> Findings {
-        let status =
-            Status { generation: 3, present: true, faults: Faults::default(), windows: 0, files: 0 };
+        let status = Status { generation: 3, present: true, faults: Faults::default(), windows: 0, files: 0 };
         Findings { status, hex, checksum: None }
     }
 
