@@ -64,7 +64,7 @@ static const char * const mode_names[] = {
 };
 
 struct hold {
-	struct mutex lock;
+	struct mutex lock;			/* serialises commands */
 	struct pci_dev *function;
 	struct dma_buf *buffer;
 	struct dma_buf_attachment *attachment;	/* NULL: not attached */

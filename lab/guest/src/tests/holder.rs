@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use peervram::Kind;
 use peervram::backends::{DmaRanges, Exporter};
-use peervram_lab::machine::{Facts, PeerToPeer};
+use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
 use rustix::io::Errno;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -78,14 +78,20 @@ fn verdict_follows_the_route(guest: &Guest) -> Verdict {
 }
 
 /// A fault of Linux 7.3 and not of an importer: `dma_buf_phys_vec_to_sgt` puts each range at the same
-/// IO address. When this fails, a kernel has mended it.
+/// IO address. VT-d's driver refuses the second; virtio's asks its device without listening for the
+/// answer, so the importer gets addresses with nothing behind them. When this fails, a kernel has
+/// mended it.
 fn several_ranges_collide(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
     let buffer = device.export(&scattered(&device, SIZE_BYTES, 2)?)?;
     let hold = Hold::open()?;
     hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching")?;
     let mapped = hold.map();
-    ensure!(mapped == Err(Errno::ADDRINUSE), "mapping says {mapped:?}");
+    let expected = match guest.facts().iommu {
+        Iommu::Intel => Err(Errno::ADDRINUSE),
+        Iommu::Virtio => Ok(()),
+    };
+    ensure!(mapped == expected, "mapping says {mapped:?}");
     Ok(())
 }
 
