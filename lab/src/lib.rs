@@ -22,6 +22,7 @@ mod kernel_source;
 mod lab;
 pub mod link;
 pub mod machine;
+mod model;
 mod modules;
 pub mod own_kernel;
 pub mod picture;

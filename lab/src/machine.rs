@@ -6,7 +6,9 @@
 //! the lab knows machines by name.
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use crate::model;
 use crate::own_kernel::Flavour;
 
 /// One virtual machine that the lab can start.
@@ -75,8 +77,18 @@ pub enum Iommu {
     Virtio,
 }
 
+/// A PCI function's vendor and device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciId {
+    /// The vendor.
+    pub vendor: u16,
+    /// The vendor's number for the device.
+    pub device: u16,
+}
+
 /// A device of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// QEMU's `ivshmem-plain`: a PCI function whose BAR 2 is plain memory; the lender.
     SharedMemory {
@@ -85,6 +97,13 @@ pub enum Device {
     },
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
+    /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
+    ModelGpu {
+        /// What it calls itself; drivers look at it.
+        id: PciId,
+        /// Size of its VRAM; BAR 2 shows all of it. A power of two, 16 or more.
+        vram_mib: u32,
+    },
 }
 
 /// The kernel's word for how one device reaches the memory of another.
@@ -120,6 +139,8 @@ pub struct Facts {
     pub vulkan: bool,
     /// Whether the lab's importer module can be loaded there.
     pub holder: bool,
+    /// [`Machine::devices`].
+    pub devices: Vec<Device>,
 }
 
 impl Facts {
@@ -131,6 +152,17 @@ impl Facts {
     /// Whether a peer is expected to be allowed to import the lender's memory.
     pub fn allows_peers(&self) -> bool {
         matches!(self.peer_to_peer, PeerToPeer::BusAddress | PeerToPeer::ThroughHostBridge)
+    }
+
+    /// Whether it has a device that only lends, and a GPU with a screen that imports.
+    pub fn has_lender_and_screen(&self) -> bool {
+        let lends = |device: &Device| matches!(device, Device::SharedMemory { .. });
+        self.devices.iter().any(lends) && self.devices.contains(&Device::VirtioGpu)
+    }
+
+    /// Whether it has model GPUs.
+    pub fn has_models(&self) -> bool {
+        self.devices.iter().any(Device::is_model)
     }
 }
 
@@ -154,6 +186,16 @@ const DEFAULT: Machine = Machine {
 };
 
 const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
+
+const MODEL: Device = Device::ModelGpu { id: PciId { vendor: 0x1234, device: 0x5047 }, vram_mib: 256 };
+
+const TWO_MODELS: Machine = Machine {
+    name: "small-two-models-root-ports",
+    about: "two model GPUs, each behind its root port",
+    devices: &[MODEL, MODEL],
+    vulkan: false,
+    ..DEFAULT
+};
 
 /// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
 /// what users run.
@@ -187,6 +229,18 @@ pub const MACHINES: &[Machine] = &[
         everyday: false,
         ..DEFAULT
     },
+    TWO_MODELS,
+    Machine {
+        name: "small-two-models-virtio-iommu",
+        about: "two model GPUs, and a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "small-two-models-switch",
+        about: "two model GPUs under one switch",
+        ..TWO_MODELS.under_a_switch()
+    },
     Machine {
         name: "epyc-root-ports",
         about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
@@ -206,6 +260,25 @@ pub const MACHINES: &[Machine] = &[
         name: "skylake-switch",
         about: "Debian's Linux 7.3, a host bridge that it does not trust, but a switch below it",
         ..DEBIAN.without_trust().under_a_switch()
+    },
+    Machine {
+        name: "two-models-root-ports",
+        about: "Debian's Linux 7.3, two model GPUs, each behind its root port",
+        kernel: DEBIAN_7_3,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "two-models-virtio-iommu",
+        about: "Debian's Linux 7.3, two model GPUs, and a paravirtual IOMMU translates",
+        kernel: DEBIAN_7_3,
+        iommu: Iommu::Virtio,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "two-models-switch",
+        about: "Debian's Linux 7.3, two model GPUs under one switch",
+        kernel: DEBIAN_7_3,
+        ..TWO_MODELS.under_a_switch()
     },
     Machine {
         name: "linux-6.12",
@@ -268,6 +341,7 @@ impl Machine {
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
             holder: self.kernel.own_name().is_some(),
+            devices: self.devices.to_vec(),
         }
     }
 
@@ -345,7 +419,39 @@ impl Topology {
     }
 }
 
+impl PciId {
+    /// QEMU's `ivshmem-plain`.
+    const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
+    /// A modern virtio GPU.
+    const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
+}
+
+impl std::fmt::Display for PciId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(formatter, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}
+
 impl Device {
+    /// What it calls itself on the bus.
+    pub fn id(&self) -> PciId {
+        match self {
+            Device::SharedMemory { .. } => PciId::SHARED_MEMORY,
+            Device::VirtioGpu => PciId::VIRTIO_GPU,
+            Device::ModelGpu { id, .. } => *id,
+        }
+    }
+
+    /// Whether it is a model GPU.
+    pub fn is_model(&self) -> bool {
+        matches!(self, Device::ModelGpu { .. })
+    }
+
+    /// Whether its memory is lent, so that it belongs to vfio-pci.
+    pub fn lends(&self) -> bool {
+        matches!(self, Device::SharedMemory { .. } | Device::ModelGpu { .. })
+    }
+
     /// This device behind the port of the same number.
     fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
         match self {
@@ -370,6 +476,16 @@ impl Device {
                     ),
                 )])
             }
+            // A socket's address is no single word, so the device is written as JSON.
+            Device::ModelGpu { .. } => words(&[(
+                "-device",
+                &json!({
+                    "driver": "vfio-user-pci",
+                    "bus": format!("port{index}"),
+                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
+                })
+                .to_string(),
+            )]),
         }
     }
 }
@@ -405,6 +521,15 @@ mod tests {
         assert_eq!(arguments.matches("pcie-root-port").count(), 1);
         assert_eq!(arguments.matches("xio3130-downstream").count(), 2);
         assert!(arguments.contains("-cpu Skylake-Client"));
+    }
+
+    #[test]
+    fn a_model_is_behind_its_port() {
+        let arguments = named("two-models-root-ports").unwrap().qemu_arguments();
+        let is_second = |word: &&String| word.contains("/lab/model1\"") && word.contains("\"port1\"");
+        let device = arguments.iter().find(is_second).unwrap();
+        let device: serde_json::Value = serde_json::from_str(device).unwrap();
+        assert_eq!(device["driver"], "vfio-user-pci");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::machine::{Device, Machine};
+use crate::model;
 use crate::qmp::Qmp;
 use crate::root::{Root, tail};
 
@@ -192,9 +193,10 @@ fn end(child: &mut Child) {
     child.wait().ok();
 }
 
-/// The end of the guest's console, or what began the end, and then QEMU's own complaints.
-fn last_words(folder: &Path, lines: usize) -> String {
-    let read = |name| {
+/// The end of the guest's console, or what began the end, then QEMU's own complaints, then what
+/// its model GPUs said.
+pub(crate) fn last_words(folder: &Path, lines: usize) -> String {
+    let read = |name: &str| {
         let text = fs::read(folder.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&text).replace('\r', "")
     };
@@ -213,5 +215,8 @@ fn last_words(folder: &Path, lines: usize) -> String {
         .filter(|line| !line.contains("requested feature") && !line.contains("is deprecated"))
         .map(ToString::to_string)
         .collect();
-    [console, qemu.join("\n")].join("\n").trim().to_string()
+    let mut words = vec![console, qemu.join("\n")];
+    words.extend(model::logs(folder).iter().map(|name| tail(&read(name), lines)));
+    words.retain(|text| !text.is_empty());
+    words.join("\n").trim().to_string()
 }

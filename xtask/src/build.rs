@@ -33,11 +33,11 @@ pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
 
 /// What the lab needs of this workspace.
 pub fn lab_programs() -> Result<Programs> {
-    let mut paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim"])?.into_iter();
-    match (paths.next(), paths.next()) {
-        (Some(agent), Some(shim)) => Ok(Programs { agent, shim }),
-        _ => bail!("cargo built fewer programs than packages"),
-    }
+    let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model"])?;
+    let Ok([agent, shim, model]) = <[PathBuf; 3]>::try_from(paths) else {
+        bail!("cargo built fewer programs than packages");
+    };
+    Ok(Programs { agent, shim, model })
 }
 
 /// The path in cargo's message, if it is about the program or C library of that package.

@@ -14,6 +14,7 @@ mod guest;
 mod holder;
 mod kernel_log;
 mod lender_process;
+mod model;
 mod program;
 mod test;
 mod tests;

@@ -1,56 +1,21 @@
-//! The control socket: lines of JSON by which a test tells the device to go wrong.
+//! The control socket: by which a test tells the device to go wrong, and looks behind its BARs.
 //!
-//! | line | does |
-//! |---|---|
-//! | `{"do":"misbehave","what":"all-ones"}` | adds a fault; see [`Misbehaviour`] for the names |
-//! | `{"do":"misbehave","what":"slow-reset","ms":800}` | the same with a parameter |
-//! | `{"do":"behave"}` | takes all faults back |
-//! | `{"do":"remove"}`, `{"do":"insert"}` | surprise removal, and its end |
-//! | `{"do":"raise-error"}` | latches an error and raises its interrupt |
-//! | `{"do":"status"}` | nothing |
-//!
-//! Each line is answered by one: `{"ok":true,"status":{..}}` or `{"ok":false,"error":".."}`. The change has
-//! taken effect when the answer is there. Lines are at most [`LINE_BYTES_MAX`] long.
+//! What can be said is in [`crate::request`]. Each line is answered by one; the change has taken
+//! effect when the answer is there. Lines that are sent here are at most [`LINE_BYTES_MAX`] long.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde::{Deserialize, Serialize};
+use rustix::io::Errno;
 
-use crate::device::{Device, Status};
-use crate::misbehaviour::Misbehaviour;
+use crate::device::Device;
+use crate::request::{Answer, Findings, READ_BYTES_MAX, Request, hex};
 
 /// The longest line.
 pub const LINE_BYTES_MAX: u64 = 4096;
 const CLIENTS_MAX: usize = 16;
-
-/// What can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "kebab-case")]
-pub enum Command {
-    /// Add a fault.
-    Misbehave(Misbehaviour),
-    /// Take all faults back.
-    Behave,
-    /// Remove the device.
-    Remove,
-    /// Put it back.
-    Insert,
-    /// Raise an error.
-    RaiseError,
-    /// Tell how it is.
-    Status,
-}
-
-/// What is answered.
-#[derive(Debug, Serialize)]
-#[serde(untagged)]
-enum Answer {
-    Done { ok: bool, status: Status },
-    Refused { ok: bool, error: String },
-}
 
 /// Serves clients of the control socket for ever.
 ///
@@ -93,7 +58,7 @@ pub fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
             answer(&line, device)
         } else {
             lines.skip_until(b'\n')?;
-            Answer::Refused { ok: false, error: format!("a line must end within {LINE_BYTES_MAX} bytes") }
+            Answer::refused(format!("a line must end within {LINE_BYTES_MAX} bytes"))
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -102,21 +67,47 @@ pub fn serve(stream: &UnixStream, device: &Device) -> io::Result<()> {
 }
 
 fn answer(line: &[u8], device: &Device) -> Answer {
-    let command = match serde_json::from_slice(line) {
-        Ok(command) => command,
+    let request = match serde_json::from_slice(line) {
+        Ok(request) => request,
         Err(error) => {
-            let error =
-                format!("not a command: {error}; an example: {{\"do\":\"misbehave\",\"what\":\"all-ones\"}}");
-            return Answer::Refused { ok: false, error };
+            return Answer::refused(format!(
+                "not a request: {error}; an example: {{\"do\":\"misbehave\",\"what\":\"all-ones\"}}"
+            ));
         }
     };
-    match command {
-        Command::Misbehave(misbehaviour) => device.misbehave(misbehaviour),
-        Command::Behave => device.behave(),
-        Command::Remove => device.remove(),
-        Command::Insert => device.insert(),
-        Command::RaiseError => device.raise_error(),
-        Command::Status => {}
+    let (mut bytes, mut checksum) = (None, None);
+    match request {
+        Request::Misbehave(misbehaviour) => device.misbehave(misbehaviour),
+        Request::Behave => device.behave(),
+        Request::Remove => device.remove(),
+        Request::Insert => device.insert(),
+        Request::RaiseError => device.raise_error(),
+        Request::Status => {}
+        Request::Read { length_bytes, .. } if length_bytes > READ_BYTES_MAX => {
+            return Answer::refused(format!(
+                "a read of {length_bytes} bytes is too long; read at most {READ_BYTES_MAX}, or ask for a checksum"
+            ));
+        }
+        Request::Read { offset_bytes, length_bytes } => {
+            let mut buffer = vec![0; length_bytes as usize];
+            match device.vram().read(offset_bytes, &mut buffer) {
+                Ok(()) => bytes = Some(hex(&buffer)),
+                Err(errno) => return unreadable(device, offset_bytes, length_bytes, errno),
+            }
+        }
+        Request::Checksum { offset_bytes, length_bytes } => {
+            match device.vram().checksum(offset_bytes, length_bytes) {
+                Ok(sum) => checksum = Some(sum),
+                Err(errno) => return unreadable(device, offset_bytes, length_bytes, errno),
+            }
+        }
     }
-    Answer::Done { ok: true, status: device.status() }
+    Answer::done(Findings { status: device.status(), hex: bytes, checksum })
+}
+
+fn unreadable(device: &Device, offset_bytes: u64, length_bytes: u64, errno: Errno) -> Answer {
+    let size_bytes = device.vram().size_bytes();
+    Answer::refused(format!(
+        "{length_bytes:#x} bytes at {offset_bytes:#x} of VRAM cannot be read: {errno}; it has {size_bytes:#x} bytes"
+    ))
 }

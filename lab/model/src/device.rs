@@ -13,18 +13,18 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::io::Errno;
-use serde::Serialize;
 
 use crate::configuration::{CONFIGURATION_BYTES, Identity};
 use crate::dispatch::{Backend, CONFIGURATION_REGION, MSIX_IRQ, Region};
 use crate::dma::DmaSpace;
 use crate::engine::thread_name;
 use crate::interrupts::Interrupts;
-use crate::misbehaviour::{Faults, Misbehaviour};
+use crate::misbehaviour::Misbehaviour;
 use crate::operation::EngineKind;
 use crate::peer::Peer;
 use crate::protocol::{DmaMap, DmaUnmap, IrqAction, SetIrqs};
 use crate::registers::{BAR0_BYTES, ErrorCode, VECTORS};
+use crate::request::Status;
 use crate::server::Served;
 use crate::state::{Now, State};
 use crate::vram::Vram;
@@ -140,21 +140,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// What the control socket tells.
-#[derive(Debug, Serialize)]
-pub struct Status {
-    /// Resets so far.
-    pub generation: u32,
-    /// Whether it answers.
-    pub present: bool,
-    /// What is wrong.
-    pub faults: Faults,
-    /// DMA windows.
-    pub windows: usize,
-    /// Different files behind them.
-    pub files: usize,
 }
 
 /// A model GPU.

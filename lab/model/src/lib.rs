@@ -9,7 +9,7 @@
 //! - [`socket`], [`peer`], [`server`]: the shell around it: descriptors, threads, the accept loop.
 //! - [`configuration`], [`state`] (with `engine_registers`), [`operation`], [`draw`], [`windows`]: what the device decides. Pure.
 //! - [`vram`], [`dma`], [`interrupts`], [`engine`], [`device`]: what it does.
-//! - [`misbehaviour`], [`control`]: how it is told to go wrong.
+//! - [`misbehaviour`], [`request`], [`control`]: how it is told to go wrong, and looked at from behind.
 //!
 //! There is no unsafe code: video memory and the guest's memory are files, read and written at
 //! offsets. Nothing is mapped, so a client that truncates its memory cannot end this process with
@@ -39,7 +39,7 @@ pub mod engine;
 mod engine_registers;
 #[cfg(feature = "device")]
 pub mod interrupts;
-#[cfg(feature = "device")]
+#[cfg(feature = "requests")]
 pub mod misbehaviour;
 #[cfg(feature = "device")]
 pub mod operation;
@@ -47,6 +47,8 @@ pub mod operation;
 pub mod peer;
 #[cfg(feature = "device")]
 pub mod protocol;
+#[cfg(feature = "requests")]
+pub mod request;
 #[cfg(feature = "device")]
 pub mod server;
 #[cfg(feature = "device")]

@@ -27,6 +27,7 @@ const EXAMPLES: &str = r#"Examples:
   Make its copies wrong, look, and make it behave again:
     peervram-model ctl /tmp/gpu.ctl misbehave all-ones
     peervram-model ctl /tmp/gpu.ctl status
+    peervram-model ctl /tmp/gpu.ctl checksum 0 4096
     peervram-model ctl /tmp/gpu.ctl behave
 
   A GPU with a small BAR, and one that the kernel's nvgrace driver takes:
@@ -119,6 +120,18 @@ enum Order {
     RaiseError,
     /// Tell how the device is.
     Status,
+    /// Show bytes of VRAM as this process has them.
+    Read(Range),
+    /// The checksum of a range of VRAM as this process has it.
+    Checksum(Range),
+}
+
+#[derive(Debug, clap::Args)]
+struct Range {
+    /// Offset in VRAM, in bytes.
+    offset: u64,
+    /// Length in bytes.
+    length: u64,
 }
 
 fn parse_id(text: &str) -> Result<(u16, u16), String> {
@@ -214,6 +227,12 @@ fn ctl(path: &Path, order: &Order) -> anyhow::Result<()> {
         Order::Insert => json!({ "do": "insert" }),
         Order::RaiseError => json!({ "do": "raise-error" }),
         Order::Status => json!({ "do": "status" }),
+        Order::Read(Range { offset, length }) => {
+            json!({ "do": "read", "offset_bytes": offset, "length_bytes": length })
+        }
+        Order::Checksum(Range { offset, length }) => {
+            json!({ "do": "checksum", "offset_bytes": offset, "length_bytes": length })
+        }
     };
     let mut stream = UnixStream::connect(path).with_context(|| {
         format!(
@@ -229,6 +248,11 @@ fn ctl(path: &Path, order: &Order) -> anyhow::Result<()> {
     if answer["ok"] != json!(true) {
         bail!("the model refuses: {}", answer["error"].as_str().unwrap_or("without a reason"));
     }
-    println!("{}", answer["status"]);
+    let found = ["hex", "checksum"].into_iter().find_map(|name| answer.get(name));
+    match found {
+        Some(Value::String(hex)) => println!("{hex}"),
+        Some(number) => println!("{number}"),
+        None => println!("{}", answer["status"]),
+    }
     Ok(())
 }

@@ -40,7 +40,7 @@ fn slow_reset_ms() -> u64 {
 }
 
 /// How long a reset takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResetTime {
     /// No time.
@@ -53,7 +53,7 @@ pub enum ResetTime {
 }
 
 /// What the engine finds where it loads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loads {
     /// What is there.
@@ -66,7 +66,7 @@ pub enum Loads {
 }
 
 /// All that is wrong now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Faults {
     /// What loads bring.

@@ -224,6 +224,28 @@ fn a_raised_error() {
 }
 
 #[test]
+fn vram_is_looked_at_from_behind() {
+    let mut bench = Bench::new();
+    let read = r#"{"do":"read","offset_bytes":3,"length_bytes":5}"#;
+    let hex: String = bench.data[3..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(bench.order(read)["hex"], hex);
+    // Whatever the device says of itself.
+    bench.order(r#"{"do":"remove"}"#);
+    assert_eq!(bench.order(read)["hex"], hex);
+    poke(&bench.driver.vram, 0, &[1, 0, 0, 0, 2, 0, 0, 0]);
+    let sum = bench.order(r#"{"do":"checksum","offset_bytes":0,"length_bytes":8}"#);
+    assert_eq!(sum["checksum"], 7, "{sum}");
+    for wrong in [
+        r#"{"do":"read","offset_bytes":0,"length_bytes":4097}"#,
+        r#"{"do":"read","offset_bytes":18446744073709551615,"length_bytes":2}"#,
+        r#"{"do":"checksum","offset_bytes":0,"length_bytes":18446744073709551615}"#,
+        r#"{"do":"checksum","offset_bytes":-1,"length_bytes":1}"#,
+    ] {
+        assert_eq!(bench.order(wrong)["ok"], false, "{wrong}");
+    }
+}
+
+#[test]
 fn nonsense_is_answered_with_what_would_have_been_right() {
     let mut bench = Bench::new();
     let answer = bench.order(r#"{"do":"misbehave","what":"explode"}"#);
