@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner};
+use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner, pci};
 
 use crate::attachment::Attachment;
 use crate::gate::Gate;
@@ -110,10 +110,11 @@ impl Lent {
 
     fn import_by<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
-            Path::Peer => match &self.dma_buf {
-                Ok(dma_buf) => importer.import(dma_buf),
-                Err(error) => Err(error.clone()),
-            },
+            Path::Peer => {
+                let dma_buf = self.dma_buf.as_ref().map_err(Error::clone)?;
+                self.check_several_ranges(importer)?;
+                importer.import(dma_buf)
+            }
             Path::HostPointer => {
                 let device = self.device.upgrade().ok_or_else(|| {
                     Error::new(Kind::Gone, "map memory", "the lender closed the device").on(&self.device_name)
@@ -121,6 +122,26 @@ impl Lent {
                 importer.import_host_pointer(device.map(self.aperture.ranges())?)
             }
         }
+    }
+
+    /// Refuses what the kernel would map wrongly: it gives every range the same IO addresses
+    /// (`dma_buf_phys_vec_to_sgt`). VT-d then says EADDRINUSE; virtio-iommu says nothing, and the importer
+    /// gets addresses with nothing behind them (both seen on Linux 7.3).
+    fn check_several_ranges<I: Importer>(&self, importer: &I) -> Result<()> {
+        let exporter = self.device.upgrade().and_then(|device| device.pci_address());
+        let (Some(exporter), Some(address)) = (exporter, importer.pci_address()) else { return Ok(()) };
+        let several = self.aperture.ranges().as_slice().len() > 1;
+        if several
+            && importer.governed_by_p2pdma()
+            && pci::is_translated(address)
+            && !pci::share_a_bridge(exporter, address)
+        {
+            let why = "the kernel maps only the first of several ranges through an IOMMU and a host bridge";
+            return Err(Error::new(Kind::RouteRefused, "import a dma-buf", why)
+                .on(importer.name())
+                .next("export one range, put both devices behind one PCIe switch, or boot with iommu=pt"));
+        }
+        Ok(())
     }
 
     /// Which device, for messages.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{DmaBuf, Error, Kind, Mapping, Result};
+use crate::{DmaBuf, Error, Kind, Mapping, PciAddress, Result};
 
 /// What an import needs when the exporter takes its memory back and returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,11 @@ pub trait Importer {
 
     /// Which device, for messages.
     fn name(&self) -> String;
+
+    /// Where it sits on the PCI bus, if it does and that is known.
+    fn pci_address(&self) -> Option<PciAddress> {
+        None
+    }
 
     /// What an import needs around a revoke.
     fn on_revoke(&self) -> OnRevoke;

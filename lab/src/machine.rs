@@ -32,7 +32,7 @@ pub struct Machine {
     pub vulkan: bool,
     /// Guest memory.
     pub memory_mib: u32,
-    /// Whether it takes part when nobody names a machine.
+    /// Whether it runs unless others are named. What is built or booted slowly is asked for by name.
     pub everyday: bool,
 }
 
@@ -160,9 +160,6 @@ const DEBIAN: Machine = Machine {
     ..DEFAULT
 };
 
-/// For whoever comes for the first time: what users run, and no kernel to build.
-pub const FOR_NEWCOMERS: &Machine = &DEBIAN;
-
 /// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
 /// what users run.
 pub const MACHINES: &[Machine] = &[
@@ -220,7 +217,10 @@ pub const MACHINES: &[Machine] = &[
     },
 ];
 
-/// The machines that take part when nobody names one.
+/// The machine that boots what users run, and needs no kernel to be built.
+pub const STOCK: &str = "epyc-root-ports";
+
+/// The machines that run unless others are named.
 pub fn everyday() -> impl Iterator<Item = &'static Machine> {
     MACHINES.iter().filter(|machine| machine.everyday)
 }
@@ -388,6 +388,7 @@ mod tests {
         for machine in MACHINES {
             assert_eq!(named(machine.name).unwrap().about, machine.about);
         }
+        assert!(named(STOCK).is_some_and(|machine| machine.kernel.own_name().is_none()));
         assert!(named("pdp-11").is_none());
     }
 

@@ -2,11 +2,12 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use std::path::PathBuf;
+use peervram_lab::cache;
+use peervram_lab::progress::step;
 use std::process::{Command, ExitCode};
 
 use crate::lab::Setup;
-use crate::terminal::FAILED;
+use crate::terminal::{FAILED, Steps};
 use crate::test;
 
 /// Lint, then every test: formatting, clippy and documentation with warnings as errors, licences
@@ -35,7 +36,9 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         }
     }
     println!("lint: licences and sources of dependencies");
-    let checked = deny()?.args(["--log-level", "error", "check", "bans", "licenses", "sources"]).status();
+    let checked = deny(&Steps::default())?
+        .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
+        .status();
     if !checked.context("starting cargo-deny")?.success() {
         failed.push("licences and sources of dependencies");
     }
@@ -88,21 +91,23 @@ fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// cargo-deny, installed below `target/` where the machine has none.
-fn deny() -> Result<Command> {
+/// cargo-deny's version, for everyone the same.
+const DENY: &str = "cargo-deny@0.20.2";
+
+/// cargo-deny, built into the user's cache folder where the machine has none.
+fn deny(steps: &Steps) -> Result<Command> {
     if Command::new("cargo-deny").arg("--version").output().is_ok_and(|output| output.status.success()) {
         return Ok(Command::new("cargo-deny"));
     }
-    let program = PathBuf::from("target/tools/bin/cargo-deny");
-    if !program.exists() {
-        println!("cargo-deny is missing: building it below target/tools (some minutes, once)");
-        let status = cargo()
-            .args(["install", "--quiet", "--locked", "--root", "target/tools", "cargo-deny@0.19"])
-            .status()
-            .context("starting cargo install")?;
-        if !status.success() {
-            bail!("cargo-deny could not be built; install it, or see above");
-        }
-    }
-    Ok(Command::new(program))
+    let folder = cache::entry(&format!("tools-{}", cache::key(&[DENY])), |draft| {
+        step(steps, "building cargo-deny, which this machine lacks (some minutes, once)", || {
+            let output =
+                cargo().args(["install", "--quiet", "--locked", DENY, "--root"]).arg(draft).output()?;
+            if !output.status.success() {
+                bail!("cargo install {DENY}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            Ok(())
+        })
+    })?;
+    Ok(Command::new(folder.join("bin/cargo-deny")))
 }

@@ -36,7 +36,7 @@ pub struct Arguments {
     #[arg(long)]
     vm: bool,
     /// Which machine of the lab
-    #[arg(long, requires = "vm", default_value = machine::FOR_NEWCOMERS.name, value_name = "NAME")]
+    #[arg(long, requires = "vm", default_value = machine::STOCK, value_name = "NAME")]
     machine: String,
     /// Where to put the pictures
     #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
@@ -50,7 +50,7 @@ impl Arguments {
     pub fn embedded() -> Arguments {
         Arguments {
             vm: false,
-            machine: machine::FOR_NEWCOMERS.name.into(),
+            machine: machine::STOCK.into(),
             folder: "target/demo".into(),
             setup: Setup { yes: true },
         }

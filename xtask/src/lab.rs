@@ -88,7 +88,8 @@ pub struct Choice {
     /// Only tests whose name contains this
     #[arg(default_value = "")]
     pub filter: String,
-    /// Only this machine; may be given several times
+    /// Only this machine; may be given several times. Without it every machine but those that are slow to
+    /// build or boot; `all` is every one
     #[arg(long = "machine", value_name = "NAME")]
     pub machines: Vec<String>,
 }
@@ -221,10 +222,12 @@ fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
     own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
 }
 
-/// The machines of those names; all everyday ones if none is named.
+/// The machines of those names; all everyday ones if none is named, every one for "all".
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
-    if names.is_empty() {
-        return Ok(machine::everyday().collect());
+    match names {
+        [] => return Ok(machine::everyday().collect()),
+        [all] if all == "all" => return Ok(MACHINES.iter().collect()),
+        _ => {}
     }
     names
         .iter()

@@ -94,10 +94,14 @@ impl IoAddressSpace {
             Space::Iommufd { iommufd, ioas } => {
                 let device = open_cdev(address)?;
                 let failed = |errno: Errno| {
-                    let error = Error::os("bind a VFIO device to an iommufd", errno).on(address);
-                    match error.kind() {
-                        Kind::Busy => error.next("end the program that holds the device"),
-                        _ => error,
+                    const TRIED: &str = "bind a VFIO device to an iommufd";
+                    match errno {
+                        // vfio_df_open: a character device has one owner; nothing else here can be invalid.
+                        Errno::INVAL => Error::new(Kind::Busy, TRIED, "somebody else has it open")
+                            .on(address)
+                            .errno(errno)
+                            .next("end the program that holds it (fuser names it)"),
+                        errno => Error::os(TRIED, errno).on(address),
                     }
                 };
                 uapi::device_bind_iommufd(&device, borrow(&**iommufd)).map_err(failed)?;

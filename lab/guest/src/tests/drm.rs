@@ -58,12 +58,12 @@ fn cross(guest: &Guest, ranges: u64) -> Verdict {
     })
 }
 
-/// A fault of Linux 7.3, which gives each range the same IO addresses. When this fails, a kernel has
-/// mended it: then the test above is for this machine too.
+/// Refused by us, before the kernel is asked: under VT-d it would say EADDRINUSE, under virtio-iommu
+/// nothing, and map one range of two. The holder's tests tell when a kernel has mended it.
 fn several_ranges_through_an_iommu(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 2)?;
     let error = refused(crossing.export.attach(open_node(guest)?, Trust::Unverified), Kind::RouteRefused)?;
-    ensure!(error.raw_os_error() == Some(98), "the errno is {:?}", error.raw_os_error());
+    ensure!(error.raw_os_error().is_none(), "the kernel was asked: {error}");
     ensure!(error.to_string().contains("several ranges"), "{error}");
     crossing.close()
 }
