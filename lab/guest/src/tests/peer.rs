@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, IovaMapping};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Importer, OnRevoke, vulkan};
 use peervram::{Attachment, Kind, Lender, Outcome, Path, Trust};
+use peervram_lab::machine::Iommu;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
 
@@ -17,7 +18,8 @@ use crate::test::{Test, Verdict};
 pub const TESTS: &[Test] = &[
     Test::of_models("peer/64-mib-both-ways-by-iommufd", both_ways_by_iommufd),
     Test::of_models("peer/64-mib-both-ways-by-type1", both_ways_by_type1),
-    Test::of_models("peer/several-ranges-by-type1-and-not-by-iommufd", several_ranges),
+    Test::of_models("peer/several-ranges-by-type1", several_ranges_by_type1),
+    Test::of_models("peer/several-ranges-are-refused-by-iommufd", several_ranges_by_iommufd),
     Test::of_models("peer/type1-import-stops-a-reset", type1_import_stops_a_reset),
     Test::of_models("peer/iommufd-import-dies-with-a-reset", iommufd_import_dies_with_a_reset),
     Test::of_models("peer/engine-errors-are-told", engine_errors_are_told),
@@ -42,6 +44,13 @@ struct Pair<'guest> {
 impl<'guest> Pair<'guest> {
     fn new(guest: &'guest Guest, interface: Interface, ranges: &[DmaRange]) -> Result<Self> {
         let (lender_model, other_model) = (Model::new(guest, 0)?, Model::new(guest, 1)?);
+        if interface == Interface::Cdev && guest.facts().iommu == Iommu::Virtio {
+            // Seen in its trace: virtio_iommu_map with flags 7, and no virtio_iommu_notify_map after it.
+            crate::skip!(
+                "QEMU's virtio-iommu keeps mappings with the MMIO flag from vfio-user devices, and iommufd \
+                 maps BARs with it"
+            );
+        }
         let space = match IoAddressSpace::new(interface) {
             // Debian's kernels have no iommufd.
             Err(error) if error.kind() == Kind::NotFound => crate::skip!("{error}"),
@@ -113,36 +122,35 @@ fn both_ways(guest: &Guest, interface: Interface, path: Path) -> Verdict {
     Ok(())
 }
 
-fn several_ranges(guest: &Guest) -> Verdict {
-    let page = 1 << 20;
-    let ranges =
-        [DmaRange::new(8 * page, page), DmaRange::new(2 * page, page), DmaRange::new(5 * page, page)];
-    let pair = Pair::new(guest, Interface::Group, &ranges)?;
-    for (i, offset) in [0, page, 2 * page].into_iter().enumerate() {
-        pair.other.copy(Descriptor::fill(0x0101_0101 * (i as u32 + 1), offset, page, 0), PATIENCE)?;
+const PIECE: u64 = 1 << 20;
+
+/// Three pieces, in an order that is not theirs.
+fn several() -> [DmaRange; 3] {
+    [8, 2, 5].map(|piece| DmaRange::new(piece * PIECE, PIECE))
+}
+
+fn several_ranges_by_type1(guest: &Guest) -> Verdict {
+    let pair = Pair::new(guest, Interface::Group, &several())?;
+    for i in 0..3_u8 {
+        let pattern = u32::from_ne_bytes([i + 1; 4]);
+        pair.other.copy(Descriptor::fill(pattern, u64::from(i) * PIECE, PIECE, 0), PATIENCE)?;
     }
     let access = pair.attachment.enter()?;
-    pair.other.write_dma(0, access.memory().iova(), 3 * page, PATIENCE)?;
+    pair.other.write_dma(0, access.memory().iova(), 3 * PIECE, PATIENCE)?;
     access.finish();
-    for (i, range) in ranges.iter().enumerate() {
+    for (i, range) in (0..3_u8).zip(several()) {
         let bytes = pair.lender_model.host_bytes(range.offset_bytes, 16)?;
-        ensure!(bytes == [i as u8 + 1; 16], "range {i} begins with {bytes:?}");
+        ensure!(bytes == [i + 1; 16], "range {i} begins with {bytes:?}");
     }
-    drop(pair);
-    match Pair::new(guest, Interface::Cdev, &ranges) {
-        Ok(_) => anyhow::bail!("an iommufd mapped several ranges"),
-        Err(error) => match error.downcast_ref::<peervram::Error>() {
-            Some(ours) => {
-                ensure!(
-                    ours.kind() == Kind::Unsupported && ours.to_string().contains("one range only"),
-                    "{ours}"
-                );
-                Ok(())
-            }
-            // Without an iommufd, this half is skipped and the first half has passed.
-            None => Err(error),
-        },
-    }
+    Ok(())
+}
+
+fn several_ranges_by_iommufd(guest: &Guest) -> Verdict {
+    let error =
+        Pair::new(guest, Interface::Cdev, &several()).err().context("an iommufd mapped several ranges")?;
+    let Some(ours) = error.downcast_ref::<peervram::Error>() else { return Err(error) };
+    ensure!(ours.kind() == Kind::Unsupported && ours.to_string().contains("one range only"), "{ours}");
+    Ok(())
 }
 
 fn type1_import_stops_a_reset(guest: &Guest) -> Verdict {
