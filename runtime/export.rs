@@ -77,6 +77,24 @@ impl Export {
     pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
         Attachment::new(Arc::clone(&self.0), importer, trust)
     }
+
+    /// Closes the dma-buf on this thread, which blocks while a revoke of its device is in flight.
+    /// A dropped export is closed by a thread of its own instead, some time later.
+    ///
+    /// # Errors
+    /// [`Kind::StillInUse`] while something is attached, with the export given back.
+    pub fn close(self) -> Result<(), (Self, Error)> {
+        let lent = Arc::try_unwrap(self.0).map_err(|shared| {
+            let error = Error::new(Kind::StillInUse, "close an export", "it is attached to")
+                .on(shared.device_name())
+                .next("detach its importers first");
+            (Self(shared), error)
+        })?;
+        if let Ok(dma_buf) = lent.dma_buf {
+            dma_buf.close();
+        }
+        Ok(())
+    }
 }
 
 impl Lent {
