@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "glslang-tools",
     "kmod",
     "libvulkan1",
+    "linux-libc-dev",
     "mesa-vulkan-drivers",
     "qemu-system-x86",
     "seabios",
