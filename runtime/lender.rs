@@ -24,8 +24,8 @@ use crate::gate::{Gate, RevokeCause};
 #[derive(Debug)]
 pub struct Lender<E: Exporter + 'static> {
     device: Option<Arc<E>>,
-    /// The device's name, shared by all exports, which outlive the device. Spelling it anew was a
-    /// third of what a crossing costs in user space.
+    /// The device's name, shared by all exports, which outlive the device. Spelling it anew was over
+    /// a third of what the library adds to a crossing.
     name: Arc<str>,
     gate: Arc<Gate>,
     lent: Mutex<Vec<Weak<Lent>>>,

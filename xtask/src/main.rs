@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod lab;
 mod terminal;
@@ -17,6 +18,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    Bench(bench::Bench),
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
@@ -24,6 +26,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
     };
     match result {
