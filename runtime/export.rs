@@ -19,7 +19,7 @@ pub struct Export(Arc<Lent>);
 /// What an export and its attachments share.
 pub(crate) struct Lent {
     device: Weak<dyn Exporter>,
-    device_name: String,
+    device_name: Arc<str>,
     pub(crate) gate: Arc<Gate>,
     aperture: Aperture,
     /// Absent where the exporter cannot make one of these ranges; the reason is kept.
@@ -29,7 +29,12 @@ pub(crate) struct Lent {
 }
 
 impl Export {
-    pub(crate) fn new(device: &Arc<dyn Exporter>, gate: Arc<Gate>, aperture: Aperture) -> Result<Self> {
+    pub(crate) fn new(
+        device: &Arc<dyn Exporter>,
+        device_name: Arc<str>,
+        gate: Arc<Gate>,
+        aperture: Aperture,
+    ) -> Result<Self> {
         let dma_buf = match device.export(aperture.ranges()) {
             // Without a dma-buf the memory can still be lent by address.
             Err(error) if error.kind().cannot_run_here() => Err(error),
@@ -37,7 +42,7 @@ impl Export {
         };
         Ok(Self(Arc::new(Lent {
             device: Arc::downgrade(device),
-            device_name: device.name(),
+            device_name,
             gate,
             aperture,
             dma_buf,
@@ -80,6 +85,24 @@ impl Export {
     /// The reasons of all paths, with the kind and errno of the first.
     pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
         Attachment::new(Arc::clone(&self.0), importer, trust)
+    }
+
+    /// Closes the dma-buf on this thread, which blocks while a revoke of its device is in flight.
+    /// A dropped export is closed by a thread of its own instead, some time later.
+    ///
+    /// # Errors
+    /// [`Kind::StillInUse`] while something is attached, with the export given back.
+    pub fn close(self) -> Result<(), (Self, Error)> {
+        let lent = Arc::try_unwrap(self.0).map_err(|shared| {
+            let error = Error::new(Kind::StillInUse, "close an export", "it is attached to")
+                .on(shared.device_name())
+                .next("detach its importers first");
+            (Self(shared), error)
+        })?;
+        if let Ok(dma_buf) = lent.dma_buf {
+            dma_buf.close();
+        }
+        Ok(())
     }
 }
 
@@ -180,5 +203,56 @@ impl fmt::Debug for Lent {
             .field("aperture", &self.aperture)
             .field("dma_buf", &self.dma_buf)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "host"))]
+mod tests {
+    use peervram_backends::host::{Backing, HostMemory};
+    use peervram_backends::{DmaRanges, OnRevoke};
+
+    use super::*;
+    use crate::Lender;
+
+    /// Takes any dma-buf and does nothing with it.
+    struct Anyone;
+
+    impl Importer for Anyone {
+        type Memory = ();
+
+        fn name(&self) -> String {
+            "anyone".into()
+        }
+
+        fn on_revoke(&self) -> OnRevoke {
+            OnRevoke::Reimport
+        }
+
+        fn governed_by_p2pdma(&self) -> bool {
+            false
+        }
+
+        fn import(&self, _: &DmaBuf) -> Result<()> {
+            Ok(())
+        }
+
+        fn release(&self, (): ()) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_attached_to_is_not_closed() {
+        let memory = HostMemory::with_backing(4096, Backing::Memfd).unwrap();
+        let ranges = DmaRanges::whole(memory.region()).unwrap();
+        let lender = Lender::new(memory);
+        let export = lender.export(Aperture::unowned(ranges)).unwrap();
+        let attachment = export.attach(Arc::new(Anyone), Trust::Unverified).unwrap();
+        let (export, error) = export.close().unwrap_err();
+        assert_eq!(error.kind(), Kind::StillInUse);
+        assert_eq!(error.device(), Some("host memory"));
+        attachment.enter().unwrap().finish();
+        attachment.detach().unwrap();
+        export.close().map_err(|(_, error)| error).unwrap();
     }
 }

@@ -38,6 +38,13 @@ impl DmaBuf {
         Ok(Self { fd: OnceLock::from(fd), size_bytes })
     }
 
+    /// Takes ownership of `fd`, a dma-buf that the kernel just made of that many bytes: there is
+    /// nothing to find out, and no system call is spent on it.
+    #[cfg(feature = "vfio")]
+    pub(crate) fn of_size(fd: OwnedFd, size_bytes: u64) -> Self {
+        Self { fd: OnceLock::from(fd), size_bytes }
+    }
+
     /// Takes a copy of descriptor `number` of this process, as a parent process or a service
     /// manager left it. The inherited descriptor itself stays open.
     ///

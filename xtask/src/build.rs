@@ -8,9 +8,13 @@ use std::process::{Command, Stdio};
 
 /// Builds packages and gives the path of each one's program or library, in the same order.
 pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
+    build(packages, &[])
+}
+
+fn build(packages: &[&str], options: &[&str]) -> Result<Vec<PathBuf>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(options);
     for package in packages {
         command.args(["--package", package]);
     }
@@ -38,6 +42,12 @@ pub fn lab_programs() -> Result<Programs> {
         bail!("cargo built fewer programs than packages");
     };
     Ok(Programs { agent, shim, model })
+}
+
+/// The benchmarks, optimised.
+pub fn benches() -> Result<PathBuf> {
+    let program = build(&["peervram-benches"], &["--release"])?.pop();
+    program.context("cargo built no benchmarks")
 }
 
 /// The path in cargo's message, if it is about the program or C library of that package.

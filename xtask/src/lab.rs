@@ -225,14 +225,14 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
         [all] if all == "all" => return Ok(MACHINES.iter().collect()),
         _ => {}
     }
-    names
-        .iter()
-        .map(|name| {
-            machine::named(name).ok_or_else(|| {
-                let all = MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>();
-                let reason = format!("no machine {name:?}; there are {}", all.join(", "));
-                Exit { code: USAGE, reason }.into()
-            })
-        })
-        .collect()
+    names.iter().map(|name| named(name)).collect()
+}
+
+/// The machine of that name.
+pub fn named(name: &str) -> Result<&'static Machine> {
+    machine::named(name).ok_or_else(|| {
+        let all = MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>();
+        let reason = format!("no machine {name:?}; there are {}", all.join(", "));
+        Exit { code: USAGE, reason }.into()
+    })
 }

@@ -1,5 +1,6 @@
 //! The project's tasks: `cargo xtask --help`.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -24,6 +25,7 @@ enum Task {
     Demo(demo::Arguments),
     Test(test::Arguments),
     Ci(ci::Arguments),
+    Bench(bench::Bench),
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(arguments),
+        Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
         Task::Shaders(arguments) => shaders::run(&arguments),
     };

@@ -61,7 +61,8 @@ impl Device {
             slices,
         )
         .map_err(|errno| self.explain(errno, ranges.region_index()))?;
-        DmaBuf::from_fd(fd).map_err(|error| error.on(self.address()))
+        // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
+        Ok(DmaBuf::of_size(fd, ranges.size_bytes()))
     }
 
     fn explain(&self, errno: Errno, region_index: u32) -> Error {

@@ -1,0 +1,93 @@
+//! `Machine`: who lends and who imports here.
+//!
+//! The lender is the first PCI function bound to VFIO that has memory, as `peervram devices` lists
+//! them; the importer the first DRM node whose driver takes memory of another device.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use peervram::backends::drm::{Node, import_support};
+use peervram::backends::host::HostMemory;
+use peervram::backends::pci::Function;
+use peervram::backends::{PciAddress, page_size_bytes};
+
+/// How much host memory stands in for VRAM: what the largest benchmark wants.
+const HOST_BYTES: u64 = 256 << 20;
+
+/// Who lends and who imports.
+#[derive(Debug)]
+pub enum Machine {
+    /// A VFIO device lends its largest memory BAR.
+    Vfio {
+        /// Where it is.
+        address: PciAddress,
+        /// The BAR.
+        region: u32,
+        /// The importing DRM node, or the reason why there is none.
+        node: Result<PathBuf, String>,
+    },
+    /// Host memory stands in for VRAM.
+    Host,
+}
+
+impl Machine {
+    /// Finds what was not given. Without any VFIO device it is the host's memory.
+    pub fn find(lender: Option<PciAddress>, node: Option<PathBuf>) -> Result<Machine> {
+        let function = match lender {
+            Some(address) => Some(Function::read(address)?),
+            // A machine without a PCI bus has no VFIO device either.
+            None => Function::all().unwrap_or_default().into_iter().find(lends),
+        };
+        let Some(function) = function else { return Ok(Machine::Host) };
+        let Some(region) = largest_memory_bar(&function) else {
+            bail!("{} has no memory BAR of a page or more; name another with --lender", function.address);
+        };
+        let node = node.map_or_else(find_node, Ok);
+        Ok(Machine::Vfio { address: function.address, region, node })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Machine::Vfio { address, region, .. } => write!(formatter, "{address}, BAR {region}"),
+            Machine::Host => formatter.write_str("host memory"),
+        }
+    }
+}
+
+/// Host memory in the place of VRAM.
+pub fn host_memory() -> Result<HostMemory> {
+    Ok(HostMemory::new(HOST_BYTES)?)
+}
+
+fn lends(function: &Function) -> bool {
+    function.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+        && largest_memory_bar(function).is_some()
+}
+
+/// Prefetchable ones first, as VRAM is.
+fn largest_memory_bar(function: &Function) -> Option<u32> {
+    let memory = function.bars.iter().filter(|bar| bar.is_memory && bar.size_bytes >= page_size_bytes());
+    memory.max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes)).map(|bar| bar.index)
+}
+
+/// A node whose driver can import, by what is known of drivers.
+fn find_node() -> Result<PathBuf, String> {
+    const NODES: &str = "/dev/dri";
+    let entries = fs::read_dir(Path::new(NODES)).map_err(|error| format!("{NODES}: {error}"))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("card")));
+    paths.sort();
+    let mut refused = Vec::new();
+    for path in paths {
+        match Node::open(&path) {
+            Ok(node) if import_support(node.driver()).is_some_and(|row| row.can_import) => return Ok(path),
+            Ok(node) => refused.push(format!("{} is {}'s", path.display(), node.driver())),
+            Err(error) => refused.push(error.to_string()),
+        }
+    }
+    Err(format!("no DRM node here imports memory of another device: {}", refused.join(", ")))
+}

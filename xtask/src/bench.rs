@@ -1,0 +1,170 @@
+//! `cargo xtask bench`: the benchmarks, in the lab's virtual machine or here.
+//!
+//! Builds them optimised, and the C program that crossings are compared with; the table and the
+//! verdict are the benchmarks' own.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use peervram_lab::machine::MACHINES;
+use peervram_lab::wire::Stream;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use crate::build;
+use crate::lab::{self, Setup};
+use crate::terminal::{FAILED, Steps};
+
+/// The longest that a benchmark is between two words.
+const SILENCE_LIMIT: Duration = Duration::from_secs(300);
+
+/// What crossings are compared with.
+const RAW_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/raw/crossing.c");
+
+/// What a crossing costs: peervram against the same calls made raw, in one table
+///
+/// Boots a machine of the lab, whose VFIO device lends and whose virtio GPU imports, and measures
+/// there:
+///   crossing      export, import and close, against benches/raw/crossing.c; at most 1.10
+///   host-pointer  attach by host pointer, 256 MiB against 4 KiB; at most 1.50
+///   mapping       map and touch every page, ns for each MiB
+///
+/// Figures are medians. Ratios are of one run, each side taking turns: compare those, not times of
+/// different machines or hours.
+#[derive(Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Exit codes: 0 every ratio is within its limit; 1 one is over it, or something \
+failed; 2 usage; 4 this machine lacks what it takes.
+
+Examples:
+  cargo xtask bench                              everything, in the default machine
+  cargo xtask bench crossing --json figures.json one benchmark, every round's figures in a file
+  cargo xtask bench --here                       what runs on this machine without a VM"
+)]
+pub struct Bench {
+    /// crossing, host-pointer or mapping; all of them if left out
+    what: Vec<String>,
+    /// On this machine, with host memory as lender, instead of in a virtual one
+    #[arg(long, conflicts_with = "machine")]
+    here: bool,
+    /// The machine; `cargo xtask lab list` shows them
+    #[arg(long, default_value = MACHINES[0].name)]
+    machine: String,
+    /// How often both sides of a ratio take their turn
+    #[arg(long, default_value_t = 15)]
+    rounds: u32,
+    /// How many crossings or attaches of each side a round has
+    #[arg(long, default_value_t = 600)]
+    cycles: u32,
+    /// Write the figures, every round's, to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+/// Runs the benchmarks; their exit code is ours.
+pub fn run(arguments: &Bench) -> Result<ExitCode> {
+    if arguments.here { run_here(arguments) } else { run_in_lab(arguments) }
+}
+
+fn run_here(arguments: &Bench) -> Result<ExitCode> {
+    let mut program = Command::new(build::benches()?)
+        .args(options(arguments))
+        .arg("--host")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the benchmarks")?;
+    let output = program.stdout.take().context("the benchmarks have no output")?;
+    for line in BufReader::new(output).lines() {
+        show(arguments, &line?)?;
+    }
+    Ok(exit_code(program.wait()?.code().unwrap_or(1)))
+}
+
+fn run_in_lab(arguments: &Bench) -> Result<ExitCode> {
+    let machine = lab::named(&arguments.machine)?;
+    let steps = Steps::default();
+    let lab = lab::open(&arguments.setup, &steps)?;
+    let program = build::benches()?;
+    let raw = compile_raw(&program, lab.root())?;
+
+    let mut vm = lab.boot(machine)?;
+    let mut words = options(arguments);
+    words.extend(["--raw".into(), vm.share(&raw)?]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
+        match stream {
+            Stream::Stdout => show(arguments, line)?,
+            Stream::Stderr => eprintln!("{line}"),
+        }
+        Ok(())
+    })?;
+    Ok(exit_code(exit.code))
+}
+
+/// Passes a line of the benchmarks on: the one of JSON to its file, the others to the terminal.
+fn show(arguments: &Bench, line: &str) -> Result<()> {
+    match &arguments.json {
+        Some(file) if line.starts_with('{') => {
+            fs::write(file, format!("{line}\n")).with_context(|| format!("writing {}", file.display()))?;
+        }
+        _ => println!("{line}"),
+    }
+    Ok(())
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(FAILED))
+}
+
+fn options(arguments: &Bench) -> Vec<String> {
+    let mut words = arguments.what.clone();
+    words.extend(["--rounds".into(), arguments.rounds.to_string()]);
+    words.extend(["--cycles".into(), arguments.cycles.to_string()]);
+    if arguments.json.is_some() {
+        words.push("--json".into());
+    }
+    words
+}
+
+/// Compiles the raw crossing next to the benchmarks, against the kernel headers of the private root.
+fn compile_raw(benches: &Path, root: &Path) -> Result<PathBuf> {
+    let target = benches.ancestors().nth(2).context("the benchmarks lie in no target folder")?;
+    let folder = target.join("raw");
+    let include = folder.join("include");
+    fs::create_dir_all(&include).with_context(|| format!("making {}", include.display()))?;
+    // The kernel's headers and no others: the C library's are of this machine.
+    for (name, of_the_root) in
+        [("asm", "x86_64-linux-gnu/asm"), ("asm-generic", "asm-generic"), ("drm", "drm"), ("linux", "linux")]
+    {
+        let link = include.join(name);
+        fs::remove_file(&link).ok();
+        symlink(root.join("usr/include").join(of_the_root), &link)
+            .with_context(|| format!("making {}", link.display()))?;
+    }
+    let program = folder.join("crossing");
+    let compile = |how: &[&str]| {
+        Command::new("cc")
+            .args(["-O2", "-Wall", "-isystem"])
+            .arg(&include)
+            .args(how)
+            .arg("-o")
+            .args([&program, Path::new(RAW_SOURCE)])
+            .output()
+            .context("starting the C compiler cc (package gcc)")
+    };
+    // Without a static C library the guest's own has to do.
+    if !compile(&["-static"])?.status.success() {
+        let output = compile(&[])?;
+        if !output.status.success() {
+            bail!("compiling {RAW_SOURCE}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+        }
+    }
+    Ok(program)
+}
