@@ -25,6 +25,9 @@ pub enum Device {
         /// Size of BAR 2.
         size_mib: u32,
     },
+    /// Another such function, whose IOMMU group holds a second function that has a kernel driver: nobody in
+    /// user space may own it.
+    CrowdedGroup,
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
     /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
@@ -53,7 +56,7 @@ impl Device {
     /// What it calls itself on the bus.
     pub fn id(&self) -> PciId {
         match self {
-            Device::SharedMemory { .. } => PciId::SHARED_MEMORY,
+            Device::SharedMemory { .. } | Device::CrowdedGroup => PciId::SHARED_MEMORY,
             Device::VirtioGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
         }
@@ -75,6 +78,14 @@ impl Device {
             Device::SharedMemory { size_mib } => words(&[
                 ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
                 ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
+            ]),
+            Device::CrowdedGroup => words(&[
+                ("-object", &format!("memory-backend-memfd,id=vram{index},size=1M,share=on")),
+                (
+                    "-device",
+                    &format!("ivshmem-plain,memdev=vram{index},bus=port{index},addr=0.0,multifunction=on"),
+                ),
+                ("-device", &format!("virtio-rng-pci,bus=port{index},addr=0.1")),
             ]),
             Device::VirtioGpu => {
                 // iommu_platform=on: the guest hands out IO virtual addresses; without it the device

@@ -122,6 +122,11 @@ impl Facts {
         self.devices.iter().any(lends) && self.devices.contains(&Device::VirtioGpu)
     }
 
+    /// Whether it has a device whose group nobody in user space may own.
+    pub fn has_crowded_group(&self) -> bool {
+        self.devices.contains(&Device::CrowdedGroup)
+    }
+
     /// Whether it has model GPUs.
     pub fn has_models(&self) -> bool {
         self.devices.iter().any(Device::is_model)
@@ -140,7 +145,7 @@ const DEFAULT: Machine = Machine {
     cpu: "EPYC",
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
-    devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu],
+    devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     memory_mib: 1024,

@@ -12,7 +12,8 @@ fn peervram(arguments: &[&str]) -> Output {
 fn refused(arguments: &[&str], code: &str, exit: i32) -> Value {
     let output = peervram(&[arguments, &["--json"]].concat());
     let text = String::from_utf8_lossy(&output.stdout);
-    let value: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{arguments:?} says {output:?}"));
+    let value: Value =
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{arguments:?} says {output:?}"));
     assert_eq!(value["error"]["code"], code, "{arguments:?}: {text}");
     assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {text}");
     assert!(value["error"]["next"].is_string(), "{arguments:?} has no next step: {text}");

@@ -41,10 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut counts = Counts::default();
     add(&mut counts, host_tests(lab.as_ref())?);
     println!("\ndemo on the embedded default");
-    add(
-        &mut counts,
-        one(demo::run(&demo::Arguments::embedded()).is_ok_and(|code| code == ExitCode::SUCCESS)),
-    );
+    add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
     match &lab {
         Some(lab) => {
             println!("\ndemo on a real kernel");
