@@ -12,7 +12,7 @@ use peervram_backends::{Importer, OnRevoke};
 
 use crate::export::Lent;
 use crate::gate::Outcome;
-use crate::{Error, Kind, Path, Result, Trust};
+use crate::{Error, Kind, Path, Result, RevokeCause, Trust};
 
 /// Memory of one device, imported by another. Released when dropped.
 pub struct Attachment<I: Importer> {
@@ -28,36 +28,29 @@ pub struct Attachment<I: Importer> {
 
 impl<I: Importer> Attachment<I> {
     pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust) -> Result<Self> {
+        // Inside the gate, so that no revoke begins between the import and its being known.
+        let generation = enter(&lent)?;
+        let result = Self::import(&lent, &*importer);
+        lent.gate.leave(generation);
+        let (memory, path, refused) = result?;
+        tracing::info!(exporter = lent.device_name(), importer = importer.name(), %path, ?trust, "attached");
+        Ok(Self { lent, importer, trust, path, refused, generation, memory: Some(memory) })
+    }
+
+    /// By the first path that works, with the reasons why those before did not.
+    #[expect(clippy::type_complexity, reason = "three parts of an attachment that is being made")]
+    fn import(lent: &Lent, importer: &I) -> Result<(I::Memory, Path, Vec<(Path, Error)>)> {
         let mut refused = Vec::new();
-        // Read first: if the memory is taken back meanwhile, the attachment is born stale.
-        let generation = lent.gate.generation();
         for path in Path::IN_ORDER {
-            match lent.import(&*importer, path) {
-                Ok(memory) => {
-                    tracing::info!(
-                        exporter = lent.device_name(),
-                        importer = importer.name(),
-                        %path,
-                        ?trust,
-                        "attached"
-                    );
-                    return Ok(Self {
-                        lent,
-                        importer,
-                        trust,
-                        path,
-                        refused,
-                        generation,
-                        memory: Some(memory),
-                    });
-                }
+            match lent.import(importer, path) {
+                Ok(memory) => return Ok((memory, path, refused)),
                 Err(error) => {
                     tracing::debug!(%path, %error, "a path was refused");
                     refused.push((path, error));
                 }
             }
         }
-        Err(combine(&lent, &refused))
+        Err(combine(lent, &refused))
     }
 
     /// How bytes reach the importer.
@@ -92,29 +85,18 @@ impl<I: Importer> Attachment<I> {
     /// [`Kind::Revoked`] or [`Kind::Gone`] while the memory is taken back, or since this attachment
     /// was made; or the owner's reason why its device's writes cannot be seen.
     pub fn enter(&self) -> Result<Access<'_, I>> {
-        let generation = self.lent.gate.enter().map_err(|closed| {
-            let kind = match closed.cause {
-                crate::RevokeCause::ExporterGone => Kind::Gone,
-                _ => Kind::Revoked,
-            };
-            self.refusal(kind, closed.cause.to_string())
-        })?;
+        let generation = enter(&self.lent)?;
         let stale = generation != self.generation && self.importer.on_revoke() != OnRevoke::SelfHeals;
         if stale || self.memory.is_none() {
             self.lent.gate.leave(generation);
             let why = format!("generation {} was taken back; it is {generation} now", self.generation);
-            return Err(self
-                .refusal(Kind::Revoked, why)
+            return Err(refusal(&self.lent, Kind::Revoked, why)
                 .next("renew the attachment and rebuild what was made of it"));
         }
         // From here on, dropping it leaves the gate.
         let access = Access { attachment: self, generation, left: false };
         self.lent.flush()?;
         Ok(access)
-    }
-
-    fn refusal(&self, kind: Kind, why: String) -> Error {
-        Error::new(kind, "use lent memory", why).on(self.lent.device_name())
     }
 
     /// Imports the memory again after it was taken back and returned, by whichever path works now.
@@ -125,7 +107,7 @@ impl<I: Importer> Attachment<I> {
     /// renewed again.
     pub fn renew(&mut self) -> Result<()> {
         if let Some(memory) = self.memory.take() {
-            self.importer.release(memory)?;
+            self.lent.release(&*self.importer, memory)?;
         }
         let mut renewed = Self::new(Arc::clone(&self.lent), Arc::clone(&self.importer), self.trust)?;
         std::mem::swap(self, &mut renewed);
@@ -137,14 +119,14 @@ impl<I: Importer> Attachment<I> {
     /// # Errors
     /// What the importer says; the import is gone all the same.
     pub fn detach(mut self) -> Result<()> {
-        self.memory.take().map_or(Ok(()), |memory| self.importer.release(memory))
+        self.memory.take().map_or(Ok(()), |memory| self.lent.release(&*self.importer, memory))
     }
 }
 
 impl<I: Importer> Drop for Attachment<I> {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take()
-            && let Err(error) = self.importer.release(memory)
+            && let Err(error) = self.lent.release(&*self.importer, memory)
         {
             tracing::error!(%error, "could not release an import");
         }
@@ -196,6 +178,21 @@ impl<I: Importer> Drop for Access<'_, I> {
             self.leave();
         }
     }
+}
+
+/// Enters the gate, or says in words why not.
+fn enter(lent: &Lent) -> Result<u64> {
+    lent.gate.enter().map_err(|closed| {
+        let kind = match closed.cause {
+            RevokeCause::ExporterGone => Kind::Gone,
+            _ => Kind::Revoked,
+        };
+        refusal(lent, kind, closed.cause.to_string())
+    })
+}
+
+fn refusal(lent: &Lent, kind: Kind, why: String) -> Error {
+    Error::new(kind, "use lent memory", why).on(lent.device_name())
 }
 
 /// One error for all paths: the first one's kind, everyone's reason.

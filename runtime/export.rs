@@ -1,9 +1,10 @@
 //! `Export`: memory that was made a dma-buf, ready to be attached to.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner};
+use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner, pci};
 
 use crate::attachment::Attachment;
 use crate::gate::Gate;
@@ -23,6 +24,8 @@ pub(crate) struct Lent {
     aperture: Aperture,
     /// Absent where the exporter cannot make one of these ranges; the reason is kept.
     dma_buf: Result<DmaBuf>,
+    /// Imports that must be freed before a revoking call.
+    free_before: AtomicUsize,
 }
 
 impl Export {
@@ -37,7 +40,14 @@ impl Export {
             Err(error) if error.kind().cannot_run_here() => Err(error),
             other => Ok(other?),
         };
-        Ok(Self(Arc::new(Lent { device: Arc::downgrade(device), device_name, gate, aperture, dma_buf })))
+        Ok(Self(Arc::new(Lent {
+            device: Arc::downgrade(device),
+            device_name,
+            gate,
+            aperture,
+            dma_buf,
+            free_before: AtomicUsize::new(0),
+        })))
     }
 
     pub(crate) fn lent(&self) -> &Arc<Lent> {
@@ -97,13 +107,37 @@ impl Export {
 }
 
 impl Lent {
-    /// Imports by `path`.
+    /// Imports by `path`. Pairs with [`Lent::release`].
     pub(crate) fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
+        let memory = self.import_by(importer, path)?;
+        if importer.on_revoke() == OnRevoke::FreeBefore {
+            self.free_before.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(memory)
+    }
+
+    /// Frees an import of `importer`.
+    pub(crate) fn release<I: Importer>(&self, importer: &I, memory: I::Memory) -> Result<()> {
+        let result = importer.release(memory);
+        if importer.on_revoke() == OnRevoke::FreeBefore {
+            self.free_before.fetch_sub(1, Ordering::Release);
+        }
+        result
+    }
+
+    /// How many imports must be freed before a revoking call: it would wait for them without a limit,
+    /// or leave them in place.
+    pub(crate) fn free_before(&self) -> usize {
+        self.free_before.load(Ordering::Acquire)
+    }
+
+    fn import_by<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
-            Path::Peer => match &self.dma_buf {
-                Ok(dma_buf) => importer.import(dma_buf),
-                Err(error) => Err(error.clone()),
-            },
+            Path::Peer => {
+                let dma_buf = self.dma_buf.as_ref().map_err(Error::clone)?;
+                self.check_several_ranges(importer)?;
+                importer.import(dma_buf)
+            }
             Path::HostPointer => {
                 let device = self.device.upgrade().ok_or_else(|| {
                     Error::new(Kind::Gone, "map memory", "the lender closed the device").on(&self.device_name)
@@ -111,6 +145,26 @@ impl Lent {
                 importer.import_host_pointer(device.map(self.aperture.ranges())?)
             }
         }
+    }
+
+    /// Refuses what the kernel would map wrongly: it gives every range the same IO addresses
+    /// (`dma_buf_phys_vec_to_sgt`). VT-d then says EADDRINUSE; virtio-iommu says nothing, and the importer
+    /// gets addresses with nothing behind them (both seen on Linux 7.3).
+    fn check_several_ranges<I: Importer>(&self, importer: &I) -> Result<()> {
+        let exporter = self.device.upgrade().and_then(|device| device.pci_address());
+        let (Some(exporter), Some(address)) = (exporter, importer.pci_address()) else { return Ok(()) };
+        let several = self.aperture.ranges().as_slice().len() > 1;
+        if several
+            && importer.governed_by_p2pdma()
+            && pci::is_translated(address)
+            && !pci::share_a_bridge(exporter, address)
+        {
+            let why = "the kernel maps only the first of several ranges through an IOMMU and a host bridge";
+            return Err(Error::new(Kind::RouteRefused, "import a dma-buf", why)
+                .on(importer.name())
+                .next("export one range, put both devices behind one PCIe switch, or boot with iommu=pt"));
+        }
+        Ok(())
     }
 
     /// Which device, for messages.

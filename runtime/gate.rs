@@ -75,7 +75,6 @@ pub(crate) struct Gate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed {
     pub cause: RevokeCause,
-    pub generation: u64,
 }
 
 impl Gate {
@@ -94,7 +93,7 @@ impl Gate {
             return Ok(generation_of(state));
         }
         self.leave(generation_of(state));
-        Err(Closed { cause: *self.cause.lock(), generation: generation_of(state) })
+        Err(Closed { cause: *self.cause.lock() })
     }
 
     /// Leaves what was entered in `generation`.
@@ -169,7 +168,7 @@ mod tests {
     fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
         let gate = Gate::open();
         gate.close(RevokeCause::Reset);
-        assert_eq!(gate.enter(), Err(Closed { cause: RevokeCause::Reset, generation: 0 }));
+        assert_eq!(gate.enter(), Err(Closed { cause: RevokeCause::Reset }));
         assert_eq!(gate.wait_idle(Duration::ZERO), 0);
     }
 

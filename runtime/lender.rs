@@ -82,8 +82,9 @@ impl Lender<vfio::Device> {
     /// [`Attachment::renew`](crate::Attachment::renew).
     ///
     /// # Errors
-    /// [`Kind::TimedOut`] where somebody stayed inside; nothing was revoked then. Otherwise what the
-    /// device says.
+    /// [`Kind::TimedOut`] where somebody stayed inside, [`Kind::StillInUse`] where an attachment must be
+    /// detached first ([`OnRevoke::FreeBefore`](peervram_backends::OnRevoke::FreeBefore)); nothing was
+    /// revoked then. Otherwise what the device says.
     pub fn set_memory_enabled(&self, enabled: bool, timeout: Duration) -> Result<()> {
         if enabled == self.device().memory_enabled()? {
             return Ok(());
@@ -100,7 +101,7 @@ impl Lender<vfio::Device> {
     /// [`set_memory_enabled`](Lender::set_memory_enabled), off and on.
     ///
     /// # Errors
-    /// [`Kind::TimedOut`] where somebody stayed inside; nothing was revoked then. Otherwise what
+    /// [`Kind::TimedOut`] and [`Kind::StillInUse`] as there; nothing was revoked then. Otherwise what
     /// the device says; then everything was revoked all the same.
     pub fn reset(&self, timeout: Duration) -> Result<()> {
         self.revoke(RevokeCause::Reset, timeout, vfio::Device::reset)
@@ -118,11 +119,10 @@ impl Lender<vfio::Device> {
         self.quiesce();
         let device = match self.device.take().map(Arc::try_unwrap) {
             Some(Ok(device)) => device,
-            // An attach on another thread holds it for a moment.
+            // Only who is inside the gate holds it, and nobody is.
             Some(Err(shared)) => {
-                let error = Error::new(Kind::StillInUse, "close a VFIO device", "it is being attached to")
-                    .on(shared.address())
-                    .next("try again when the attach has returned");
+                let error = Error::new(Kind::StillInUse, "close a VFIO device", "another thread holds it")
+                    .on(shared.address());
                 self.device = Some(shared);
                 self.gate.reopen();
                 return Err((self, error));
@@ -153,6 +153,15 @@ impl Lender<vfio::Device> {
 
     fn drain(&self, cause: RevokeCause, timeout: Duration) -> Result<()> {
         self.gate.close(cause);
+        let free_before: usize =
+            self.lent.lock().iter().filter_map(Weak::upgrade).map(|lent| lent.free_before()).sum();
+        if free_before > 0 {
+            self.gate.reopen();
+            let why = format!("{free_before} attachment(s) must be detached first");
+            return Err(Error::new(Kind::StillInUse, "take memory back", why)
+                .on(self.device().address())
+                .next("detach them: the kernel would wait for them, or leave them mapped (xe, type1)"));
+        }
         match self.gate.wait_idle(timeout) {
             0 => Ok(()),
             inside => {

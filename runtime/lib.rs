@@ -47,3 +47,8 @@ pub use export::Export;
 pub use gate::{Outcome, RevokeCause};
 pub use lender::Lender;
 pub use path::{Path, Trust};
+
+/// The program in the README compiles.
+#[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::{DmaBuf, Error, Kind, Mapping, Result};
+use crate::{DmaBuf, Error, Kind, Mapping, PciAddress, Result};
 
 /// What an import needs when the exporter takes its memory back and returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRevoke {
-    /// The kernel driver keeps its mapping until told otherwise: the import must be freed *before*
-    /// the revoking call, which would wait for it (xe).
+    /// The import must be freed *before* the revoking call: either the call would wait for it (xe), or
+    /// the kernel would not take it away at all (type1).
     FreeBefore,
     /// The driver maps again by itself at its next use (amdgpu, mlx5).
     SelfHeals,
@@ -24,6 +24,11 @@ pub trait Importer {
 
     /// Which device, for messages.
     fn name(&self) -> String;
+
+    /// Where it sits on the PCI bus, if it does and that is known.
+    fn pci_address(&self) -> Option<PciAddress> {
+        None
+    }
 
     /// What an import needs around a revoke.
     fn on_revoke(&self) -> OnRevoke;

@@ -189,6 +189,38 @@ impl Mapping {
         Ok(())
     }
 
+    /// Reads one 32-bit word in one access, as a device's registers want it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where `offset_bytes` is no multiple of four or beyond the mapping.
+    pub fn load_u32(&self, offset_bytes: usize) -> Result<u32> {
+        // SAFETY: `word` found it inside the mapping and aligned.
+        Ok(u32::from_le(unsafe { self.word(offset_bytes)?.read_volatile() }))
+    }
+
+    /// Writes one 32-bit word in one access, after everything that was written before it.
+    ///
+    /// # Errors
+    /// As [`Mapping::load_u32`].
+    pub fn store_u32(&self, offset_bytes: usize, value: u32) -> Result<()> {
+        let word = self.word(offset_bytes)?;
+        // A doorbell must not overtake the descriptors that it announces.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: `word` found it inside the mapping and aligned.
+        unsafe { word.write_volatile(value.to_le()) };
+        Ok(())
+    }
+
+    fn word(&self, offset_bytes: usize) -> Result<*mut u32> {
+        self.check(offset_bytes, 4)?;
+        if !offset_bytes.is_multiple_of(4) {
+            let why = format!("{offset_bytes:#x} is no multiple of four");
+            return Err(Error::new(Kind::InvalidInput, "access a register", why));
+        }
+        // SAFETY: `check` found it inside the mapping, whose start is aligned to a page.
+        Ok(unsafe { self.start.as_ptr().add(offset_bytes) }.cast())
+    }
+
     fn check(&self, offset_bytes: usize, length_bytes: usize) -> Result<()> {
         match offset_bytes.checked_add(length_bytes) {
             Some(end) if end <= self.length_bytes => Ok(()),
@@ -259,6 +291,20 @@ mod tests {
             let mut back = vec![0xFF; length];
             mapping.read(offset, &mut back).unwrap();
             assert_eq!(back, bytes[..length], "{length} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn words_are_read_and_written_whole() {
+        let file = file(1);
+        let mapping = Mapping::new(file.as_fd(), &[(0, 4096)], Arc::new(())).unwrap();
+        mapping.store_u32(4, 0x0403_0201).unwrap();
+        let mut bytes = [0; 8];
+        mapping.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(mapping.load_u32(4).unwrap(), 0x0403_0201);
+        for offset in [2, 4096, 4094, usize::MAX] {
+            assert_eq!(mapping.load_u32(offset).unwrap_err().kind(), Kind::InvalidInput);
         }
     }
 

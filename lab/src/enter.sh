@@ -17,6 +17,10 @@ done
 mkdir "$root/dev/shm"
 : >"$root/dev/udmabuf"
 
+# QEMU's 9p server sets the mode of a file that the guest makes through /proc/self/fd.
+mount --rbind /proc "$root/proc"
 mount -t tmpfs tmp "$root/tmp"
+# Compilers' tools look at themselves there.
+mount --rbind /proc "$root/proc"
 mount --bind "$folder" "$root/lab"
 exec setpriv --pdeathsig KILL chroot "$root" "$@"

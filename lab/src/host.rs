@@ -58,7 +58,8 @@ pub fn is_root() -> bool {
 pub fn missing() -> Vec<Missing> {
     TOOLS
         .iter()
-        .filter(|tool| !(tool.unprivileged_only && is_root()) && !has_program(tool.program))
+        .filter(|tool| !tool.unprivileged_only || !is_root())
+        .filter(|tool| !has_program(tool.program))
         .map(|tool| tool.missing.clone())
         .collect()
 }
@@ -78,6 +79,14 @@ pub fn has_program(name: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|folder| is_file(&folder.join(name)))
+}
+
+/// Whether the dynamic linker finds a library of that name.
+pub fn has_library(name: &str) -> bool {
+    ["ldconfig", "/sbin/ldconfig"].iter().any(|program| {
+        let output = std::process::Command::new(program).arg("-p").output();
+        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(name))
+    })
 }
 
 fn is_file(path: &Path) -> bool {

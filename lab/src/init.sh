@@ -18,11 +18,14 @@ load() {
 load first
 load rest &
 
+# Devices behind an IOMMU whose driver is a module appear a little after it.
 9p() {
-    mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" || {
-        echo "init: cannot mount $1"
-        poweroff -f
-    }
+    for attempt in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$2" 2>/dev/null && return
+        sleep 0.1
+    done
+    echo "init: cannot mount $1"
+    poweroff -f
 }
 9p root /root ro,cache=loose
 mount -t proc proc /root/proc

@@ -17,8 +17,11 @@ use crate::root::Root;
 
 const INIT: &str = include_str!("init.sh");
 
-/// What mounting the private root takes.
-const ROOT_MODULES: &[&str] = &["9pnet_virtio", "9p"];
+/// What mounting the private root takes. Where the firmware says that an IOMMU is a virtio device,
+/// every other PCI device waits for that driver, those of the root too.
+const ROOT_MODULES: &[&str] = &[VIRTIO_IOMMU, "9pnet_virtio", "9p"];
+
+const VIRTIO_IOMMU: &str = "virtio_iommu";
 
 /// Module parameters; insmod does not read them from the kernel's command line.
 const PARAMETERS: &[(&str, &str)] = &[
@@ -60,8 +63,10 @@ fn make(root: &Root, kernel: &Kernel, wanted: &[&str]) -> Result<Vec<u8>> {
             .with_context(|| format!("reading modules.dep in {}", modules.display()))?;
         let builtin = fs::read_to_string(modules.join("modules.builtin"))
             .with_context(|| format!("reading modules.builtin in {}", modules.display()))?;
-        let of_the_root = modules::load_order(&dependencies, &builtin, ROOT_MODULES)?;
-        let all = [ROOT_MODULES, wanted].concat();
+        let mut all = ROOT_MODULES.to_vec();
+        all.retain(|module| *module != VIRTIO_IOMMU || wanted.contains(module));
+        let of_the_root = modules::load_order(&dependencies, &builtin, &all)?;
+        all.extend(wanted);
         for file in modules::load_order(&dependencies, &builtin, &all)? {
             let name = modules::name_of(&file);
             let parameters = PARAMETERS.iter().find(|(module, _)| *module == name);

@@ -1,4 +1,4 @@
-//! The kernels of the lab: Debian's packages, fetched and unpacked, never installed.
+//! The kernels of the lab: Debian's packages, fetched and unpacked, never installed, and our own.
 //!
 //! apt runs inside the private root, so it uses the root's archive and its keys. Each kernel has
 //! a cache folder of its own.
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cache;
 use crate::machine;
+use crate::own_kernel::OwnKernel;
 use crate::progress::{Progress, step};
 use crate::root::Root;
 
@@ -44,12 +45,21 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Its modules with depmod's files; none if everything is built in.
     pub modules: Option<PathBuf>,
+    /// If it is one of our own: what modules can be built against.
+    pub own: Option<OwnKernel>,
 }
 
 impl Kernel {
-    /// The kernel of a machine's row, fetched if it is not there.
+    /// The kernel of a machine's row, fetched or built if it is not there.
     pub fn open(root: &Root, wanted: machine::Kernel, progress: &dyn Progress) -> Result<Kernel> {
-        let machine::Kernel::Debian { version, suite } = wanted;
+        let (version, suite) = match wanted {
+            machine::Kernel::Debian { version, suite } => (version, suite),
+            machine::Kernel::Own { version, flavour } => {
+                let own = OwnKernel::open(root, version, flavour, progress)?;
+                let OwnKernel { folder, release, image, .. } = own.clone();
+                return Ok(Kernel { folder, release, image, modules: None, own: Some(own) });
+            }
+        };
         let name = format!("kernel-debian-{version}-{}", cache::key(&[suite, FETCH, "vmlinux"]));
         let folder = cache::entry(&name, |draft| {
             step(progress, &format!("fetching Debian's Linux {version} (about 130 MB)"), || {
@@ -66,7 +76,7 @@ impl Kernel {
         let plain = folder.join(PLAIN_IMAGE);
         let image = if plain.exists() { plain } else { compressed };
         let modules = Some(folder.join(MODULES).join(&release));
-        Ok(Kernel { folder, release, image, modules })
+        Ok(Kernel { folder, release, image, modules, own: None })
     }
 }
 

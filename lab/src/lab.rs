@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use crate::folder::Folder;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
+use crate::model::Model;
 use crate::progress::Progress;
 use crate::qemu::Qemu;
 use crate::root::Root;
 use crate::vm::Vm;
-use crate::{initrd, wire};
+use crate::{holder, initrd, wire};
 
 /// What the lab needs of this workspace, built.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Programs {
     pub agent: PathBuf,
     /// The library that answers for udmabuf (package `peervram-lab-shim`).
     pub shim: PathBuf,
+    /// What serves model GPUs (package `peervram-model`).
+    pub model: PathBuf,
 }
 
 /// A lab that is ready to boot machines.
@@ -57,15 +60,19 @@ impl<'a> Lab<'a> {
     pub fn prepare(&self, machine: &Machine) -> Result<()> {
         let kernel = self.kernel(machine)?;
         initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        if let Some(own) = &kernel.own {
+            holder::open(&self.root, own, self.progress)?;
+        }
         Ok(())
     }
 
     /// Boots a machine and waits until its agent is up.
     pub fn boot(&self, machine: &Machine) -> Result<Vm> {
         let folder = self.lay_out(machine)?;
+        let models = self.start_models(machine, &folder)?;
         let (qemu, channel) = Qemu::start(&self.root, machine, folder.path())
             .with_context(|| format!("starting machine {}", machine.name))?;
-        Vm::begin(qemu, channel, folder, machine.facts())
+        Vm::begin(qemu, models, channel, folder, machine.facts())
             .with_context(|| format!("booting machine {}", machine.name))
     }
 
@@ -76,7 +83,13 @@ impl<'a> Lab<'a> {
         for program in programs {
             share(folder.path(), program)?;
         }
+        let _models = self.start_models(machine, &folder)?;
         Qemu::interact(&self.root, machine, folder.path())
+    }
+
+    fn start_models(&self, machine: &Machine, folder: &Folder) -> Result<Vec<Model>> {
+        Model::start_all(&self.programs.model, machine, folder.path())
+            .with_context(|| format!("starting the model GPUs of machine {}", machine.name))
     }
 
     /// The folder that a QEMU needs, with everything in it.
@@ -94,6 +107,9 @@ impl<'a> Lab<'a> {
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
+        }
+        if let Some(own) = &kernel.own {
+            share(place, &holder::open(&self.root, own, self.progress)?)?;
         }
         Ok(folder)
     }

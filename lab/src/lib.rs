@@ -14,13 +14,17 @@
 pub mod cache;
 mod cpio;
 mod folder;
+pub mod holder;
 pub mod host;
 mod initrd;
 pub mod kernel;
+mod kernel_source;
 mod lab;
 pub mod link;
 pub mod machine;
+mod model;
 mod modules;
+pub mod own_kernel;
 pub mod picture;
 pub mod progress;
 mod qemu;

@@ -1,9 +1,10 @@
-//! A program in the guest talks to the lab: its screen, please.
+//! A program in the guest talks to the lab: its screen, please, or a word with a model GPU.
 //!
 //! Whatever the agent runs finds the agent's socket in its environment, so a test, the demo and
 //! a benchmark ask in the same way.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use peervram_model::request::{Answer, Findings, Request};
 use std::cell::RefCell;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
@@ -38,6 +39,18 @@ impl Link {
         let bytes = std::fs::read(&path).with_context(|| format!("reading {path}"))?;
         std::fs::remove_file(&path).ok();
         Picture::from_ppm(&bytes).with_context(|| format!("reading {path}"))
+    }
+
+    /// Asks the model GPU that is the row's device of that number, on its host's side.
+    pub fn control(&self, device: usize, request: Request) -> Result<Findings> {
+        self.send(&Event::Control { device, request })?;
+        let order = wire::receive(&mut *self.stream.borrow_mut())?;
+        let Some(Order::Control { answer }) = order else {
+            bail!("the agent answers {order:?} to a request for a model GPU");
+        };
+        answer
+            .and_then(Answer::into_result)
+            .map_err(|reason| anyhow!("device {device} does not {request:?}: {reason}"))
     }
 
     /// Tells the agent something.

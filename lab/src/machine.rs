@@ -6,6 +6,10 @@
 //! the lab knows machines by name.
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::model;
+use crate::own_kernel::Flavour;
 
 /// One virtual machine that the lab can start.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,8 @@ pub struct Machine {
     pub vulkan: bool,
     /// Guest memory.
     pub memory_mib: u32,
+    /// Whether it runs unless others are named. What is built or booted slowly is asked for by name.
+    pub everyday: bool,
 }
 
 /// A kernel by where it comes from.
@@ -41,6 +47,13 @@ pub enum Kernel {
         version: &'static str,
         /// Debian's suite.
         suite: &'static str,
+    },
+    /// One of the lab's own, built from Debian's source of this version.
+    Own {
+        /// The first two numbers of the version.
+        version: &'static str,
+        /// Which one.
+        flavour: Flavour,
     },
 }
 
@@ -64,8 +77,18 @@ pub enum Iommu {
     Virtio,
 }
 
+/// A PCI function's vendor and device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciId {
+    /// The vendor.
+    pub vendor: u16,
+    /// The vendor's number for the device.
+    pub device: u16,
+}
+
 /// A device of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Device {
     /// QEMU's `ivshmem-plain`: a PCI function whose BAR 2 is plain memory; the lender.
     SharedMemory {
@@ -74,6 +97,13 @@ pub enum Device {
     },
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
+    /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
+    ModelGpu {
+        /// What it calls itself; drivers look at it.
+        id: PciId,
+        /// Size of its VRAM; BAR 2 shows all of it. A power of two, 16 or more.
+        vram_mib: u32,
+    },
 }
 
 /// The kernel's word for how one device reaches the memory of another.
@@ -107,6 +137,10 @@ pub struct Facts {
     pub peer_to_peer: PeerToPeer,
     /// [`Machine::vulkan`].
     pub vulkan: bool,
+    /// Whether the lab's importer module can be loaded there.
+    pub holder: bool,
+    /// [`Machine::devices`].
+    pub devices: Vec<Device>,
 }
 
 impl Facts {
@@ -119,15 +153,28 @@ impl Facts {
     pub fn allows_peers(&self) -> bool {
         matches!(self.peer_to_peer, PeerToPeer::BusAddress | PeerToPeer::ThroughHostBridge)
     }
+
+    /// Whether it has a device that only lends, and a GPU with a screen that imports.
+    pub fn has_lender_and_screen(&self) -> bool {
+        let lends = |device: &Device| matches!(device, Device::SharedMemory { .. });
+        self.devices.iter().any(lends) && self.devices.contains(&Device::VirtioGpu)
+    }
+
+    /// Whether it has model GPUs.
+    pub fn has_models(&self) -> bool {
+        self.devices.iter().any(Device::is_model)
+    }
 }
 
+const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
+const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lockdep };
 const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
 const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
 
 const DEFAULT: Machine = Machine {
-    name: "epyc-root-ports",
-    about: "Linux 7.3, a trusted host bridge between lender and importer (the default)",
-    kernel: DEBIAN_7_3,
+    name: "small-epyc-root-ports",
+    about: "our own Linux 7.3, a trusted host bridge between lender and importer (the default)",
+    kernel: SMALL_7_3,
     cpu: "EPYC",
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
@@ -135,41 +182,120 @@ const DEFAULT: Machine = Machine {
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     memory_mib: 1024,
+    everyday: true,
 };
 
-/// Every machine of the lab, the default first.
+const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
+
+const MODEL: Device = Device::ModelGpu { id: PciId { vendor: 0x1234, device: 0x5047 }, vram_mib: 256 };
+
+const TWO_MODELS: Machine = Machine {
+    name: "small-two-models-root-ports",
+    about: "two model GPUs, each behind its root port",
+    devices: &[MODEL, MODEL],
+    vulkan: false,
+    ..DEFAULT
+};
+
+/// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
+/// what users run.
 pub const MACHINES: &[Machine] = &[
     DEFAULT,
     Machine {
-        name: "epyc-switch",
+        name: "small-epyc-switch",
         about: "both devices under one switch: bus addresses",
-        topology: Topology::Switch,
-        peer_to_peer: PeerToPeer::BusAddress,
+        ..DEFAULT.under_a_switch()
+    },
+    Machine {
+        name: "small-skylake-root-ports",
+        about: "a host bridge that the kernel does not trust: import is refused",
+        ..DEFAULT.without_trust()
+    },
+    Machine {
+        name: "small-skylake-switch",
+        about: "a host bridge that the kernel does not trust, but a switch below it",
+        ..DEFAULT.without_trust().under_a_switch()
+    },
+    Machine {
+        name: "small-virtio-iommu",
+        about: "as the default, but a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
         ..DEFAULT
+    },
+    Machine {
+        name: "lockdep-epyc-root-ports",
+        about: "as the default, with a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..DEFAULT
+    },
+    TWO_MODELS,
+    Machine {
+        name: "small-two-models-virtio-iommu",
+        about: "two model GPUs, and a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "small-two-models-switch",
+        about: "two model GPUs under one switch",
+        ..TWO_MODELS.under_a_switch()
+    },
+    Machine {
+        name: "epyc-root-ports",
+        about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
+        ..DEBIAN
+    },
+    Machine {
+        name: "epyc-switch",
+        about: "Debian's Linux 7.3, both devices under one switch: bus addresses",
+        ..DEBIAN.under_a_switch()
     },
     Machine {
         name: "skylake-root-ports",
-        about: "a host bridge that the kernel does not trust: import is refused",
-        cpu: "Skylake-Client",
-        peer_to_peer: PeerToPeer::NotSupported,
-        ..DEFAULT
+        about: "Debian's Linux 7.3, a host bridge that it does not trust: import is refused",
+        ..DEBIAN.without_trust()
     },
     Machine {
         name: "skylake-switch",
-        about: "a host bridge that the kernel does not trust, but a switch below it",
-        cpu: "Skylake-Client",
-        topology: Topology::Switch,
-        peer_to_peer: PeerToPeer::BusAddress,
-        ..DEFAULT
+        about: "Debian's Linux 7.3, a host bridge that it does not trust, but a switch below it",
+        ..DEBIAN.without_trust().under_a_switch()
+    },
+    Machine {
+        name: "two-models-root-ports",
+        about: "Debian's Linux 7.3, two model GPUs, each behind its root port",
+        kernel: DEBIAN_7_3,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "two-models-virtio-iommu",
+        about: "Debian's Linux 7.3, two model GPUs, and a paravirtual IOMMU translates",
+        kernel: DEBIAN_7_3,
+        iommu: Iommu::Virtio,
+        ..TWO_MODELS
+    },
+    Machine {
+        name: "two-models-switch",
+        about: "Debian's Linux 7.3, two model GPUs under one switch",
+        kernel: DEBIAN_7_3,
+        ..TWO_MODELS.under_a_switch()
     },
     Machine {
         name: "linux-6.12",
-        about: "a kernel without VFIO_DEVICE_FEATURE_DMA_BUF",
+        about: "Debian's Linux 6.12, without VFIO_DEVICE_FEATURE_DMA_BUF",
         kernel: DEBIAN_6_12,
         peer_to_peer: PeerToPeer::NoFeature,
         ..DEFAULT
     },
 ];
+
+/// The machine that boots what users run, and needs no kernel to be built.
+pub const STOCK: &str = "epyc-root-ports";
+
+/// The machines that run unless others are named.
+pub fn everyday() -> impl Iterator<Item = &'static Machine> {
+    MACHINES.iter().filter(|machine| machine.everyday)
+}
 
 /// The machine of that name.
 pub fn named(name: &str) -> Option<&'static Machine> {
@@ -180,12 +306,30 @@ impl Kernel {
     /// The version that the row asks for.
     pub fn version(&self) -> &'static str {
         match self {
-            Kernel::Debian { version, .. } => version,
+            Kernel::Debian { version, .. } | Kernel::Own { version, .. } => version,
+        }
+    }
+
+    /// Its name if it is one of our own.
+    pub fn own_name(&self) -> Option<&'static str> {
+        match self {
+            Kernel::Debian { .. } => None,
+            Kernel::Own { flavour, .. } => Some(flavour.name()),
         }
     }
 }
 
 impl Machine {
+    /// The same with both devices under one switch.
+    const fn under_a_switch(self) -> Machine {
+        Machine { topology: Topology::Switch, peer_to_peer: PeerToPeer::BusAddress, ..self }
+    }
+
+    /// The same with a CPU whose host bridge the kernel does not trust.
+    const fn without_trust(self) -> Machine {
+        Machine { cpu: "Skylake-Client", peer_to_peer: PeerToPeer::NotSupported, ..self }
+    }
+
     /// What the guest is told of this machine.
     pub fn facts(&self) -> Facts {
         Facts {
@@ -196,11 +340,17 @@ impl Machine {
             iommu: self.iommu,
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
+            holder: self.kernel.own_name().is_some(),
+            devices: self.devices.to_vec(),
         }
     }
 
     /// The kernel modules that this machine wants, dependencies and file systems left out.
     pub fn modules(&self) -> Vec<&'static str> {
+        if self.kernel.own_name().is_some() {
+            // Everything is built in.
+            return Vec::new();
+        }
         let mut modules = vec!["vfio_iommu_type1", "vfio-pci"];
         if self.iommu == Iommu::Virtio {
             modules.insert(0, "virtio_iommu");
@@ -269,7 +419,39 @@ impl Topology {
     }
 }
 
+impl PciId {
+    /// QEMU's `ivshmem-plain`.
+    const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
+    /// A modern virtio GPU.
+    const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
+}
+
+impl std::fmt::Display for PciId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(formatter, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}
+
 impl Device {
+    /// What it calls itself on the bus.
+    pub fn id(&self) -> PciId {
+        match self {
+            Device::SharedMemory { .. } => PciId::SHARED_MEMORY,
+            Device::VirtioGpu => PciId::VIRTIO_GPU,
+            Device::ModelGpu { id, .. } => *id,
+        }
+    }
+
+    /// Whether it is a model GPU.
+    pub fn is_model(&self) -> bool {
+        matches!(self, Device::ModelGpu { .. })
+    }
+
+    /// Whether its memory is lent, so that it belongs to vfio-pci.
+    pub fn lends(&self) -> bool {
+        matches!(self, Device::SharedMemory { .. } | Device::ModelGpu { .. })
+    }
+
     /// This device behind the port of the same number.
     fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
         match self {
@@ -294,6 +476,16 @@ impl Device {
                     ),
                 )])
             }
+            // A socket's address is no single word, so the device is written as JSON.
+            Device::ModelGpu { .. } => words(&[(
+                "-device",
+                &json!({
+                    "driver": "vfio-user-pci",
+                    "bus": format!("port{index}"),
+                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
+                })
+                .to_string(),
+            )]),
         }
     }
 }
@@ -311,6 +503,7 @@ mod tests {
         for machine in MACHINES {
             assert_eq!(named(machine.name).unwrap().about, machine.about);
         }
+        assert!(named(STOCK).is_some_and(|machine| machine.kernel.own_name().is_none()));
         assert!(named("pdp-11").is_none());
     }
 
@@ -328,6 +521,15 @@ mod tests {
         assert_eq!(arguments.matches("pcie-root-port").count(), 1);
         assert_eq!(arguments.matches("xio3130-downstream").count(), 2);
         assert!(arguments.contains("-cpu Skylake-Client"));
+    }
+
+    #[test]
+    fn a_model_is_behind_its_port() {
+        let arguments = named("two-models-root-ports").unwrap().qemu_arguments();
+        let is_second = |word: &&String| word.contains("/lab/model1\"") && word.contains("\"port1\"");
+        let device = arguments.iter().find(is_second).unwrap();
+        let device: serde_json::Value = serde_json::from_str(device).unwrap();
+        assert_eq!(device["driver"], "vfio-user-pci");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 pub trait Progress: Sync {
     /// A step begins.
     fn begin(&self, what: &str);
+    /// The step that began last has done `done` of about `about` parts.
+    fn advance(&self, _done: usize, _about: usize) {}
     /// The step that began last is over.
     fn end(&self, succeeded: bool, took: Duration);
     /// Something that a person should know.

@@ -13,6 +13,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::machine::{Device, Machine};
+use crate::model;
 use crate::qmp::Qmp;
 use crate::root::{Root, tail};
 
@@ -63,10 +64,11 @@ const CHANNELS: &[&str] = &[
 
 /// For speed, as every instruction is emulated: few lines on the console (warnings and worse), no
 /// defences against anybody, no self-tests, and no certificates: checking the modules' signatures
-/// takes a second.
+/// takes a second. A virtual IOMMU cannot isolate interrupts; without the last two VFIO refuses it.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off init_on_alloc=0 \
     audit=0 nokaslr nowatchdog tsc=reliable no_timer_check random.trust_cpu=on \
-    rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list";
+    rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list \
+    vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
 /// A running QEMU. Dropping it ends it.
 pub struct Qemu {
@@ -191,9 +193,10 @@ fn end(child: &mut Child) {
     child.wait().ok();
 }
 
-/// The end of the guest's console, or what began the end, and then QEMU's own complaints.
-fn last_words(folder: &Path, lines: usize) -> String {
-    let read = |name| {
+/// The end of the guest's console, or what began the end, then QEMU's own complaints, then what
+/// its model GPUs said.
+pub(crate) fn last_words(folder: &Path, lines: usize) -> String {
+    let read = |name: &str| {
         let text = fs::read(folder.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&text).replace('\r', "")
     };
@@ -212,5 +215,8 @@ fn last_words(folder: &Path, lines: usize) -> String {
         .filter(|line| !line.contains("requested feature") && !line.contains("is deprecated"))
         .map(ToString::to_string)
         .collect();
-    [console, qemu.join("\n")].join("\n").trim().to_string()
+    let mut words = vec![console, qemu.join("\n")];
+    words.extend(model::logs(folder).iter().map(|name| tail(&read(name), lines)));
+    words.retain(|text| !text.is_empty());
+    words.join("\n").trim().to_string()
 }

@@ -1,6 +1,7 @@
-//! The private root: a small Debian in the user's cache folder with QEMU, Mesa and busybox.
+//! The private root: a small Debian in the user's cache folder with QEMU, Mesa, busybox and what
+//! it takes to build a kernel.
 //!
-//! QEMU runs in it, apt fetches kernels in it, and the guest mounts it read-only as its own
+//! QEMU runs in it, apt fetches kernels in it, gcc builds them in it, and the guest mounts it read-only as its own
 //! userland. Nothing is installed on the host. mmdebstrap makes it, from the archive that the
 //! host itself uses if that is a Debian archive.
 
@@ -15,12 +16,18 @@ use crate::{cache, host};
 const SUITE: &str = "trixie";
 
 const PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
     "busybox-static",
     "ca-certificates",
+    "flex",
+    "gcc",
     "glslang-tools",
     "kmod",
+    "libc6-dev",
+    "libelf-dev",
     "libvulkan1",
-    "linux-libc-dev",
+    "make",
     "mesa-vulkan-drivers",
     "qemu-system-x86",
     "seabios",
@@ -70,7 +77,9 @@ impl Root {
         recipe.extend(OPTIONS);
         let name = format!("root-{}", cache::key(&recipe));
         let folder = cache::entry(&name, |draft| {
-            step(progress, "making the private root (Debian, QEMU, Mesa; about a minute)", || make(draft))
+            step(progress, "making the private root (Debian, QEMU, Mesa, gcc; about a minute)", || {
+                make(draft)
+            })
         })?;
         Ok(Root { folder: folder.join("root") })
     }

@@ -4,6 +4,7 @@
 //! `Vm` ends its QEMU and removes its folder.
 
 use anyhow::{Context, Result, anyhow, bail};
+use peervram_model::request::{Answer, Request};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::BufReader;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use crate::folder::Folder;
 use crate::lab::share;
 use crate::machine::Facts;
+use crate::model::Model;
 use crate::picture::Picture;
 use crate::qemu::Qemu;
 use crate::wire::{self, Event, Order, Stream, Verdict};
@@ -28,8 +30,9 @@ const AGENT_LIMIT: Duration = wire::TEST_LIMIT.saturating_add(Duration::from_sec
 
 /// A machine with its agent up.
 pub struct Vm {
-    // Ended before the folder that it uses goes away.
+    // In this order: QEMU ends before its devices, and all before the folder that they use.
     qemu: Qemu,
+    models: Vec<Model>,
     channel: UnixStream,
     events: Receiver<Event>,
     folder: Folder,
@@ -51,7 +54,13 @@ pub struct Exit {
 
 impl Vm {
     /// Waits for the agent and tells it where it is.
-    pub(crate) fn begin(qemu: Qemu, channel: UnixStream, folder: Folder, facts: Facts) -> Result<Vm> {
+    pub(crate) fn begin(
+        qemu: Qemu,
+        models: Vec<Model>,
+        channel: UnixStream,
+        folder: Folder,
+        facts: Facts,
+    ) -> Result<Vm> {
         let start = Instant::now();
         let (sender, events) = mpsc::channel();
         let mut reader = BufReader::new(channel.try_clone()?);
@@ -62,8 +71,16 @@ impl Vm {
                 }
             }
         });
-        let mut vm =
-            Vm { qemu, channel, events, folder, pictures: 0, release: String::new(), boot: Duration::ZERO };
+        let mut vm = Vm {
+            qemu,
+            models,
+            channel,
+            events,
+            folder,
+            pictures: 0,
+            release: String::new(),
+            boot: Duration::ZERO,
+        };
         vm.first_words(facts)
             .map_err(|error| error.context(format!("its last words were:\n{}", vm.qemu.last_words(25))))?;
         vm.boot = start.elapsed();
@@ -98,9 +115,13 @@ impl Vm {
         self.qemu.last_words(lines)
     }
 
-    /// Runs one test of the guest program: its verdict and its seconds. An error means that the
-    /// machine is lost.
+    /// Runs one test of the guest program: its verdict and its seconds. Model GPUs behave when it
+    /// begins. An error means that the machine is lost.
     pub fn test(&mut self, name: &str) -> Result<(Verdict, f64)> {
+        for model in &self.models {
+            model.ask(&Request::Behave)?;
+            model.ask(&Request::Insert)?;
+        }
         self.order(&Order::Test { name: name.into() })?;
         loop {
             match self.next(AGENT_LIMIT)? {
@@ -108,6 +129,7 @@ impl Vm {
                     return Ok((verdict, seconds));
                 }
                 Event::Screendump => self.answer_screendump()?,
+                Event::Control { device, request } => self.answer_control(device, &request)?,
                 other => bail!("the agent says {other:?} during the test {name}"),
             }
         }
@@ -149,6 +171,7 @@ impl Vm {
                 }
                 Event::Exited { code } => return Ok(Exit { code, stdout, stderr }),
                 Event::Screendump => self.answer_screendump()?,
+                Event::Control { device, request } => self.answer_control(device, &request)?,
                 other => bail!("the agent says {other:?} while a program runs"),
             }
         }
@@ -191,6 +214,17 @@ impl Vm {
             Err(error) => Err(format!("{error:#}")),
         };
         self.order(&Order::Screendump { picture })
+    }
+
+    /// Asks the model GPU that is the row's device of that number.
+    pub fn control(&self, device: usize, request: &Request) -> Result<Answer> {
+        let model = self.models.iter().find(|model| model.index() == device);
+        model.with_context(|| format!("device {device} of this machine is no model GPU"))?.ask(request)
+    }
+
+    fn answer_control(&mut self, device: usize, request: &Request) -> Result<()> {
+        let answer = self.control(device, request).map_err(|error| format!("{error:#}"));
+        self.order(&Order::Control { answer })
     }
 
     fn order(&mut self, order: &Order) -> Result<()> {

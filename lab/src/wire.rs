@@ -10,8 +10,10 @@
 //! host:  Test { name }      guest: Tested { .. }          any number of these
 //! host:  Run { program, ..} guest: Output .., Exited { .. }
 //!        guest: Screendump  host: Screendump { .. }       in the middle of either
+//!        guest: Control { } host: Control { .. }          so, too
 //! ```
 
+use peervram_model::request::{Answer, Request};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
@@ -63,6 +65,11 @@ pub enum Order {
         /// Where the picture lies in the guest, or why there is none.
         picture: Result<String, String>,
     },
+    /// The answer to [`Event::Control`].
+    Control {
+        /// The model's, or why there is none.
+        answer: Result<Answer, String>,
+    },
 }
 
 /// Guest to host.
@@ -92,6 +99,13 @@ pub enum Event {
     },
     /// Please dump the screen.
     Screendump,
+    /// A request to a model GPU, on its other side.
+    Control {
+        /// Its place in the machine's row.
+        device: usize,
+        /// What is asked.
+        request: Request,
+    },
     /// A line that the program wrote.
     Output {
         /// Where to.
@@ -171,6 +185,10 @@ mod tests {
                 seconds: 0.25,
             },
             Event::Screendump,
+            Event::Control {
+                device: 1,
+                request: Request::Checksum { offset_bytes: u64::MAX, length_bytes: 1 },
+            },
         ];
         let mut bytes = Vec::new();
         for event in &events {

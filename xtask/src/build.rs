@@ -37,11 +37,11 @@ fn build(packages: &[&str], options: &[&str]) -> Result<Vec<PathBuf>> {
 
 /// What the lab needs of this workspace.
 pub fn lab_programs() -> Result<Programs> {
-    let mut paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim"])?.into_iter();
-    match (paths.next(), paths.next()) {
-        (Some(agent), Some(shim)) => Ok(Programs { agent, shim }),
-        _ => bail!("cargo built fewer programs than packages"),
-    }
+    let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model"])?;
+    let Ok([agent, shim, model]) = <[PathBuf; 3]>::try_from(paths) else {
+        bail!("cargo built fewer programs than packages");
+    };
+    Ok(Programs { agent, shim, model })
 }
 
 /// The benchmarks, optimised.

@@ -40,10 +40,17 @@ pub enum Task {
     },
     /// Make the private root (QEMU, Mesa and busybox in the cache folder) and say where it is
     Root(Setup),
-    /// Fetch kernels and say where they are: of one machine, or of all
+    /// Fetch or build kernels and say where they are
+    ///
+    /// The lab's own kernels are built from Debian's source, which takes about ten minutes on two
+    /// cores, once; Debian's kernels are fetched.
+    #[command(after_help = "Examples:
+  cargo xtask lab kernel                    those of all machines
+  cargo xtask lab kernel small              our own; `lockdep` is the one that watches its locks
+  cargo xtask lab kernel linux-6.12         that of one machine")]
     Kernel {
-        /// A machine's name
-        machine: Option<String>,
+        /// One of our own kernels (small, lockdep), or a machine's name
+        name: Option<String>,
         #[command(flatten)]
         setup: Setup,
     },
@@ -81,7 +88,8 @@ pub struct Choice {
     /// Only tests whose name contains this
     #[arg(default_value = "")]
     pub filter: String,
-    /// Only this machine; may be given several times
+    /// Only this machine; may be given several times. Without it every machine but those that are slow to
+    /// build or boot; `all` is every one
     #[arg(long = "machine", value_name = "NAME")]
     pub machines: Vec<String>,
 }
@@ -113,8 +121,8 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Run(arguments) => return run_tests(&arguments, &steps),
         Task::List { choice } => list(&choice)?,
         Task::Root(setup) => println!("{}", open(&setup, &steps)?.root().display()),
-        Task::Kernel { machine, setup } => {
-            let machines = chosen(&machine.into_iter().collect::<Vec<_>>())?;
+        Task::Kernel { name, setup } => {
+            let machines = with_kernel(name)?;
             let lab = open(&setup, &steps)?;
             for machine in machines {
                 let kernel = lab.kernel(machine)?;
@@ -203,10 +211,19 @@ fn list(choice: &Choice) -> Result<()> {
     Ok(())
 }
 
-/// The machines of those names; all of them if none is named.
+/// The machines with that kernel; the one of that name; all of them if none is named.
+fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
+    let Some(name) = name else { return chosen(&[]) };
+    let own = MACHINES.iter().find(|machine| machine.kernel.own_name() == Some(&name));
+    own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
+}
+
+/// The machines of those names; all everyday ones if none is named, every one for "all".
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
-    if names.is_empty() {
-        return Ok(MACHINES.iter().collect());
+    match names {
+        [] => return Ok(machine::everyday().collect()),
+        [all] if all == "all" => return Ok(MACHINES.iter().collect()),
+        _ => {}
     }
     names.iter().map(|name| named(name)).collect()
 }

@@ -2,8 +2,12 @@
 
 mod bench;
 mod build;
+mod ci;
+mod demo;
 mod lab;
+mod shaders;
 mod terminal;
+mod test;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -18,16 +22,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    Demo(demo::Arguments),
+    Test(test::Arguments),
+    Ci(ci::Arguments),
     Bench(bench::Bench),
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
+    Shaders(shaders::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Ci(arguments) => ci::run(arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
+        Task::Shaders(arguments) => shaders::run(&arguments),
     };
     match result {
         Ok(code) => code,

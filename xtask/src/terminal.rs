@@ -18,6 +18,9 @@ pub const USAGE: u8 = 2;
 /// This machine lacks what the task needs.
 pub const CANNOT_RUN_HERE: u8 = 4;
 
+/// How often a long step speaks where there is no terminal.
+const SPEAK_EVERY: Duration = Duration::from_secs(30);
+
 /// An error that decides the exit code.
 #[derive(Debug)]
 pub struct Exit {
@@ -49,21 +52,37 @@ pub struct Steps {
 struct Step {
     what: String,
     over: Arc<AtomicBool>,
+    parts: Arc<Mutex<String>>,
     spinner: Option<JoinHandle<()>>,
+    start: Instant,
+    spoke: Instant,
 }
 
 impl Progress for Steps {
     fn begin(&self, what: &str) {
         let over = Arc::new(AtomicBool::new(false));
+        let parts = Arc::new(Mutex::new(String::new()));
         let spinner = if io::stderr().is_terminal() {
-            let (what, over) = (what.to_string(), Arc::clone(&over));
-            Some(thread::spawn(move || spin(&what, &over)))
+            let (what, over, parts) = (what.to_string(), Arc::clone(&over), Arc::clone(&parts));
+            Some(thread::spawn(move || spin(&what, &over, &parts)))
         } else {
             eprintln!("{what} ...");
             None
         };
+        let now = Instant::now();
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Step { what: what.into(), over, spinner });
+            Some(Step { what: what.into(), over, parts, spinner, start: now, spoke: now });
+    }
+
+    fn advance(&self, done: usize, about: usize) {
+        let mut step = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(step) = step.as_mut() else { return };
+        if step.spinner.is_some() {
+            *step.parts.lock().unwrap_or_else(PoisonError::into_inner) = format!("{done} of about {about}, ");
+        } else if step.spoke.elapsed() >= SPEAK_EVERY {
+            step.spoke = Instant::now();
+            eprintln!("{}: {done} of about {about}, {} s", step.what, step.start.elapsed().as_secs());
+        }
     }
 
     fn end(&self, succeeded: bool, took: Duration) {
@@ -87,13 +106,14 @@ impl Progress for Steps {
     }
 }
 
-fn spin(what: &str, over: &AtomicBool) {
+fn spin(what: &str, over: &AtomicBool, parts: &Mutex<String>) {
     let start = Instant::now();
     for frame in ['|', '/', '-', '\\'].iter().cycle() {
         if over.load(Ordering::Relaxed) {
             return;
         }
-        eprint!("\r\x1b[K{frame} {what} ({} s)", start.elapsed().as_secs());
+        let parts = parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        eprint!("\r\x1b[K{frame} {what} ({parts}{} s)", start.elapsed().as_secs());
         io::stderr().flush().ok();
         thread::park_timeout(Duration::from_millis(200));
     }

@@ -86,11 +86,6 @@ impl Node {
         &self.0.driver
     }
 
-    /// Where the device sits on the PCI bus, if it does.
-    pub fn pci_address(&self) -> Option<PciAddress> {
-        self.0.pci_address
-    }
-
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.0.path
@@ -162,6 +157,10 @@ impl Importer for Node {
 
     fn name(&self) -> String {
         format!("{}, {}", self.0.path.display(), self.0.driver)
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        self.0.pci_address
     }
 
     fn on_revoke(&self) -> OnRevoke {

@@ -12,6 +12,7 @@ use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use rustix::io::Errno;
 
 use super::container::{Container, Group, borrow};
+use super::iova_allocator::IovaAllocator;
 use crate::uapi::vfio as uapi;
 use crate::{Error, Kind, PciAddress, Result};
 
@@ -37,13 +38,24 @@ impl Interface {
 /// An IO address space: an iommufd IOAS, or a container with type1v2.
 ///
 /// Devices opened into it keep it alive.
+///
+/// As an [`Importer`](crate::Importer) it makes memory of other devices reachable for the DMA of its own.
 #[derive(Clone)]
-pub struct IoAddressSpace(Space);
+pub struct IoAddressSpace {
+    pub(super) space: Space,
+    pub(super) iovas: Arc<IovaAllocator>,
+}
 
 #[derive(Clone)]
-enum Space {
+pub(super) enum Space {
     Iommufd { iommufd: Arc<IommuFd>, ioas: Arc<IommufdIoas> },
     Container(Arc<Container>),
+}
+
+impl std::fmt::Debug for IoAddressSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoAddressSpace").field("interface", &self.interface()).finish_non_exhaustive()
+    }
 }
 
 /// What keeps an open device in its address space. Dropped after the device's descriptor.
@@ -58,33 +70,38 @@ impl IoAddressSpace {
     /// # Errors
     /// The kernel lacks the interface, or its files may not be opened.
     pub fn new(interface: Interface) -> Result<Self> {
-        Ok(Self(match interface {
+        let space = match interface {
             Interface::Cdev => {
                 let iommufd = Arc::new(IommuFd::new().map_err(iommufd_error)?);
                 let ioas = Arc::new(IommufdIoas::new(Arc::clone(&iommufd)).map_err(iommufd_error)?);
                 Space::Iommufd { iommufd, ioas }
             }
             Interface::Group => Space::Container(Container::open()?),
-        }))
+        };
+        Ok(Self { space, iovas: Arc::default() })
     }
 
     /// The interface that devices in it are opened by.
     pub fn interface(&self) -> Interface {
-        match self.0 {
+        match self.space {
             Space::Iommufd { .. } => Interface::Cdev,
             Space::Container(_) => Interface::Group,
         }
     }
 
     pub(super) fn open_device(&self, address: PciAddress) -> Result<(OwnedFd, Membership)> {
-        match &self.0 {
+        match &self.space {
             Space::Iommufd { iommufd, ioas } => {
                 let device = open_cdev(address)?;
                 let failed = |errno: Errno| {
-                    let error = Error::os("bind a VFIO device to an iommufd", errno).on(address);
-                    match error.kind() {
-                        Kind::Busy => error.next("end the program that holds the device"),
-                        _ => error,
+                    const TRIED: &str = "bind a VFIO device to an iommufd";
+                    match errno {
+                        // vfio_df_open: a character device has one owner; nothing else here can be invalid.
+                        Errno::INVAL => Error::new(Kind::Busy, TRIED, "somebody else has it open")
+                            .on(address)
+                            .errno(errno)
+                            .next("end the program that holds it (fuser names it)"),
+                        errno => Error::os(TRIED, errno).on(address),
                     }
                 };
                 uapi::device_bind_iommufd(&device, borrow(&**iommufd)).map_err(failed)?;

@@ -12,6 +12,7 @@ use crate::Result;
 // include/uapi/linux/pci_regs.h
 const PCI_COMMAND: u64 = 0x04;
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
+const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
 impl Device {
     /// Whether the device decodes memory accesses (`PCI_COMMAND_MEMORY`).
@@ -31,8 +32,20 @@ impl Device {
     /// # Errors
     /// What writing configuration space says. The memory may be revoked all the same.
     pub fn set_memory_enabled(&self, enabled: bool) -> Result<()> {
+        self.set_command(PCI_COMMAND_MEMORY, enabled)
+    }
+
+    /// Switches bus mastering: whether the device may do DMA. Off when a device is opened or reset.
+    ///
+    /// # Errors
+    /// What writing configuration space says.
+    pub fn set_bus_master(&self, enabled: bool) -> Result<()> {
+        self.set_command(PCI_COMMAND_MASTER, enabled)
+    }
+
+    fn set_command(&self, bit: u16, on: bool) -> Result<()> {
         let command = self.command()?;
-        let command = if enabled { command | PCI_COMMAND_MEMORY } else { command & !PCI_COMMAND_MEMORY };
+        let command = if on { command | bit } else { command & !bit };
         self.write(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, &command.to_le_bytes())
     }
 

@@ -107,6 +107,11 @@ impl Container {
         Ok(group)
     }
 
+    /// The container itself, for mapping memory into it.
+    pub(super) fn vfio(&self) -> &VfioContainer {
+        &self.container
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         borrow(&self.container)
     }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::import;
 use super::{Buffer, ImportOptions, Instance, PhysicalDevice};
-use crate::{DmaBuf, Error, Importer, Kind, Mapping, OnRevoke, Result};
+use crate::{DmaBuf, Error, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
 
 /// `PFN_vkGetInstanceProcAddr`: how every function of Vulkan is found.
 pub type GetInstanceProcAddr = unsafe extern "system" fn(
@@ -321,6 +321,10 @@ impl Importer for Device {
             Some(address) => format!("{} at {address}", description.name),
             None => description.name.clone(),
         }
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        self.description().pci_address
     }
 
     fn on_revoke(&self) -> OnRevoke {

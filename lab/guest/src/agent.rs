@@ -87,16 +87,15 @@ impl Agent {
                 self.say(&Event::Exited { code })
             }
             // For a program that is over already.
-            Order::Input { .. } | Order::EndOfInput | Order::Screendump { .. } => Ok(()),
+            Order::Input { .. } | Order::EndOfInput | Order::Screendump { .. } | Order::Control { .. } => {
+                Ok(())
+            }
         }
     }
 
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
-        if let Some(lender) = guest::find_lender()? {
-            guest::bind(&lender, "vfio-pci")?;
-        }
-        Ok(())
+        guest::bind_lenders(facts)
     }
 
     /// Runs a test in a child: its verdict and, if it came so far, its own measure of its time.

@@ -2,21 +2,17 @@
 
 use anyhow::{Context, Result, bail};
 use peervram_lab::link::Link;
-use peervram_lab::machine::Facts;
+use peervram_lab::machine::{Device, Facts, PciId};
 use peervram_lab::picture::Picture;
 use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::model::Model;
 use crate::test::Skip;
 
 const FACTS: &str = "/run/facts.json";
 const DEVICES: &str = "/sys/bus/pci/devices";
-
-/// QEMU's `ivshmem-plain`.
-const SHARED_MEMORY: (u16, u16) = (0x1af4, 0x1110);
-/// A modern virtio GPU.
-const VIRTIO_GPU: (u16, u16) = (0x1af4, 0x1050);
 
 /// The machine that this test runs on.
 #[derive(Debug)]
@@ -39,14 +35,37 @@ impl Guest {
 
     /// The PCI address of the device that lends its memory (BAR 2); bound to vfio-pci.
     pub fn lender(&self) -> Result<String> {
-        let lender = find_lender()?;
-        lender.ok_or_else(|| Skip("this machine has no device that lends memory".into()).into())
+        let is_lender = |device: &Device| matches!(device, Device::SharedMemory { .. });
+        self.first(is_lender, "device that only lends")
     }
 
     /// The PCI address of the virtio GPU.
     pub fn virtio_gpu(&self) -> Result<String> {
-        let gpu = find(VIRTIO_GPU)?;
-        gpu.ok_or_else(|| Skip("this machine has no virtio GPU".into()).into())
+        self.first(|device| *device == Device::VirtioGpu, "virtio GPU")
+    }
+
+    /// The model GPU of that number, counted from zero.
+    pub fn model(&self, number: usize) -> Result<Model<'_>> {
+        let devices = self.facts.devices.iter().enumerate();
+        let device = devices.filter(|(_, device)| device.is_model()).nth(number);
+        let (device, _) = device.ok_or_else(|| Skip(format!("this machine has no model GPU {number}")))?;
+        Model::new(self, device)
+    }
+
+    /// All model GPUs.
+    pub fn models(&self) -> Result<Vec<Model<'_>>> {
+        let count = self.facts.devices.iter().filter(|device| device.is_model()).count();
+        (0..count).map(|number| self.model(number)).collect()
+    }
+
+    /// The PCI addresses of the row's devices, in its order.
+    pub fn addresses(&self) -> Result<Vec<String>> {
+        (0..self.facts.devices.len()).map(|device| self.address_of(device)).collect()
+    }
+
+    /// The PCI address of the row's device of that number.
+    pub fn address_of(&self, device: usize) -> Result<String> {
+        address_of(&self.facts, device)
     }
 
     /// The virtio GPU's primary DRM node.
@@ -61,14 +80,23 @@ impl Guest {
 
     /// What the virtio GPU shows now.
     pub fn screendump(&self) -> Result<Picture> {
-        let link = match self.link.get() {
-            Some(link) => link,
+        self.link()?.screendump()
+    }
+
+    /// The way to the host.
+    pub fn link(&self) -> Result<&Link> {
+        match self.link.get() {
+            Some(link) => Ok(link),
             None => {
                 let link = Link::connect()?;
-                self.link.get_or_init(|| link)
+                Ok(self.link.get_or_init(|| link))
             }
-        };
-        link.screendump()
+        }
+    }
+
+    fn first(&self, wanted: impl Fn(&Device) -> bool, what: &str) -> Result<String> {
+        let device = self.facts.devices.iter().position(wanted);
+        self.address_of(device.ok_or_else(|| Skip(format!("this machine has no {what}")))?)
     }
 }
 
@@ -77,9 +105,21 @@ pub fn remember(facts: &Facts) -> Result<()> {
     fs::write(FACTS, serde_json::to_vec(facts)?).with_context(|| format!("writing {FACTS}"))
 }
 
-/// The PCI address of the lender, if there is one.
-pub fn find_lender() -> Result<Option<String>> {
-    find(SHARED_MEMORY)
+/// Binds every device that lends to vfio-pci.
+pub fn bind_lenders(facts: &Facts) -> Result<()> {
+    let lenders = facts.devices.iter().enumerate().filter(|(_, device)| device.lends());
+    for (device, _) in lenders {
+        bind(&address_of(facts, device)?, "vfio-pci")?;
+    }
+    Ok(())
+}
+
+/// Devices of one kind are behind ports in the row's order, so their addresses are in it, too.
+fn address_of(facts: &Facts, device: usize) -> Result<String> {
+    let id = facts.devices.get(device).with_context(|| format!("this machine has no device {device}"))?.id();
+    let before = facts.devices[..device].iter().filter(|device| device.id() == id).count();
+    let address = find(id)?.into_iter().nth(before);
+    address.with_context(|| format!("device {device} of this machine, {id}, is not on the bus"))
 }
 
 /// Binds a PCI function to a driver through `driver_override`.
@@ -101,22 +141,23 @@ pub fn bind(address: &str, driver: &str) -> Result<()> {
     Ok(())
 }
 
-/// The first PCI function with that vendor and device.
-fn find((vendor, device): (u16, u16)) -> Result<Option<String>> {
-    let mut addresses: Vec<_> = fs::read_dir(DEVICES)
+/// The PCI functions of that kind, in order of address.
+fn find(id: PciId) -> Result<Vec<String>> {
+    let mut folders: Vec<_> = fs::read_dir(DEVICES)
         .with_context(|| format!("reading {DEVICES}"))?
         .collect::<std::io::Result<Vec<_>>>()?
         .into_iter()
         .map(|entry| entry.path())
         .collect();
-    addresses.sort();
-    let is = |folder: &Path, file: &str, id: u16| {
-        fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == format!("{id:#06x}"))
+    folders.sort();
+    let is = |folder: &Path, file: &str, number: u16| {
+        fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == format!("{number:#06x}"))
     };
-    Ok(addresses
+    Ok(folders
         .iter()
-        .find(|folder| is(folder, "vendor", vendor) && is(folder, "device", device))
-        .and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())))
+        .filter(|folder| is(folder, "vendor", id.vendor) && is(folder, "device", id.device))
+        .filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
+        .collect())
 }
 
 /// The DRM node of a PCI function: "card" or "renderD".

@@ -3,6 +3,7 @@
 //! - `agent PORT` in the guest: does what the host orders over the serial port; runs each test as
 //!   a child of its own, so that a test that is killed takes nothing with it.
 //! - `test NAME`: such a child.
+//! - `lend FUNCTION BYTES RANGES`: the child of a test that lends, because it may get stuck.
 //! - `list` on the host: machines' facts in, the names of the tests for each out.
 //!
 //! Tests live in [`tests`], one file for each part of the project.
@@ -10,7 +11,10 @@
 mod agent;
 mod crossing;
 mod guest;
+mod holder;
 mod kernel_log;
+mod lender_process;
+mod model;
 mod program;
 mod test;
 mod tests;
@@ -24,8 +28,9 @@ fn main() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent", port] => agent::run(port),
         ["test", name] => test::run_child(name),
+        ["lend", function, size_bytes, ranges] => lender_process::lend(function, size_bytes, ranges),
         ["list"] => list(),
-        _ => bail!("usage: agent PORT | test NAME | list"),
+        _ => bail!("usage: agent PORT | test NAME | lend FUNCTION BYTES RANGES | list"),
     }
 }
 

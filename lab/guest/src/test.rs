@@ -31,14 +31,25 @@ pub struct Test {
     /// "part/what-is-so".
     pub name: &'static str,
     function: fn(&Guest) -> Verdict,
+    with: fn(&Facts) -> bool,
     on: fn(&Facts) -> bool,
     allowed: &'static [&'static str],
 }
 
 impl Test {
-    /// A test for every machine.
+    /// A test for every machine with a device that only lends and a GPU with a screen.
     pub const fn new(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { name, function, on: |_| true, allowed: &[] }
+        Test { name, function, with: Facts::has_lender_and_screen, on: |_| true, allowed: &[] }
+    }
+
+    /// A test for every machine with model GPUs.
+    pub const fn of_models(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: Facts::has_models, ..Test::new(name, function) }
+    }
+
+    /// A test for every machine, whatever its devices.
+    pub const fn of_all(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: |_| true, ..Test::new(name, function) }
     }
 
     /// The same, only for machines like this; elsewhere it is not even counted.
@@ -53,7 +64,7 @@ impl Test {
 
     /// Whether it is for that machine.
     pub fn is_for(&self, facts: &Facts) -> bool {
-        (self.on)(facts)
+        (self.with)(facts) && (self.on)(facts)
     }
 
     /// Whether the kernel may say that during this test.

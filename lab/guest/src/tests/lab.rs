@@ -10,11 +10,11 @@ use crate::skip;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("lab/kernel-is-the-one-asked-for", kernel_is_the_one_asked_for),
+    Test::of_all("lab/kernel-is-the-one-asked-for", kernel_is_the_one_asked_for),
     Test::new("lab/lender-is-bound-to-vfio", lender_is_bound_to_vfio),
     Test::new("lab/lender-can-be-bound-again", lender_can_be_bound_again),
-    Test::new("lab/complaints-can-be-allowed", complaints_can_be_allowed).allowing(&["Call Trace:"]),
-    Test::new("lab/topology-is-the-one-asked-for", topology_is_the_one_asked_for),
+    Test::of_all("lab/complaints-can-be-allowed", complaints_can_be_allowed).allowing(&["Call Trace:"]),
+    Test::of_all("lab/topology-is-the-one-asked-for", topology_is_the_one_asked_for),
     Test::new("lab/screen-can-be-dumped", screen_can_be_dumped),
     Test::new("lab/vulkan-driver-is-there", vulkan_driver_is_there).on(|facts| facts.vulkan),
 ];
@@ -60,7 +60,7 @@ fn topology_is_the_one_asked_for(guest: &Guest) -> Verdict {
         Topology::RootPorts => 1,
         Topology::Switch => 3,
     };
-    for address in [guest.lender()?, guest.virtio_gpu()?] {
+    for address in guest.addresses()? {
         let seen = depth(&address)?;
         ensure!(seen == bridges, "{address} is behind {seen} bridges, not {bridges}");
     }

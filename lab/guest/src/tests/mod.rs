@@ -1,7 +1,9 @@
 //! All tests, one file for each part. A new file is one line here.
 
 mod drm;
+mod holder;
 mod lab;
+mod model;
 mod vfio;
 mod vulkan;
 
@@ -9,5 +11,5 @@ use crate::test::Test;
 
 /// Every test, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [lab::TESTS, vfio::TESTS, drm::TESTS, vulkan::TESTS].into_iter().flatten()
+    [lab::TESTS, vfio::TESTS, drm::TESTS, holder::TESTS, vulkan::TESTS, model::TESTS].into_iter().flatten()
 }

@@ -1,0 +1,40 @@
+//! A user-space driver of the lab's model GPU: the worked example of "how I teach peervram my own
+//! driver". It uses what peervram makes public and nothing else.
+//!
+//! What a driver brings is small: it maps its registers and its rings through
+//! [`Exporter::map`](peervram::backends::Exporter::map), and it answers for the memory that it lends by the
+//! three hooks of [`Owner`](peervram::backends::Owner). Lending, importing and taking back are peervram's.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use peervram::backends::{Aperture, DmaRange, DmaRanges, vfio};
+//! use peervram::{Lender, Trust};
+//! use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
+//!
+//! # fn main() -> peervram::Result<()> {
+//! // The lender: its driver owns what lies behind the BAR.
+//! let device = vfio::Device::open("0000:01:00.0".parse()?)?;
+//! let driver = Arc::new(ModelGpu::new(&device)?);
+//! let ranges = DmaRanges::new(device.region(VRAM_BAR)?, &[DmaRange::new(0, 64 << 20)])?;
+//! let lender = Lender::new(device);
+//! let export = lender.export(Aperture::owned(ranges, driver))?;
+//!
+//! // The other GPU: an engine that reaches the lent memory by DMA.
+//! let space = vfio::IoAddressSpace::new(vfio::Interface::Cdev)?;
+//! let other = vfio::Device::open_into(&space, "0000:02:00.0".parse()?)?;
+//! let other = ModelGpu::new(&other)?;
+//! let attachment = export.attach(Arc::new(space), Trust::Unverified)?;
+//! let access = attachment.enter()?;
+//! other.write_dma(0, access.memory().iova(), 64 << 20, Duration::from_secs(10))?;
+//! access.finish();
+//! # let _ = Descriptor::nothing(0);
+//! # Ok(())
+//! # }
+//! ```
+
+mod gpu;
+mod ring;
+
+pub use gpu::{ModelGpu, REGISTER_BAR, VRAM_BAR};
+pub use peervram_model::registers::{Descriptor, operation};

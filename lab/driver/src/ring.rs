@@ -1,0 +1,129 @@
+//! `Ring`: one engine of the device and the descriptors that it is given.
+//!
+//! Order of calls: [`Ring::start`] -> [`submit`](Ring::submit) -> [`wait`](Ring::wait) -> ... ->
+//! [`stop`](Ring::stop). The register map says what each step is.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytemuck::bytes_of;
+use peervram::backends::Mapping;
+use peervram::{Error, Kind, Result};
+use peervram_model::registers::engine::{
+    CONTROL, CONTROL_ENABLE, CONTROL_RESET, FENCE_HIGH, FENCE_LOW, RING_ADDRESS_HIGH, RING_ADDRESS_LOW,
+    RING_ENTRIES, STATUS, STATUS_HALTED, TAIL,
+};
+use peervram_model::registers::{DESCRIPTOR_BYTES, Descriptor, ERROR_CODE, ERROR_DETAIL};
+
+/// Between two looks at the fence: an access to a register costs the model a message.
+const POLL_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Where a ring's descriptors lie.
+pub(crate) struct Place {
+    /// The driver's view of them.
+    pub view: Arc<Mapping>,
+    /// Where they begin in the view, in bytes.
+    pub view_offset_bytes: usize,
+    /// Where they begin in VRAM, in bytes.
+    pub vram_offset_bytes: u64,
+    /// How many there are, a power of two.
+    pub entries: u32,
+}
+
+/// An engine that takes descriptors.
+pub(crate) struct Ring {
+    device: String,
+    registers: Arc<Mapping>,
+    /// The engine's first register.
+    block: u32,
+    place: Place,
+    tail: u32,
+    fence: u64,
+}
+
+impl Ring {
+    /// Resets the engine whose registers begin at `block` and gives it an empty ring.
+    pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: Place) -> Result<Self> {
+        let ring = Self { device, registers, block, place, tail: 0, fence: 0 };
+        ring.store(CONTROL, CONTROL_RESET)?;
+        ring.store(RING_ADDRESS_LOW, ring.place.vram_offset_bytes as u32)?;
+        ring.store(RING_ADDRESS_HIGH, (ring.place.vram_offset_bytes >> 32) as u32)?;
+        ring.store(RING_ENTRIES, ring.place.entries)?;
+        ring.store(CONTROL, CONTROL_ENABLE)?;
+        Ok(ring)
+    }
+
+    /// Gives the engine `descriptor` with the next fence, and says which that is. Blocks while the ring
+    /// is full, at most `timeout`.
+    pub fn submit(&mut self, mut descriptor: Descriptor, timeout: Duration) -> Result<u64> {
+        let entries = u64::from(self.place.entries);
+        if self.fence >= entries {
+            self.wait(self.fence + 1 - entries, timeout)?;
+        }
+        self.fence += 1;
+        descriptor.fence_value = self.fence;
+        let entry = (self.tail % self.place.entries) as usize * DESCRIPTOR_BYTES as usize;
+        self.place.view.write(self.place.view_offset_bytes + entry, bytes_of(&descriptor))?;
+        self.tail = self.tail.wrapping_add(1);
+        self.store(TAIL, self.tail)?;
+        Ok(self.fence)
+    }
+
+    /// Waits until the engine has reached `fence`.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`], or [`Kind::Os`] with the device's own error code where the engine halted.
+    pub fn wait(&self, fence: u64, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            // The low word latches the high one.
+            let low = self.load(FENCE_LOW)?;
+            let reached = u64::from(low) | u64::from(self.load(FENCE_HIGH)?) << 32;
+            // All ones is a device that is gone, asleep or in reset.
+            if reached == u64::MAX {
+                let why = "its registers read all ones: it is gone, asleep or in reset";
+                return Err(Error::new(Kind::Gone, "wait for an engine", why).on(&self.device));
+            }
+            if reached >= fence {
+                return Ok(());
+            }
+            if self.load(STATUS)? & STATUS_HALTED != 0 {
+                let (code, detail) = (
+                    self.registers.load_u32(ERROR_CODE as usize)?,
+                    self.registers.load_u32(ERROR_DETAIL as usize)?,
+                );
+                let why = format!("it halted with error {code} (detail {detail:#x})");
+                return Err(Error::new(Kind::Os, "wait for an engine", why)
+                    .on(&self.device)
+                    .next("the model's registers.rs says what the code means; make a new driver to go on"));
+            }
+            if Instant::now() >= deadline {
+                let why = format!(
+                    "fence {fence} was not reached within {} ms; it is {reached}",
+                    timeout.as_millis()
+                );
+                return Err(Error::new(Kind::TimedOut, "wait for an engine", why).on(&self.device));
+            }
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
+
+    /// Waits for everything that was submitted.
+    pub fn finish(&self, timeout: Duration) -> Result<()> {
+        self.wait(self.fence, timeout)
+    }
+
+    /// Takes the engine's ring away; what is under way is abandoned.
+    pub fn stop(&self) -> Result<()> {
+        self.store(CONTROL, CONTROL_RESET)
+    }
+
+    fn load(&self, register: u32) -> Result<u32> {
+        self.registers.load_u32((self.block + register) as usize)
+    }
+
+    fn store(&self, register: u32, value: u32) -> Result<()> {
+        self.registers.store_u32((self.block + register) as usize, value)
+    }
+}

@@ -1,0 +1,123 @@
+//! A process that lends: it owns the VFIO device, so that what hangs in the kernel with the
+//! device is not the test.
+//!
+//! A reset that waits for an importer cannot be killed. Were it a thread of the test, the test
+//! could not end either, its descriptors would stay open, and a holder among them would never let
+//! go.
+
+use anyhow::{Context, Result, bail, ensure};
+use peervram::backends::{DmaBuf, DmaRanges, Exporter, vfio};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::crossing::scattered;
+
+const RESET: &str = "reset";
+
+/// A lender in a process of its own; ended with this value.
+pub struct LenderProcess {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl LenderProcess {
+    /// Starts one that exports `size_bytes` of the function's VRAM in that many ranges; gives it
+    /// and the dma-buf.
+    pub fn start(function: &str, size_bytes: u64, ranges: u64) -> Result<(LenderProcess, DmaBuf)> {
+        let mut child = Command::new("/proc/self/exe")
+            .args(["lend", function, &size_bytes.to_string(), &ranges.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting a lender")?;
+        let input = child.stdin.take().context("the lender has no input")?;
+        let output = BufReader::new(child.stdout.take().context("the lender has no output")?);
+        let mut lender = LenderProcess { child, input, output };
+        let number = lender.hear()?.parse().context("the lender's descriptor")?;
+        let process = pidfd_open(lender.pid(), PidfdFlags::empty())?;
+        let buffer = pidfd_getfd(process, number, PidfdGetfdFlags::empty())
+            .with_context(|| format!("taking descriptor {number} of the lender"))?;
+        Ok((lender, DmaBuf::from_fd(buffer)?))
+    }
+
+    /// Has it reset the device; does not wait.
+    pub fn begin_reset(&mut self) -> Result<()> {
+        writeln!(self.input, "{RESET}").context("talking to the lender")
+    }
+
+    /// Waits for the end of the reset: how long the call took.
+    pub fn end_reset(&mut self) -> Result<Duration> {
+        let microseconds = self.hear()?.parse().context("the lender's report")?;
+        Ok(Duration::from_micros(microseconds))
+    }
+
+    /// Kills it as hard as a process can be killed. What the kernel does for it goes on.
+    pub fn kill(&mut self) -> io::Result<()> {
+        self.child.kill()
+    }
+
+    /// Its end, if it has come.
+    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Whether it sleeps where no signal reaches it, in that function of the kernel.
+    pub fn hangs_in(&self, function: &str) -> Result<bool> {
+        let folder = format!("/proc/{}", self.child.id());
+        let status = fs::read_to_string(format!("{folder}/stat"))?;
+        // "123 (name) D ...", and a name may have brackets.
+        let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        let place = fs::read_to_string(format!("{folder}/wchan"))?;
+        Ok(state == Some('D') && place == function)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn hear(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).context("listening to the lender")?;
+        if line.is_empty() {
+            bail!("the lender is gone; standard error has its reason");
+        }
+        Ok(line.trim().to_string())
+    }
+}
+
+impl Drop for LenderProcess {
+    fn drop(&mut self) {
+        // A lender that hangs in the kernel must not take the test with it: no waiting without end.
+        self.child.kill().ok();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The child process. Says the descriptor of its dma-buf, then obeys until its input ends.
+pub fn lend(function: &str, size_bytes: &str, ranges: &str) -> Result<()> {
+    let device = vfio::Device::open(function.parse()?)?;
+    let ranges: DmaRanges = scattered(&device, size_bytes.parse()?, ranges.parse()?)?;
+    let buffer = device.export(&ranges)?;
+    say(&buffer.as_fd().as_raw_fd().to_string())?;
+    for line in io::stdin().lines() {
+        ensure!(line? == RESET, "the only order is {RESET:?}");
+        let start = Instant::now();
+        device.reset()?;
+        say(&start.elapsed().as_micros().to_string())?;
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    output.flush().context("talking to the test")
+}

@@ -1,0 +1,271 @@
+//! The lab's own kernels: built from Debian's source, with what the machines have and no more.
+//!
+//! ```text
+//! KernelSource   Debian's linux-source, unpacked in the cache
+//!   + fragments  lab/kernel/*.config, on top of allnoconfig
+//!   = an entry   build/  the objects, headers and symbols that modules are built against
+//!                log     what make said; a build that fails leaves its log beside the entry
+//! ```
+//! An entry's key is made of the source's version and the fragments' text, so a changed fragment
+//! is another kernel. Compiler and make run in the private root.
+
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use crate::cache;
+use crate::kernel_source::KernelSource;
+use crate::progress::{Progress, step};
+use crate::root::{Root, tail};
+
+/// One of the lab's own kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// The everyday kernel: everything built in, in `init` within two seconds.
+    Small,
+    /// The same, watching its locks, its sleeps and its DMA mappings.
+    Lockdep,
+}
+
+impl Flavour {
+    /// All of them.
+    pub const ALL: [Flavour; 2] = [Flavour::Small, Flavour::Lockdep];
+
+    /// What a person types, and what the kernel's release ends with.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flavour::Small => "small",
+            Flavour::Lockdep => "lockdep",
+        }
+    }
+
+    /// Its configuration, each fragment on top of the one before.
+    fn fragments(self) -> &'static [&'static str] {
+        const SMALL: &str = include_str!("../kernel/small.config");
+        const LOCKDEP: &str = include_str!("../kernel/lockdep.config");
+        match self {
+            Flavour::Small => &[SMALL],
+            Flavour::Lockdep => &[SMALL, LOCKDEP],
+        }
+    }
+
+    /// How many files make will say that it makes; only people are told.
+    fn about_steps(self) -> usize {
+        match self {
+            Flavour::Small => 1650,
+            Flavour::Lockdep => 1700,
+        }
+    }
+}
+
+/// A kernel that was built.
+#[derive(Clone, Debug)]
+pub struct OwnKernel {
+    /// Its cache folder.
+    pub folder: PathBuf,
+    /// What `uname -r` says.
+    pub release: String,
+    /// The image.
+    pub image: PathBuf,
+    source: KernelSource,
+}
+
+impl OwnKernel {
+    /// The kernel of that version and flavour, built if it is not there.
+    pub fn open(root: &Root, version: &str, flavour: Flavour, progress: &dyn Progress) -> Result<OwnKernel> {
+        let source = KernelSource::open(root, version, progress)?;
+        let mut recipe = vec![source.version(), CONFIGURE];
+        recipe.extend(flavour.fragments());
+        let name = format!("kernel-{}-{}", flavour.name(), cache::key(&recipe));
+        let folder = cache::entry(&name, |draft| {
+            let what = format!("building the {} kernel (about ten minutes on two cores)", flavour.name());
+            step(progress, &what, || build(root, &source, flavour, draft, progress))
+        })?;
+        let release = fs::read_to_string(folder.join("build/include/config/kernel.release"))
+            .with_context(|| format!("no kernel in {}: remove the folder", folder.display()))?;
+        let image = folder.join("vmlinux");
+        Ok(OwnKernel { folder, release: release.trim().into(), image, source })
+    }
+
+    /// Builds the module in `draft`, a folder in the lab's cache, against this kernel.
+    pub(crate) fn build_module(&self, root: &Root, draft: &Path) -> Result<()> {
+        let tree = inside(&self.source.tree())?;
+        let build = format!("O={}", inside(&self.folder.join("build"))?);
+        let module = format!("M={}", inside(draft)?);
+        root.output(&cache::folder()?, &["make", "-C", &tree, &build, &module, "modules"])?;
+        Ok(())
+    }
+}
+
+/// Configures: `$1` is the source's tree, `$2` the folder for the build, `$3` the fragments.
+/// Kconfig drops a line whose dependencies are not met without a word; this does not.
+const CONFIGURE: &str = r#"set -eu
+make -C "$1" O="$2" KCONFIG_ALLCONFIG="$3" allnoconfig
+grep ^CONFIG_ "$3" | while IFS='=' read -r name value; do
+    case $value in
+        n) ! grep -q "^$name=" "$2/.config" ;;
+        *) grep -qxF "$name=$value" "$2/.config" ;;
+    esac || echo "$name=$value is asked for, but this source's Kconfig does not give it"
+done >"$2/lost"
+cat "$2/lost"
+[ ! -s "$2/lost" ]
+"#;
+
+fn build(
+    root: &Root,
+    source: &KernelSource,
+    flavour: Flavour,
+    draft: &Path,
+    progress: &dyn Progress,
+) -> Result<()> {
+    let build = draft.join("build");
+    fs::create_dir(&build)?;
+    let fragment = draft.join("fragment");
+    fs::write(&fragment, flavour.fragments().concat())?;
+    // Beside the draft, which goes away if the build fails.
+    let log = draft.with_extension("log");
+
+    let tree = inside(&source.tree())?;
+    let output = inside(&build)?;
+    let fragment = inside(&fragment)?;
+    let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
+    let configure = ["sh", "-c", CONFIGURE, "configure", &tree, &output, &fragment];
+    let make = [
+        "make",
+        "-C",
+        &tree,
+        &format!("O={output}"),
+        &format!("LOCALVERSION=-{}", flavour.name()),
+        // The names of the machine and of whoever builds are no part of the kernel.
+        "KBUILD_BUILD_USER=lab",
+        "KBUILD_BUILD_HOST=peervram",
+        &format!("-j{jobs}"),
+        "vmlinux",
+        "modules",
+    ];
+    let mut writer = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
+    let about = flavour.about_steps();
+    let mut done = 0;
+    // QEMU loads the plain kernel; symbols are for debuggers.
+    let image = inside(&draft.join("vmlinux"))?;
+    let built = format!("{output}/vmlinux");
+    let strip = ["objcopy", "--strip-all", &built, &image];
+    for program in [&configure[..], &make[..], &strip[..]] {
+        watch(root, program, &mut writer, |line| {
+            if is_step(line) {
+                done += 1;
+                progress.advance(done, done.max(about));
+            }
+        })
+        .with_context(|| {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            format!(
+                "building the {} kernel; the end of {}:\n{}",
+                flavour.name(),
+                log.display(),
+                tail(&text, 30)
+            )
+        })?;
+    }
+    fs::rename(&log, draft.join("log")).with_context(|| format!("moving {}", log.display()))?;
+    remove_objects(&build)
+}
+
+/// Runs a program in the root to its end, the lab's whole cache as `/lab`. Every line that it
+/// says goes to the log and to `said`.
+fn watch(root: &Root, program: &[&str], log: &mut File, mut said: impl FnMut(&str)) -> Result<()> {
+    let mut child = root
+        .command(&cache::folder()?, "sh")
+        // One pipe for both, in the order in which they were said.
+        .args(["-c", r#"exec "$@" 2>&1"#, "watch"])
+        .args(program)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting unshare (package `util-linux`)")?;
+    let output = child.stdout.take().context("the program has no output")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading what make says")?;
+        log.write_all(&line)?;
+        log.write_all(b"\n")?;
+        said(&String::from_utf8_lossy(&line));
+    }
+    let status = child.wait().context("waiting for make")?;
+    if !status.success() {
+        bail!("`{}` in the private root: {status}", program[0]);
+    }
+    Ok(())
+}
+
+/// Whether make says that it makes a file: "  CC      kernel/fork.o".
+fn is_step(line: &str) -> bool {
+    line.strip_prefix("  ").is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_uppercase()))
+}
+
+/// What was linked into the image goes; modules are built from headers, symbols and `scripts`.
+fn remove_objects(folder: &Path) -> Result<()> {
+    const KEPT: &[&str] = &["scripts", "tools"];
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            if !KEPT.iter().any(|name| path.ends_with(name)) {
+                remove_objects(&path)?;
+            }
+        } else if is_linked(&path) {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_linked(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix == "o" || suffix == "a")
+        || path.file_name().is_some_and(|name| name.to_string_lossy().contains("vmlinux"))
+}
+
+/// The path inside the root of something in the lab's cache.
+fn inside(path: &Path) -> Result<String> {
+    let cache = cache::folder()?;
+    let below = path
+        .strip_prefix(&cache)
+        .with_context(|| format!("{} is not in the lab's cache {}", path.display(), cache.display()))?;
+    Ok(Path::new("/lab").join(below).to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn makes_lines_are_told_apart() {
+        assert!(is_step("  CC      drivers/vfio/pci/vfio_pci_core.o"));
+        assert!(is_step("  LD [M]  peervram-holder.ko"));
+        assert!(!is_step("make[1]: Entering directory '/lab/kernel'"));
+        assert!(!is_step("kernel/fork.c:12:1: warning: unused variable"));
+        assert!(!is_step("  12 | int unused;"));
+    }
+
+    #[test]
+    fn fragments_are_options_and_comments() {
+        for flavour in Flavour::ALL {
+            for line in flavour.fragments().iter().flat_map(|text| text.lines()) {
+                let option = line.starts_with("CONFIG_") && line.contains('=');
+                assert!(option || line.is_empty() || line.starts_with('#'), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn fragments_say_everything_once() {
+        let all = Flavour::Lockdep.fragments().concat();
+        let mut names: Vec<_> = all.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        names.retain(|name| name.starts_with("CONFIG_"));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

@@ -1,0 +1,206 @@
+//! `cargo xtask demo`: the main job, on this machine or on a real kernel in the lab.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use peervram_lab::Vm;
+use peervram_lab::host::{self, Missing};
+use peervram_lab::machine;
+use peervram_lab::picture::Picture;
+use peervram_lab::progress::step;
+use peervram_lab::wire::{self, Stream};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use crate::build;
+use crate::lab::{self, Setup};
+use crate::terminal::{self, Exit, FAILED, Steps, USAGE};
+
+/// Longest silence of the program in the guest: a shader is compiled by an emulated CPU.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Lend a picture to another device, and see what it makes of it
+///
+/// Without --vm: host memory stands in for VRAM, and a Vulkan driver of this machine imports it. With
+/// --vm: a virtual machine with a real kernel, where the memory is a VFIO device's VRAM, a second GPU
+/// shows it on its screen, and Vulkan compute paints it over. Either ends with a picture and a table.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask demo        on this machine; installs a Vulkan driver if there is none
+  cargo xtask demo --vm   on a real kernel; makes the lab first, which takes some minutes once")]
+pub struct Arguments {
+    /// In a virtual machine with a real kernel
+    #[arg(long)]
+    vm: bool,
+    /// Which machine of the lab
+    #[arg(long, requires = "vm", default_value = machine::STOCK, value_name = "NAME")]
+    machine: String,
+    /// Where to put the pictures
+    #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
+    folder: PathBuf,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+impl Arguments {
+    /// The demo on this machine, pictures in the usual place, nobody asked.
+    pub fn embedded() -> Arguments {
+        Arguments {
+            vm: false,
+            machine: machine::STOCK.into(),
+            folder: "target/demo".into(),
+            setup: Setup { yes: true },
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    fs::create_dir_all(&arguments.folder)
+        .with_context(|| format!("making the folder {}", arguments.folder.display()))?;
+    if arguments.vm { in_a_machine(arguments) } else { here(arguments) }
+}
+
+/// What this machine lacks for Vulkan.
+pub fn missing_vulkan() -> Vec<Missing> {
+    let has_driver = ["/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d"]
+        .iter()
+        .any(|folder| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()))
+        || std::env::var_os("VK_DRIVER_FILES").is_some();
+    if has_driver && host::has_library("libvulkan.so.1") {
+        return Vec::new();
+    }
+    vec![Missing {
+        packages: &["libvulkan1", "mesa-vulkan-drivers"],
+        why: "the Vulkan loader and Mesa's drivers, one of which needs no GPU",
+    }]
+}
+
+fn here(arguments: &Arguments) -> Result<ExitCode> {
+    terminal::install(&missing_vulkan(), arguments.setup.yes)?;
+    let program = &build::artifacts(&["peervram"])?[0];
+    let picture = arguments.folder.join("demo.png");
+    let status = Command::new(program)
+        .arg("demo")
+        .arg("--output")
+        .arg(&picture)
+        .arg("--card")
+        .arg(arguments.folder.join("card.png"))
+        .status()
+        .with_context(|| format!("starting {}", program.display()))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(FAILED)))
+}
+
+fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
+    let Some(machine) = machine::named(&arguments.machine) else {
+        let reason = format!("no machine {:?}; `cargo xtask lab list` shows them", arguments.machine);
+        bail!(Exit { code: USAGE, reason });
+    };
+    let steps = Steps::default();
+    let lab = lab::open(&arguments.setup, &steps)?;
+    let program = build::artifacts(&["peervram"])?.remove(0);
+    lab.prepare(machine)?;
+    let booting = format!("booting {}: {}", machine.name, machine.about);
+    let mut vm = step(&steps, &booting, || lab.boot(machine))?;
+    println!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
+
+    let devices = vm.run(&program, &["devices", "--json"])?;
+    let devices: Value = serde_json::from_str(&devices.stdout)
+        .with_context(|| format!("`peervram devices` says {}{}", devices.stdout, devices.stderr))?;
+    let lender = find(&devices, "lend", |device| device["address"].as_str())?;
+    let node = find(&devices, "import", |device| device["drm_nodes"][0].as_str())?;
+
+    let guest_file = |name: &str| format!("{}/{name}", wire::SHARE);
+    let mut screens = Vec::new();
+    let exit = vm.run_watched(
+        &program,
+        &[
+            "demo",
+            "--lender",
+            &lender,
+            "--show",
+            &format!("/dev/dri/{node}"),
+            "--step",
+            "--card",
+            &guest_file("card.png"),
+            "--output",
+            &guest_file("painted.png"),
+        ],
+        &BTreeMap::new(),
+        SILENCE_LIMIT,
+        |vm, stream, line| {
+            if stream == Stream::Stdout && line.ends_with("is on the screen") {
+                screens.push(vm.screendump()?);
+                return vm.input("");
+            }
+            match stream {
+                // Where it lies in the guest; where it lies here is said below.
+                Stream::Stdout if line.starts_with("Picture: ") => {}
+                Stream::Stdout => println!("{line}"),
+                Stream::Stderr if !line.ends_with("is on the screen") => eprintln!("{line}"),
+                Stream::Stderr => {}
+            }
+            Ok(())
+        },
+    )?;
+    if exit.code != 0 {
+        bail!("the demo in the guest ended with code {}", exit.code);
+    }
+    let [first, second] = &screens[..] else { bail!("the demo showed {} pictures, not two", screens.len()) };
+    let equal = [
+        compare(&vm, arguments, "card.png", first, "screen-card.png")?,
+        compare(&vm, arguments, "painted.png", second, "screen-painted.png")?,
+    ];
+    Ok(ExitCode::from(if equal == [true, true] { 0 } else { FAILED }))
+}
+
+/// What `pick` finds on the first device of which `peervram devices` says that it can.
+fn find(devices: &Value, can: &str, pick: impl Fn(&Value) -> Option<&str>) -> Result<String> {
+    let list = devices["devices"].as_array().map_or(&[][..], Vec::as_slice);
+    (list.iter().filter(|device| device[can]["can"] == true))
+        .find_map(|device| pick(device).map(str::to_owned))
+        .with_context(|| format!("`peervram devices` names none that can {can}:\n{devices:#}"))
+}
+
+/// Compares what was in VRAM, as the lender saw it, with what the other GPU showed; keeps both.
+fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_name: &str) -> Result<bool> {
+    let folder = &arguments.folder;
+    fs::copy(vm.shared_folder().join(name), folder.join(name)).with_context(|| format!("fetching {name}"))?;
+    let memory = read_png(&folder.join(name))?;
+    write_png(&folder.join(screen_name), screen)?;
+    let same_size = (memory.width, memory.height) == (screen.width, screen.height);
+    let wrong = memory.rgb.chunks(3).zip(screen.rgb.chunks(3)).filter(|(a, b)| a != b).count();
+    let equal = same_size && wrong == 0;
+    println!(
+        "{}: {} x {} pixels on the screen, {}",
+        folder.join(screen_name).display(),
+        screen.width,
+        screen.height,
+        if equal {
+            format!("all equal to {name} in VRAM")
+        } else {
+            format!("WRONG: {wrong} differ from {name}")
+        }
+    );
+    Ok(equal)
+}
+
+fn read_png(path: &Path) -> Result<Picture> {
+    let file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut reader = png::Decoder::new(std::io::BufReader::new(file)).read_info()?;
+    let (width, height) = (reader.info().width, reader.info().height);
+    let mut rgb = vec![0; reader.output_buffer_size().context("a picture beyond memory")?];
+    reader.next_frame(&mut rgb)?;
+    Ok(Picture { width, height, rgb })
+}
+
+fn write_png(path: &Path, picture: &Picture) -> Result<()> {
+    let file = fs::File::create(path).with_context(|| format!("making {}", path.display()))?;
+    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), picture.width, picture.height);
+    encoder.set_color(png::ColorType::Rgb);
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&picture.rgb)?;
+    Ok(writer.finish()?)
+}

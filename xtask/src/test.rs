@@ -1,0 +1,152 @@
+//! `cargo xtask test`: everything, in one count.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use peervram_lab::Lab;
+use peervram_lab::machine;
+use peervram_lab::report::{Counts, Text};
+use peervram_lab::suite::{self, Watcher};
+use std::io;
+use std::process::{Command, ExitCode, Stdio};
+
+use crate::lab::{self, Setup};
+use crate::terminal::{self, FAILED, Steps};
+use crate::{demo, shaders};
+
+/// Every test: unit and integration tests here, the demo, and the lab
+///
+/// The last line is `N passed, N failed, N skipped` over all of it. A skip says why and is no pass.
+#[derive(Args)]
+pub struct Arguments {
+    /// Leave the virtual machines out; they count as one skip then
+    #[arg(long)]
+    no_lab: bool,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+impl Arguments {
+    /// All of it.
+    pub fn everything(setup: Setup) -> Arguments {
+        Arguments { no_lab: false, setup }
+    }
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let steps = Steps::default();
+    // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
+    let lab = if arguments.no_lab { None } else { Some(lab::open(&arguments.setup, &steps)?) };
+    terminal::install(&demo::missing_vulkan(), arguments.setup.yes)?;
+
+    let mut counts = Counts::default();
+    add(&mut counts, host_tests(lab.as_ref())?);
+    println!("\ndemo on the embedded default");
+    add(
+        &mut counts,
+        one(demo::run(&demo::Arguments::embedded()).is_ok_and(|code| code == ExitCode::SUCCESS)),
+    );
+    match &lab {
+        Some(lab) => {
+            println!("\nshaders");
+            add(&mut counts, one(report(shaders::check(lab.root()))));
+            add(&mut counts, lab_tests(lab)?);
+        }
+        None => {
+            println!("\nskipped: the lab: --no-lab was given");
+            counts.skipped += 1;
+        }
+    }
+    println!("\n{counts}");
+    Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
+}
+
+fn add(sum: &mut Counts, counts: Counts) {
+    sum.passed += counts.passed;
+    sum.failed += counts.failed;
+    sum.skipped += counts.skipped;
+}
+
+fn one(passed: bool) -> Counts {
+    Counts { passed: usize::from(passed), failed: usize::from(!passed), skipped: 0 }
+}
+
+fn report(result: Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(error) => {
+            println!("FAILED: {error:#}");
+            false
+        }
+    }
+}
+
+/// Runs `cargo test` for the workspace and adds its counts up.
+fn host_tests(lab: Option<&Lab>) -> Result<Counts> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    command.env("PEERVRAM_REQUIRE_VULKAN", "1");
+    if let Some(lab) = lab {
+        command.env("PEERVRAM_KERNEL_HEADERS", lab.root().join("usr/include"));
+    }
+    println!("unit and integration tests on this machine");
+    let output = command.stderr(Stdio::inherit()).output().context("starting cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut counts = count(&text);
+    if output.status.success() {
+        for line in text.lines().filter(|line| line.starts_with("skipped: ")) {
+            println!("{line}");
+        }
+    } else {
+        println!("{text}");
+        // A crate that does not compile has no test that failed.
+        counts.failed = counts.failed.max(1);
+    }
+    Ok(counts)
+}
+
+/// The sum of libtest's result lines. A test that says `skipped: ` has passed in libtest's eyes.
+fn count(text: &str) -> Counts {
+    let number = |line: &str, word: &str| -> usize {
+        let mut words = line.split([' ', ';']).rev().skip_while(|candidate| *candidate != word);
+        words.nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    let mut counts = Counts::default();
+    for line in text.lines() {
+        if line.starts_with("test result: ") {
+            counts.passed += number(line, "passed");
+            counts.failed += number(line, "failed");
+            counts.skipped += number(line, "ignored");
+        } else if line.starts_with("skipped: ") {
+            counts.passed -= 1;
+            counts.skipped += 1;
+        }
+    }
+    counts
+}
+
+fn lab_tests(lab: &Lab) -> Result<Counts> {
+    let machines: Vec<_> = machine::everyday().collect();
+    let mut text = Text::new(Box::new(io::stdout()) as Box<dyn io::Write>);
+    let mut outcomes = Vec::new();
+    for plan in suite::plan(lab.programs(), &machines, "")? {
+        outcomes.push(suite::run(lab, &plan, &mut text as &mut dyn Watcher)?);
+    }
+    text.finish()?;
+    Ok(Counts::of(&outcomes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_added_up() {
+        let text = "test result: ok. 26 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s\n\
+                    skipped: reads-a-header: no headers\n\
+                    test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        // The skip is printed between the results, after the test that it is of has been counted.
+        let counts = count(text);
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (28, 2, 2));
+    }
+}
