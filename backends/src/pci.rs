@@ -82,6 +82,18 @@ impl PciAddress {
     }
 }
 
+/// A function of the same IOMMU group that has a kernel driver, and that driver: while it does, nobody in
+/// user space may own the group (`iommu_group_claim_dma_owner`). Drivers that do no DMA of their own do not
+/// count.
+pub fn group_blocker(address: PciAddress) -> Option<(PciAddress, String)> {
+    let is_harmless = |driver: &str| driver.contains("vfio") || matches!(driver, "pcieport" | "pci-stub");
+    let members = list(&address.sysfs_path().join("iommu_group/devices"), |_| true);
+    members
+        .iter()
+        .filter_map(|member| member.parse().ok())
+        .find_map(|member: PciAddress| Some((member, member.driver().filter(|driver| !is_harmless(driver))?)))
+}
+
 /// Whether a PCI bridge is above both functions, so that bytes need not pass the host bridge.
 ///
 /// Looks at the places of the functions only; a bridge that redirects (ACS) sends them up all the same.

@@ -13,6 +13,7 @@
 
 pub mod cache;
 mod cpio;
+mod device;
 mod folder;
 pub mod holder;
 pub mod host;
@@ -32,6 +33,7 @@ mod qmp;
 pub mod report;
 mod root;
 pub mod suite;
+mod topology;
 mod vm;
 pub mod wire;
 

@@ -2,14 +2,15 @@
 //!
 //! A row says which kernel, CPU, topology and devices a virtual machine has and what the kernel
 //! is expected to answer about peer-to-peer there. To add a machine, add a row to [`MACHINES`];
-//! to add a kind of topology or device, add a variant and its QEMU words here. Nothing else in
-//! the lab knows machines by name.
+//! to add a kind of topology or device, add a variant and its QEMU words to [`Topology`] or
+//! [`Device`]. Nothing else in the lab knows machines by name.
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use crate::model;
 use crate::own_kernel::Flavour;
+
+pub use crate::device::{Device, PciId};
+pub use crate::topology::Topology;
 
 /// One virtual machine that the lab can start.
 #[derive(Clone, Copy, Debug)]
@@ -57,16 +58,6 @@ pub enum Kernel {
     },
 }
 
-/// How the devices hang together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Topology {
-    /// A root port for each device: the way from one to the other is the host bridge.
-    RootPorts,
-    /// A switch with a downstream port for each device: bus addresses, below the host bridge.
-    Switch,
-}
-
 /// Who translates the devices' DMA addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,35 +66,6 @@ pub enum Iommu {
     Intel,
     /// The paravirtual IOMMU of the virtio family.
     Virtio,
-}
-
-/// A PCI function's vendor and device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PciId {
-    /// The vendor.
-    pub vendor: u16,
-    /// The vendor's number for the device.
-    pub device: u16,
-}
-
-/// A device of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Device {
-    /// QEMU's `ivshmem-plain`: a PCI function whose BAR 2 is plain memory; the lender.
-    SharedMemory {
-        /// Size of BAR 2.
-        size_mib: u32,
-    },
-    /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
-    VirtioGpu,
-    /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
-    ModelGpu {
-        /// What it calls itself; drivers look at it.
-        id: PciId,
-        /// Size of its VRAM; BAR 2 shows all of it. A power of two, 16 or more.
-        vram_mib: u32,
-    },
 }
 
 /// The kernel's word for how one device reaches the memory of another.
@@ -160,6 +122,11 @@ impl Facts {
         self.devices.iter().any(lends) && self.devices.contains(&Device::VirtioGpu)
     }
 
+    /// Whether it has a device whose group nobody in user space may own.
+    pub fn has_crowded_group(&self) -> bool {
+        self.devices.contains(&Device::CrowdedGroup)
+    }
+
     /// Whether it has model GPUs.
     pub fn has_models(&self) -> bool {
         self.devices.iter().any(Device::is_model)
@@ -178,7 +145,7 @@ const DEFAULT: Machine = Machine {
     cpu: "EPYC",
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
-    devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu],
+    devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     memory_mib: 1024,
@@ -393,104 +360,8 @@ impl Machine {
     }
 }
 
-impl Topology {
-    /// Bridges that give `ports` ports, named `port0`, `port1` and so on.
-    fn qemu_arguments(self, ports: usize) -> Vec<String> {
-        let mut arguments = Vec::new();
-        if self == Topology::Switch {
-            arguments.extend(words(&[
-                ("-device", "pcie-root-port,id=root,chassis=100,addr=2.0"),
-                ("-device", "x3130-upstream,id=upstream,bus=root"),
-            ]));
-        }
-        for index in 0..ports {
-            let chassis = index + 1;
-            let port = match self {
-                Topology::RootPorts => {
-                    format!("pcie-root-port,id=port{index},chassis={chassis},addr={:x}.0", index + 2)
-                }
-                Topology::Switch => {
-                    format!("xio3130-downstream,id=port{index},bus=upstream,chassis={chassis},slot={chassis}")
-                }
-            };
-            arguments.extend(words(&[("-device", &port)]));
-        }
-        arguments
-    }
-}
-
-impl PciId {
-    /// QEMU's `ivshmem-plain`.
-    const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
-    /// A modern virtio GPU.
-    const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
-}
-
-impl std::fmt::Display for PciId {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(formatter, "{:04x}:{:04x}", self.vendor, self.device)
-    }
-}
-
-impl Device {
-    /// What it calls itself on the bus.
-    pub fn id(&self) -> PciId {
-        match self {
-            Device::SharedMemory { .. } => PciId::SHARED_MEMORY,
-            Device::VirtioGpu => PciId::VIRTIO_GPU,
-            Device::ModelGpu { id, .. } => *id,
-        }
-    }
-
-    /// Whether it is a model GPU.
-    pub fn is_model(&self) -> bool {
-        matches!(self, Device::ModelGpu { .. })
-    }
-
-    /// Whether its memory is lent, so that it belongs to vfio-pci.
-    pub fn lends(&self) -> bool {
-        matches!(self, Device::SharedMemory { .. } | Device::ModelGpu { .. })
-    }
-
-    /// This device behind the port of the same number.
-    fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
-        match self {
-            Device::SharedMemory { size_mib } => words(&[
-                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
-                ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
-            ]),
-            Device::VirtioGpu => {
-                // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
-                // would take them for physical ones and refuse late, seen only in the kernel's log.
-                // Behind a switch the kernel hands out bus addresses, which on real hardware the
-                // switch routes before any IOMMU sees them. QEMU's switch sends everything to the
-                // IOMMU, so there the device goes past it.
-                let platform = match topology {
-                    Topology::RootPorts => "on",
-                    Topology::Switch => "off",
-                };
-                words(&[(
-                    "-device",
-                    &format!(
-                        "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on"
-                    ),
-                )])
-            }
-            // A socket's address is no single word, so the device is written as JSON.
-            Device::ModelGpu { .. } => words(&[(
-                "-device",
-                &json!({
-                    "driver": "vfio-user-pci",
-                    "bus": format!("port{index}"),
-                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
-                })
-                .to_string(),
-            )]),
-        }
-    }
-}
-
-fn words(pairs: &[(&str, &str)]) -> Vec<String> {
+/// Arguments of pairs of an option and its value.
+pub(crate) fn words(pairs: &[(&str, &str)]) -> Vec<String> {
     pairs.iter().flat_map(|(option, value)| [option.to_string(), value.to_string()]).collect()
 }
 
@@ -521,15 +392,6 @@ mod tests {
         assert_eq!(arguments.matches("pcie-root-port").count(), 1);
         assert_eq!(arguments.matches("xio3130-downstream").count(), 2);
         assert!(arguments.contains("-cpu Skylake-Client"));
-    }
-
-    #[test]
-    fn a_model_is_behind_its_port() {
-        let arguments = named("two-models-root-ports").unwrap().qemu_arguments();
-        let is_second = |word: &&String| word.contains("/lab/model1\"") && word.contains("\"port1\"");
-        let device = arguments.iter().find(is_second).unwrap();
-        let device: serde_json::Value = serde_json::from_str(device).unwrap();
-        assert_eq!(device["driver"], "vfio-user-pci");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::machine::{Device, Machine};
-use crate::qemu::last_words;
+use crate::root::tail;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -75,9 +75,7 @@ impl Model {
     fn ready(mut self) -> Result<Model> {
         let start = Instant::now();
         while !self.folder.join(socket_name(self.index)).exists() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("model GPU {} does not start: {status}\n{}", self.index, last_words(&self.folder, 20));
-            }
+            self.check_alive()?;
             if start.elapsed() > START_LIMIT {
                 bail!("model GPU {} does not listen within {} s", self.index, START_LIMIT.as_secs());
             }
@@ -91,15 +89,19 @@ impl Model {
         self.index
     }
 
+    /// Fails with its last words if it has ended. For the guest, its device is then all ones, and
+    /// QEMU waits for every answer.
+    pub fn check_alive(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else { return Ok(()) };
+        let words = fs::read(self.folder.join(log_name(self.index))).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        bail!("model GPU {} has ended: {status}\n{}", self.index, tail(&words, 10));
+    }
+
     /// Asks it something. An error means that it is lost; a refusal is an answer.
-    pub fn ask(&self, request: &Request) -> Result<Answer> {
-        self.exchange(request).with_context(|| {
-            format!(
-                "asking model GPU {} to {request:?}; its last words were:\n{}",
-                self.index,
-                last_words(&self.folder, 10)
-            )
-        })
+    pub fn ask(&mut self, request: &Request) -> Result<Answer> {
+        self.check_alive()?;
+        self.exchange(request).with_context(|| format!("asking model GPU {} to {request:?}", self.index))
     }
 
     fn exchange(&self, request: &Request) -> Result<Answer> {
@@ -155,6 +157,6 @@ mod tests {
         let machine = named("two-models-root-ports").unwrap();
         let error = Model::start_all(Path::new("/bin/ls"), machine, folder.path()).err().unwrap();
         let text = format!("{error:#}");
-        assert!(text.contains("model GPU 0 does not start") && text.contains("ls:"), "{text}");
+        assert!(text.contains("model GPU 0 has ended") && text.contains("ls:"), "{text}");
     }
 }

@@ -195,7 +195,7 @@ fn end(child: &mut Child) {
 
 /// The end of the guest's console, or what began the end, then QEMU's own complaints, then what
 /// its model GPUs said.
-pub(crate) fn last_words(folder: &Path, lines: usize) -> String {
+fn last_words(folder: &Path, lines: usize) -> String {
     let read = |name: &str| {
         let text = fs::read(folder.join(name)).unwrap_or_default();
         String::from_utf8_lossy(&text).replace('\r', "")
@@ -209,10 +209,12 @@ pub(crate) fn last_words(folder: &Path, lines: usize) -> String {
         Some(first) => all[first..all.len().min(first + lines)].join("\n"),
         None => tail(&console, lines),
     };
+    // The first: one fault that repeats has a beginning.
     let qemu: Vec<String> = read("qemu.log")
         .lines()
         // Said at each start: what the CPU has and its emulation lacks, and what is old.
         .filter(|line| !line.contains("requested feature") && !line.contains("is deprecated"))
+        .take(lines)
         .map(ToString::to_string)
         .collect();
     let mut words = vec![console, qemu.join("\n")];

@@ -27,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "libc6-dev",
     "libelf-dev",
     "libvulkan1",
+    "linux-libc-dev",
     "make",
     "mesa-vulkan-drivers",
     "qemu-system-x86",

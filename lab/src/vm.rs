@@ -118,7 +118,7 @@ impl Vm {
     /// Runs one test of the guest program: its verdict and its seconds. Model GPUs behave when it
     /// begins. An error means that the machine is lost.
     pub fn test(&mut self, name: &str) -> Result<(Verdict, f64)> {
-        for model in &self.models {
+        for model in &mut self.models {
             model.ask(&Request::Behave)?;
             model.ask(&Request::Insert)?;
         }
@@ -126,6 +126,7 @@ impl Vm {
         loop {
             match self.next(AGENT_LIMIT)? {
                 Event::Tested { name: tested, verdict, seconds } if tested == name => {
+                    self.models.iter_mut().try_for_each(Model::check_alive)?;
                     return Ok((verdict, seconds));
                 }
                 Event::Screendump => self.answer_screendump()?,
@@ -217,8 +218,8 @@ impl Vm {
     }
 
     /// Asks the model GPU that is the row's device of that number.
-    pub fn control(&self, device: usize, request: &Request) -> Result<Answer> {
-        let model = self.models.iter().find(|model| model.index() == device);
+    pub fn control(&mut self, device: usize, request: &Request) -> Result<Answer> {
+        let model = self.models.iter_mut().find(|model| model.index() == device);
         model.with_context(|| format!("device {device} of this machine is no model GPU"))?.ask(request)
     }
 

@@ -46,10 +46,10 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// The demo on this machine, pictures in the usual place, nobody asked.
-    pub fn embedded() -> Arguments {
+    /// Pictures in the usual place, nobody asked.
+    pub fn usual(vm: bool) -> Arguments {
         Arguments {
-            vm: false,
+            vm,
             machine: machine::STOCK.into(),
             folder: "target/demo".into(),
             setup: Setup { yes: true },

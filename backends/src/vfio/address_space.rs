@@ -11,10 +11,10 @@ use std::sync::Arc;
 use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use rustix::io::Errno;
 
-use super::container::{Container, Group, borrow};
+use super::container::{Container, Group, borrow, not_viable};
 use super::iova_allocator::IovaAllocator;
 use crate::uapi::vfio as uapi;
-use crate::{Error, Kind, PciAddress, Result};
+use crate::{Error, Kind, PciAddress, Result, pci};
 
 /// VFIO's two ways to open a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,6 +96,10 @@ impl IoAddressSpace {
                 let failed = |errno: Errno| {
                     const TRIED: &str = "bind a VFIO device to an iommufd";
                     match errno {
+                        // iommufd_device_bind claims the whole group.
+                        Errno::BUSY | Errno::PERM if pci::group_blocker(address).is_some() => {
+                            not_viable(TRIED, address, address.iommu_group().unwrap_or_default()).errno(errno)
+                        }
                         // vfio_df_open: a character device has one owner; nothing else here can be invalid.
                         Errno::INVAL => Error::new(Kind::Busy, TRIED, "somebody else has it open")
                             .on(address)

@@ -16,7 +16,7 @@ use vfio_bindings::bindings::vfio::VFIO_TYPE1v2_IOMMU;
 use vfio_ioctls::{VfioContainer, VfioError};
 
 use crate::uapi::vfio as uapi;
-use crate::{Error, Kind, PciAddress, Result};
+use crate::{Error, Kind, PciAddress, Result, pci};
 
 /// A container with the groups that are in it now.
 pub(super) struct Container {
@@ -81,15 +81,7 @@ impl Container {
             error.next(next)
         })?;
         if !uapi::group_is_viable(&file).map_err(failed)? {
-            return Err(Error::new(
-                Kind::GroupNotViable,
-                TRIED,
-                "another device of the group has a kernel driver",
-            )
-            .on(format!("{path}, {address}"))
-            .next(format!(
-                "bind every device in /sys/kernel/iommu_groups/{number}/devices to vfio-pci or to no driver"
-            )));
+            return Err(not_viable(TRIED, address, number));
         }
         uapi::group_set_container(&file, self.as_fd()).map_err(failed)?;
         // The first group that joins brings the IOMMU model with it; when the last leaves, it goes.
@@ -115,6 +107,17 @@ impl Container {
     fn as_fd(&self) -> BorrowedFd<'_> {
         borrow(&self.container)
     }
+}
+
+/// Names who keeps user space from owning the group of `address`.
+pub(super) fn not_viable(tried: &'static str, address: PciAddress, number: u32) -> Error {
+    let why = match pci::group_blocker(address) {
+        Some((member, driver)) => format!("{member} is in its IOMMU group and is bound to {driver}"),
+        None => "another device of its IOMMU group has a kernel driver".to_owned(),
+    };
+    Error::new(Kind::GroupNotViable, tried, why).on(address).next(format!(
+        "bind every device in /sys/kernel/iommu_groups/{number}/devices to vfio-pci or to no driver"
+    ))
 }
 
 /// Borrows the descriptor of a type that predates `AsFd`.

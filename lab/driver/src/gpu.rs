@@ -25,7 +25,7 @@ const RING_BYTES: u64 = ENTRIES as u64 * DESCRIPTOR_BYTES;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running model GPU. Keeps its device open by the mappings that it holds; drop it before the device is
-/// closed. After a reset of the device, make a new one.
+/// closed. After a reset of the device, [`restart`](ModelGpu::restart) it.
 pub struct ModelGpu {
     copy: Mutex<Ring>,
     draw: Mutex<Ring>,
@@ -64,6 +64,15 @@ impl ModelGpu {
             draw: ring(DRAW_ENGINE, 1)?,
             lendable_bytes: rings.offset_bytes,
         })
+    }
+
+    /// Starts the engines again after a reset of `device`, or after they halted.
+    ///
+    /// # Errors
+    /// What the device's registers or configuration space say.
+    pub fn restart(&self, device: &vfio::Device) -> Result<()> {
+        device.set_bus_master(true)?;
+        self.each_ring(Ring::restart)
     }
 
     /// How much of VRAM may be lent, from its start: the rings lie behind it.
@@ -120,9 +129,9 @@ impl ModelGpu {
         ring.finish(timeout)
     }
 
-    fn each_ring(&self, hook: impl Fn(&Ring) -> Result<()>) -> Result<()> {
+    fn each_ring(&self, hook: impl Fn(&mut Ring) -> Result<()>) -> Result<()> {
         for ring in [&self.copy, &self.draw] {
-            hook(&ring.lock().unwrap_or_else(PoisonError::into_inner))?;
+            hook(&mut ring.lock().unwrap_or_else(PoisonError::into_inner))?;
         }
         Ok(())
     }

@@ -45,13 +45,19 @@ pub(crate) struct Ring {
 impl Ring {
     /// Resets the engine whose registers begin at `block` and gives it an empty ring.
     pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: Place) -> Result<Self> {
-        let ring = Self { device, registers, block, place, tail: 0, fence: 0 };
-        ring.store(CONTROL, CONTROL_RESET)?;
-        ring.store(RING_ADDRESS_LOW, ring.place.vram_offset_bytes as u32)?;
-        ring.store(RING_ADDRESS_HIGH, (ring.place.vram_offset_bytes >> 32) as u32)?;
-        ring.store(RING_ENTRIES, ring.place.entries)?;
-        ring.store(CONTROL, CONTROL_ENABLE)?;
+        let mut ring = Self { device, registers, block, place, tail: 0, fence: 0 };
+        ring.restart()?;
         Ok(ring)
+    }
+
+    /// Gives the engine an empty ring again, as after a reset of the device. What was under way is forgotten.
+    pub fn restart(&mut self) -> Result<()> {
+        (self.tail, self.fence) = (0, 0);
+        self.store(CONTROL, CONTROL_RESET)?;
+        self.store(RING_ADDRESS_LOW, self.place.vram_offset_bytes as u32)?;
+        self.store(RING_ADDRESS_HIGH, (self.place.vram_offset_bytes >> 32) as u32)?;
+        self.store(RING_ENTRIES, self.place.entries)?;
+        self.store(CONTROL, CONTROL_ENABLE)
     }
 
     /// Gives the engine `descriptor` with the next fence, and says which that is. Blocks while the ring
@@ -96,7 +102,7 @@ impl Ring {
                 let why = format!("it halted with error {code} (detail {detail:#x})");
                 return Err(Error::new(Kind::Os, "wait for an engine", why)
                     .on(&self.device)
-                    .next("the model's registers.rs says what the code means; make a new driver to go on"));
+                    .next("the model's registers.rs says what the code means; restart the driver to go on"));
             }
             if Instant::now() >= deadline {
                 let why = format!(

@@ -4,6 +4,7 @@ mod drm;
 mod holder;
 mod lab;
 mod model;
+mod peer;
 mod vfio;
 mod vulkan;
 
@@ -11,5 +12,7 @@ use crate::test::Test;
 
 /// Every test, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [lab::TESTS, vfio::TESTS, drm::TESTS, holder::TESTS, vulkan::TESTS, model::TESTS].into_iter().flatten()
+    [lab::TESTS, vfio::TESTS, drm::TESTS, holder::TESTS, vulkan::TESTS, model::TESTS, peer::TESTS]
+        .into_iter()
+        .flatten()
 }

@@ -1,10 +1,10 @@
 //! The exporter on the real kernel: what opens, what exports, and what each refusal says.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use peervram::backends::vfio::{Device, DmaBufSupport};
 use peervram::backends::{DmaRange, DmaRanges, Exporter};
 use peervram::{Kind, backends};
-use peervram_lab::machine::Facts;
+use peervram_lab::machine::{self, Facts};
 
 use crate::crossing::{Crossing, VRAM, leaks_nothing, open_device, refused, scattered};
 use crate::guest::Guest;
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     Test::new("vfio/device-opens-twice-in-a-row", device_opens_twice_in_a_row),
     Test::new("vfio/second-owner-is-told-who-is-in-the-way", second_owner_is_told),
     Test::new("vfio/what-is-not-bound-is-told-how-to-bind", what_is_not_bound_is_told_how_to_bind),
+    Test::new("vfio/crowded-group-names-who-is-in-the-way", crowded_group).on(Facts::has_crowded_group),
     Test::new("vfio/probe-tells-old-kernel-from-able-one", probe_tells_old_kernel_from_able_one),
     Test::new("vfio/old-kernel-is-named", old_kernel_is_named).on(|facts| !facts.exports_dma_bufs()),
     Test::new("vfio/one-range-and-several-export", one_range_and_several_export).on(Facts::exports_dma_bufs),
@@ -66,6 +67,20 @@ fn what_is_not_bound_is_told_how_to_bind(guest: &Guest) -> Verdict {
             "{text}"
         );
         refused(Device::open("0000:7f:1f.7".parse()?), Kind::NotFound)?;
+        Ok(())
+    })
+}
+
+fn crowded_group(guest: &Guest) -> Verdict {
+    let is_crowded = |device: &machine::Device| *device == machine::Device::CrowdedGroup;
+    let device = guest.facts().devices.iter().position(is_crowded).context("this machine has none")?;
+    let address = guest.address_of(device)?;
+    guest.bind(&address, "vfio-pci")?;
+    let neighbour = format!("{}.1", address.trim_end_matches(".0"));
+    leaks_nothing(|| {
+        let error = refused(Device::open(address.parse()?), Kind::GroupNotViable)?;
+        let text = error.to_string();
+        ensure!(text.contains(&neighbour) && text.contains("virtio-pci"), "{text}");
         Ok(())
     })
 }

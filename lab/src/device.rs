@@ -1,0 +1,133 @@
+//! A device of a machine: what it calls itself, and QEMU's words for it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::machine::words;
+use crate::model;
+use crate::topology::Topology;
+
+/// A PCI function's vendor and device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciId {
+    /// The vendor.
+    pub vendor: u16,
+    /// The vendor's number for the device.
+    pub device: u16,
+}
+
+/// A device of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// QEMU's `ivshmem-plain`: a PCI function whose BAR 2 is plain memory; the lender.
+    SharedMemory {
+        /// Size of BAR 2.
+        size_mib: u32,
+    },
+    /// Another such function, whose IOMMU group holds a second function that has a kernel driver: nobody in
+    /// user space may own it.
+    CrowdedGroup,
+    /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
+    VirtioGpu,
+    /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
+    ModelGpu {
+        /// What it calls itself; drivers look at it.
+        id: PciId,
+        /// Size of its VRAM; BAR 2 shows all of it. A power of two, 16 or more.
+        vram_mib: u32,
+    },
+}
+
+impl PciId {
+    /// QEMU's `ivshmem-plain`.
+    const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
+    /// A modern virtio GPU.
+    const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
+}
+
+impl std::fmt::Display for PciId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(formatter, "{:04x}:{:04x}", self.vendor, self.device)
+    }
+}
+
+impl Device {
+    /// What it calls itself on the bus.
+    pub fn id(&self) -> PciId {
+        match self {
+            Device::SharedMemory { .. } | Device::CrowdedGroup => PciId::SHARED_MEMORY,
+            Device::VirtioGpu => PciId::VIRTIO_GPU,
+            Device::ModelGpu { id, .. } => *id,
+        }
+    }
+
+    /// Whether it is a model GPU.
+    pub fn is_model(&self) -> bool {
+        matches!(self, Device::ModelGpu { .. })
+    }
+
+    /// Whether its memory is lent, so that it belongs to vfio-pci.
+    pub fn lends(&self) -> bool {
+        matches!(self, Device::SharedMemory { .. } | Device::ModelGpu { .. })
+    }
+
+    /// This device behind the port of the same number.
+    pub(crate) fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
+        match self {
+            Device::SharedMemory { size_mib } => words(&[
+                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
+                ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
+            ]),
+            Device::CrowdedGroup => words(&[
+                ("-object", &format!("memory-backend-memfd,id=vram{index},size=1M,share=on")),
+                (
+                    "-device",
+                    &format!("ivshmem-plain,memdev=vram{index},bus=port{index},addr=0.0,multifunction=on"),
+                ),
+                ("-device", &format!("virtio-rng-pci,bus=port{index},addr=0.1")),
+            ]),
+            Device::VirtioGpu => {
+                // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
+                // would take them for physical ones and refuse late, seen only in the kernel's log.
+                // Behind a switch the kernel hands out bus addresses, which on real hardware the
+                // switch routes before any IOMMU sees them. QEMU's switch sends everything to the
+                // IOMMU, so there the device goes past it.
+                let platform = match topology {
+                    Topology::RootPorts => "on",
+                    Topology::Switch => "off",
+                };
+                words(&[(
+                    "-device",
+                    &format!(
+                        "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on"
+                    ),
+                )])
+            }
+            // A socket's address is no single word, so the device is written as JSON.
+            Device::ModelGpu { .. } => words(&[(
+                "-device",
+                &json!({
+                    "driver": "vfio-user-pci",
+                    "bus": format!("port{index}"),
+                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
+                })
+                .to_string(),
+            )]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::named;
+
+    #[test]
+    fn a_model_is_behind_its_port() {
+        let arguments = named("two-models-root-ports").unwrap().qemu_arguments();
+        let is_second = |word: &&String| word.contains("/lab/model1\"") && word.contains("\"port1\"");
+        let device = arguments.iter().find(is_second).unwrap();
+        let device: serde_json::Value = serde_json::from_str(device).unwrap();
+        assert_eq!(device["driver"], "vfio-user-pci");
+    }
+}

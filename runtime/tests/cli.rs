@@ -1,0 +1,96 @@
+//! The program as a person or a script meets it: exit codes, words, JSON.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn peervram(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_peervram")).args(arguments).output().unwrap()
+}
+
+/// Runs it with `--json` and expects an error of a code, and an exit code.
+fn refused(arguments: &[&str], code: &str, exit: i32) -> Value {
+    let output = peervram(&[arguments, &["--json"]].concat());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let value: Value =
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{arguments:?} says {output:?}"));
+    assert_eq!(value["error"]["code"], code, "{arguments:?}: {text}");
+    assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {text}");
+    assert!(value["error"]["next"].is_string(), "{arguments:?} has no next step: {text}");
+    value
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2_with_an_example() {
+    for (arguments, example) in [
+        (&["import", "gpu0"][..], "0000:01:00.0"),
+        (&["import", "01:00.0", "--range", "5"], "0+16M"),
+        (&["import", "01:00.0", "--range", "1.5M+4K"], "0x1000"),
+        (&["import", "01:00.0", "--to", "card0"], "/dev/dri/card0"),
+        (&["import", "fd:three"], "fd:3"),
+        (&["demo", "--size", "640"], "640x480"),
+        (&["demo", "--step"], "--show"),
+        (&["frobnicate"], "--help"),
+    ] {
+        let output = peervram(arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(example), "{arguments:?} names no {example}: {text}");
+    }
+}
+
+#[test]
+fn an_absent_device_is_exit_code_1_and_says_where_to_look() {
+    let value = refused(&["export", "fffe:fe:1f.7"], "not-found", 1);
+    assert_eq!(value["error"]["device"], "fffe:fe:1f.7");
+    refused(&["import", "fffe:fe:1f.7", "--to", "/dev/dri/card99"], "not-found", 1);
+}
+
+#[test]
+fn a_descriptor_that_is_none_is_wrong_usage() {
+    let value = refused(&["import", "fd:999", "--to", "/dev/null"], "invalid-input", 2);
+    assert!(value["error"]["message"].as_str().unwrap().contains("/dev/null"), "{value}");
+}
+
+#[test]
+fn a_machine_without_a_vulkan_loader_is_exit_code_4() {
+    // A loader whose only driver is not there lists no device, as on a machine without a driver.
+    let output = Command::new(env!("CARGO_BIN_EXE_peervram"))
+        .args(["demo", "--json"])
+        .env("VK_DRIVER_FILES", "/nonexistent.json")
+        .env("VK_ICD_FILENAMES", "/nonexistent.json")
+        .output()
+        .unwrap();
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(value["error"]["code"], "vulkan-missing", "{value}");
+    assert_eq!(output.status.code(), Some(4), "{value}");
+}
+
+#[test]
+fn devices_lists_as_json_what_it_prints() {
+    let output = peervram(&["devices", "--all", "--json"]);
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("not-found"), "{output:?}");
+        eprintln!("skipped: devices_lists_as_json_what_it_prints: this machine has no PCI bus");
+        return;
+    }
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let devices = value["devices"].as_array().unwrap();
+    let text = String::from_utf8(peervram(&["devices", "--all"]).stdout).unwrap();
+    for device in devices {
+        assert!(text.contains(device["address"].as_str().unwrap()), "{device}");
+        assert!(device["lend"]["because"].is_string() && device["import"]["because"].is_string(), "{device}");
+    }
+}
+
+#[test]
+fn help_teaches_each_command() {
+    for command in ["devices", "export", "import", "demo"] {
+        let output = peervram(&[command, "--help"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");
+    }
+    let output = peervram(&["--version"]);
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("peervram 0."));
+}
