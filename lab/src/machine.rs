@@ -101,6 +101,8 @@ pub struct Facts {
     pub vulkan: bool,
     /// Whether the lab's importer module can be loaded there.
     pub holder: bool,
+    /// Whether its kernel watches its own locks and DMA mappings.
+    pub lockdep: bool,
     /// [`Machine::devices`].
     pub devices: Vec<Device>,
 }
@@ -308,6 +310,7 @@ impl Machine {
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
             holder: self.kernel.own_name().is_some(),
+            lockdep: matches!(self.kernel, Kernel::Own { flavour: Flavour::Lockdep, .. }),
             devices: self.devices.to_vec(),
         }
     }

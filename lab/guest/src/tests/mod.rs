@@ -3,6 +3,7 @@
 mod drm;
 mod holder;
 mod lab;
+mod lockdep;
 mod model;
 mod peer;
 mod vfio;
@@ -12,7 +13,16 @@ use crate::test::Test;
 
 /// Every test, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Test> {
-    [lab::TESTS, vfio::TESTS, drm::TESTS, holder::TESTS, vulkan::TESTS, model::TESTS, peer::TESTS]
-        .into_iter()
-        .flatten()
+    [
+        lab::TESTS,
+        vfio::TESTS,
+        drm::TESTS,
+        holder::TESTS,
+        vulkan::TESTS,
+        model::TESTS,
+        peer::TESTS,
+        lockdep::TESTS,
+    ]
+    .into_iter()
+    .flatten()
 }
