@@ -234,12 +234,14 @@ pub const MACHINES: &[Machine] = &[
         name: "two-models-root-ports",
         about: "Debian's Linux 7.3, two model GPUs, each behind its root port",
         kernel: DEBIAN_7_3,
+        everyday: false,
         ..TWO_MODELS
     },
     Machine {
         name: "two-models-virtio-iommu",
         about: "Debian's Linux 7.3, two model GPUs, and a paravirtual IOMMU translates",
         kernel: DEBIAN_7_3,
+        everyday: false,
         iommu: Iommu::Virtio,
         ..TWO_MODELS
     },
@@ -247,6 +249,7 @@ pub const MACHINES: &[Machine] = &[
         name: "two-models-switch",
         about: "Debian's Linux 7.3, two model GPUs under one switch",
         kernel: DEBIAN_7_3,
+        everyday: false,
         ..TWO_MODELS.under_a_switch()
     },
     Machine {
