@@ -8,6 +8,7 @@ use peervram_lab::machine::Facts;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model::registers::{self as map, Descriptor, engine};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::crossing::{PATIENCE, VRAM};
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::of_models("model/vram-is-exported", vram_is_exported).on(Facts::exports_dma_bufs),
     Test::of_models("model/reset-is-counted-and-clears-registers", reset_is_counted),
     Test::of_models("model/reset-may-be-slow-and-lose-vram", reset_may_be_slow_and_lose_vram),
+    Test::of_models("model/reset-may-be-stuck-until-it-behaves", reset_may_be_stuck),
     Test::of_models("model/engine-copies-and-lies-when-told", engine_copies_and_lies_when_told),
     Test::of_models("model/raised-error-is-latched", raised_error_is_latched),
     Test::of_models("model/removal-reads-all-ones", removal_reads_all_ones),
@@ -160,6 +162,24 @@ fn reset_may_be_slow_and_lose_vram(guest: &Guest) -> Verdict {
     Ok(())
 }
 
+fn reset_may_be_stuck(guest: &Guest) -> Verdict {
+    let model = guest.model(0)?;
+    let device = model.open()?;
+    model.misbehave(Misbehaviour::StuckReset)?;
+    thread::scope(|scope| {
+        let reset = scope.spawn(|| device.reset());
+        thread::sleep(Duration::from_secs(1));
+        let returned = reset.is_finished();
+        // Whatever was seen: the device has to come back, or the thread never ends.
+        model.behave()?;
+        let result = reset.join().map_err(|_| anyhow::anyhow!("the thread that resets panicked"))?;
+        ensure!(!returned, "a reset that is stuck returned");
+        Ok(result?)
+    })?;
+    ensure!(register(&device, map::IDENTITY)? == map::IDENTITY_VALUE, "it is not back");
+    Ok(())
+}
+
 fn engine_copies_and_lies_when_told(guest: &Guest) -> Verdict {
     const BYTES: u64 = 64 << 10;
     let model = guest.model(1)?;
@@ -177,6 +197,9 @@ fn engine_copies_and_lies_when_told(guest: &Guest) -> Verdict {
     ensure!(model.host_checksum(MIB, BYTES)? == checksum(&bytes), "on the host it is");
     model.misbehave(Misbehaviour::AllOnes)?;
     ensure!(copy(2)? == vec![0xff; BYTES as usize], "the copy is not all ones");
+    model.behave()?;
+    model.misbehave(Misbehaviour::Zeros)?;
+    ensure!(copy(5)? == vec![0; BYTES as usize], "the copy is not all zeros");
     model.behave()?;
     ensure!(copy(3)? == bytes, "the copy is wrong again");
     model.misbehave(Misbehaviour::Mirror)?;

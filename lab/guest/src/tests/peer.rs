@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
     Test::of_models("peer/type1-import-stops-a-reset", type1_import_stops_a_reset),
     Test::of_models("peer/iommufd-import-dies-with-a-reset", iommufd_import_dies_with_a_reset),
     Test::of_models("peer/engine-errors-are-told", engine_errors_are_told),
-    Test::of_models("peer/private-mirror-is-seen-by-the-owner-alone", private_mirror),
+    Test::of_models("peer/what-goes-to-a-private-mirror-is-not-in-vram", private_mirror),
     Test::of_models("peer/dead-directions-and-stuck-fences-are-seen", dead_directions),
 ];
 
@@ -223,6 +223,12 @@ fn dead_directions(guest: &Guest) -> Verdict {
     pair.other_model.behave()?;
     pair.other.read_dma(iova, 1 << 20, 4096, PATIENCE)?;
     ensure!(pair.other_model.host_bytes(1 << 20, 4)? == [0x44; 4], "reads do not work again");
+    pair.other_model.misbehave(Misbehaviour::DeadWrites)?;
+    pair.other.write_dma(0, iova, 4096, PATIENCE)?;
+    ensure!(pair.lender_model.host_bytes(SIZE_BYTES, 4)? == [0x44; 4], "a dead write arrived");
+    pair.other_model.behave()?;
+    pair.other.write_dma(0, iova, 4096, PATIENCE)?;
+    ensure!(pair.lender_model.host_bytes(SIZE_BYTES, 4)? == [0x33; 4], "writes do not work again");
     pair.other_model.misbehave(Misbehaviour::StuckFence)?;
     let short = std::time::Duration::from_millis(200);
     refused(pair.other.write_dma(0, iova, 4096, short), Kind::TimedOut)?;
