@@ -200,6 +200,13 @@ pub const MACHINES: &[Machine] = &[
     },
     TWO_MODELS,
     Machine {
+        name: "lockdep-two-models-root-ports",
+        about: "two model GPUs, with a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..TWO_MODELS
+    },
+    Machine {
         name: "small-two-models-virtio-iommu",
         about: "two model GPUs, and a paravirtual IOMMU translates",
         iommu: Iommu::Virtio,

@@ -147,6 +147,11 @@ fn can_lend(function: &Function) -> Verdict {
     if let Err(error) = vfio::check_kernel_exports_dma_bufs() {
         return no(error.why().to_owned(), error.next_step().map(str::to_owned));
     }
+    // Who would unbind a working driver for registers? Below this nothing is VRAM.
+    const LEAST_VRAM_BYTES: u64 = 1 << 20;
+    if !is_vfio(function) && memory.size_bytes < LEAST_VRAM_BYTES {
+        return no(format!("its largest memory BAR has {}", show_bytes(memory.size_bytes)), None);
+    }
     if !is_vfio(function) {
         let because = match &function.driver {
             Some(driver) => format!("it is bound to {driver}"),

@@ -7,8 +7,8 @@ use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("lockdep/locks-were-never-at-fault", locks_were_never_at_fault).on(|facts| facts.lockdep),
-    Test::new("lockdep/dma-mappings-were-never-at-fault", dma_mappings_were_never_at_fault)
+    Test::of_all("lockdep/locks-were-never-at-fault", locks_were_never_at_fault).on(|facts| facts.lockdep),
+    Test::of_all("lockdep/dma-mappings-were-never-at-fault", dma_mappings_were_never_at_fault)
         .on(|facts| facts.lockdep),
 ];
 
