@@ -6,8 +6,9 @@ use peervram_lab::Lab;
 use peervram_lab::machine;
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::suite::{self, Watcher};
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread;
 
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
@@ -93,13 +94,24 @@ fn host_tests(lab: Option<&Lab>) -> Result<Counts> {
         command.env("PEERVRAM_KERNEL_HEADERS", lab.root().join("usr/include"));
     }
     println!("unit and integration tests on this machine");
-    let output = command.stderr(Stdio::inherit()).output().context("starting cargo test")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut counts = count(&text);
-    if output.status.success() {
-        for line in text.lines().filter(|line| line.starts_with("skipped: ")) {
-            println!("{line}");
+    let mut child =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting cargo test")?;
+    // Cargo's progress, and what a test says past libtest, comes on standard error: passed on as it comes.
+    let progress = BufReader::new(child.stderr.take().context("cargo has no standard error")?);
+    let passed_on = thread::spawn(move || {
+        let mut skips = Vec::new();
+        for line in progress.lines().map_while(Result::ok) {
+            eprintln!("{line}");
+            skips.extend(line.starts_with(SKIPPED).then_some(line));
         }
+        skips
+    });
+    let output = child.wait_with_output().context("waiting for cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let skips = passed_on.join().unwrap_or_default();
+    let mut counts = count(&text, skips.len());
+    if output.status.success() {
+        text.lines().filter(|line| line.starts_with(SKIPPED)).for_each(|line| println!("{line}"));
     } else {
         println!("{text}");
         // A crate that does not compile has no test that failed.
@@ -108,23 +120,24 @@ fn host_tests(lab: Option<&Lab>) -> Result<Counts> {
     Ok(counts)
 }
 
-/// The sum of libtest's result lines. A test that says `skipped: ` has passed in libtest's eyes.
-fn count(text: &str) -> Counts {
+/// How a test says that it could not run; libtest takes it for passed.
+const SKIPPED: &str = "skipped: ";
+
+/// The sum of libtest's result lines; `skips` more skips were said past libtest.
+fn count(text: &str, skips: usize) -> Counts {
     let number = |line: &str, word: &str| -> usize {
         let mut words = line.split([' ', ';']).rev().skip_while(|candidate| *candidate != word);
         words.nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
     };
     let mut counts = Counts::default();
-    for line in text.lines() {
-        if line.starts_with("test result: ") {
-            counts.passed += number(line, "passed");
-            counts.failed += number(line, "failed");
-            counts.skipped += number(line, "ignored");
-        } else if line.starts_with("skipped: ") {
-            counts.passed -= 1;
-            counts.skipped += 1;
-        }
+    for line in text.lines().filter(|line| line.starts_with("test result: ")) {
+        counts.passed += number(line, "passed");
+        counts.failed += number(line, "failed");
+        counts.skipped += number(line, "ignored");
     }
+    let skips = skips + text.lines().filter(|line| line.starts_with(SKIPPED)).count();
+    counts.passed = counts.passed.saturating_sub(skips);
+    counts.skipped += skips;
     counts
 }
 
@@ -149,7 +162,7 @@ mod tests {
                     skipped: reads-a-header: no headers\n\
                     test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
         // The skip is printed between the results, after the test that it is of has been counted.
-        let counts = count(text);
-        assert_eq!((counts.passed, counts.failed, counts.skipped), (28, 2, 2));
+        let counts = count(text, 1);
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (27, 2, 3));
     }
 }
