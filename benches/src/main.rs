@@ -1,12 +1,13 @@
 //! What a crossing costs: peervram against the same calls made raw, large against small, and what
-//! building a mapping takes. Ratios within one run, by medians; no figure of another machine.
+//! building a mapping takes; what a driver costs against none. Ratios within one run, by medians; no figure of another machine.
 //!
-//! [`machine`] finds the devices, [`crossing`], [`host_pointer`] and [`mapping`] measure, one
-//! [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual machine; it runs
+//! [`machine`] finds the devices, [`crossing`], [`descriptors`], [`host_pointer`] and [`mapping`]
+//! measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual machine; it runs
 //! as well where there is a real device, or none.
 #![forbid(unsafe_code)]
 
 mod crossing;
+mod descriptors;
 mod host_pointer;
 mod machine;
 mod mapping;
@@ -63,7 +64,7 @@ struct Arguments {
     /// How often both sides of a ratio take their turn
     #[arg(long, default_value = "15")]
     rounds: NonZero<usize>,
-    /// How many crossings or attaches of each side a round has
+    /// How many crossings, attaches or batches of each side a round has
     #[arg(long, default_value = "600")]
     cycles: NonZero<usize>,
     /// After the table print the figures, every round's, as one line of JSON
@@ -80,6 +81,8 @@ enum What {
     HostPointer,
     /// Map the lender's memory and touch every page
     Mapping,
+    /// Give a model GPU's engine descriptors through its driver, against the same written by hand
+    Descriptors,
 }
 
 fn main() -> ExitCode {
@@ -104,9 +107,12 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if chosen.contains(&What::Crossing) {
         crossing::measure(&machine, arguments.raw.as_deref(), &mut report)?;
     }
+    if chosen.contains(&What::Descriptors) {
+        descriptors::measure(&machine, &mut report)?;
+    }
     match &machine {
         // Opening the device for nothing would reset it for nothing.
-        _ if chosen.iter().all(|&what| what == What::Crossing) => {}
+        _ if chosen.iter().all(|what| matches!(what, What::Crossing | What::Descriptors)) => {}
         Machine::Vfio { address, region, .. } => {
             let device = vfio::Device::open(*address)?;
             let region = device.region(*region)?.clone();

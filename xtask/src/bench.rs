@@ -5,11 +5,12 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use peervram_lab::Machine;
 use peervram_lab::machine::MACHINES;
 use peervram_lab::wire::Stream;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -25,13 +26,22 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// What crossings are compared with.
 const RAW_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/raw/crossing.c");
 
-/// What a crossing costs: peervram against the same calls made raw, in one table
+/// What takes a lender and an importing GPU, and what takes a model GPU.
+const OF_A_LENDER: [&str; 3] = ["crossing", "host-pointer", "mapping"];
+const OF_A_MODEL: &str = "descriptors";
+
+/// The machine with the model GPU.
+const MODEL_MACHINE: &str = "small-two-models-root-ports";
+
+/// What a crossing costs: peervram against the same calls made raw
 ///
 /// Boots a machine of the lab, whose VFIO device lends and whose virtio GPU imports, and measures
 /// there:
 ///   crossing      export, import and close, against benches/raw/crossing.c; at most 1.10
 ///   host-pointer  attach by host pointer, 256 MiB against 4 KiB; at most 1.50
 ///   mapping       map and touch every page, ns for each MiB
+/// Then boots one with model GPUs, for a table of its own:
+///   descriptors   work through the model GPU's driver, against the same by hand; at most 1.05
 ///
 /// Figures are medians. Ratios are of one run, each side taking turns: compare those, not times of
 /// different machines or hours.
@@ -42,26 +52,26 @@ const RAW_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/raw/cr
 failed; 2 usage; 4 this machine lacks what it takes.
 
 Examples:
-  cargo xtask bench                              everything, in the default machine
+  cargo xtask bench                              everything, each in its machine
   cargo xtask bench crossing --json figures.json one benchmark, every round's figures in a file
   cargo xtask bench --here                       what runs on this machine without a VM"
 )]
 pub struct Bench {
-    /// crossing, host-pointer or mapping; all of them if left out
+    /// crossing, host-pointer, mapping or descriptors; all of them if left out
     what: Vec<String>,
     /// On this machine, with host memory as lender, instead of in a virtual one
     #[arg(long, conflicts_with = "machine")]
     here: bool,
-    /// The machine; `cargo xtask lab list` shows them
-    #[arg(long, default_value = MACHINES[0].name)]
-    machine: String,
+    /// One machine for everything; `cargo xtask lab list` shows them
+    #[arg(long)]
+    machine: Option<String>,
     /// How often both sides of a ratio take their turn
     #[arg(long, default_value_t = 15)]
     rounds: u32,
-    /// How many crossings or attaches of each side a round has
+    /// How many crossings, attaches or batches of each side a round has
     #[arg(long, default_value_t = 600)]
     cycles: u32,
-    /// Write the figures, every round's, to this file as JSON
+    /// Write the figures, every round's, to this file as JSON, a line for each machine
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
@@ -70,11 +80,15 @@ pub struct Bench {
 
 /// Runs the benchmarks; their exit code is ours.
 pub fn run(arguments: &Bench) -> Result<ExitCode> {
+    if let Some(file) = &arguments.json {
+        fs::write(file, "").with_context(|| format!("writing {}", file.display()))?;
+    }
     if arguments.here { run_here(arguments) } else { run_in_lab(arguments) }
 }
 
 fn run_here(arguments: &Bench) -> Result<ExitCode> {
     let mut program = Command::new(build::benches()?)
+        .args(&arguments.what)
         .args(options(arguments))
         .arg("--host")
         .stdout(Stdio::piped())
@@ -88,31 +102,56 @@ fn run_here(arguments: &Bench) -> Result<ExitCode> {
 }
 
 fn run_in_lab(arguments: &Bench) -> Result<ExitCode> {
-    let machine = lab::named(&arguments.machine)?;
+    let tables = tables(arguments)?;
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let program = build::benches()?;
     let raw = compile_raw(&program, lab.root())?;
 
-    let mut vm = lab.boot(machine)?;
-    let mut words = options(arguments);
-    words.extend(["--raw".into(), vm.share(&raw)?]);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
-        match stream {
-            Stream::Stdout => show(arguments, line)?,
-            Stream::Stderr => eprintln!("{line}"),
+    let mut code = 0;
+    for (number, (machine, what)) in tables.into_iter().enumerate() {
+        if number > 0 {
+            println!();
         }
-        Ok(())
-    })?;
-    Ok(exit_code(exit.code))
+        let mut vm = lab.boot(machine)?;
+        let mut words = what;
+        words.extend(options(arguments));
+        words.extend(["--raw".into(), vm.share(&raw)?]);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
+            match stream {
+                Stream::Stdout => show(arguments, line)?,
+                Stream::Stderr => eprintln!("{line}"),
+            }
+            Ok(())
+        })?;
+        // The first that is not well.
+        if code == 0 {
+            code = exit.code;
+        }
+    }
+    Ok(exit_code(code))
+}
+
+/// Which machines to boot, and what each is to measure.
+fn tables(arguments: &Bench) -> Result<Vec<(&'static Machine, Vec<String>)>> {
+    if let Some(name) = &arguments.machine {
+        return Ok(vec![(lab::named(name)?, arguments.what.clone())]);
+    }
+    let all = OF_A_LENDER.into_iter().chain([OF_A_MODEL]).map(String::from);
+    let chosen = if arguments.what.is_empty() { all.collect() } else { arguments.what.clone() };
+    let (of_a_model, of_a_lender): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|what| what == OF_A_MODEL);
+    let tables = [(MACHINES[0].name, of_a_lender), (MODEL_MACHINE, of_a_model)];
+    let tables = tables.into_iter().filter(|(_, what)| !what.is_empty());
+    tables.map(|(name, what)| Ok((lab::named(name)?, what))).collect()
 }
 
 /// Passes a line of the benchmarks on: the one of JSON to its file, the others to the terminal.
 fn show(arguments: &Bench, line: &str) -> Result<()> {
     match &arguments.json {
         Some(file) if line.starts_with('{') => {
-            fs::write(file, format!("{line}\n")).with_context(|| format!("writing {}", file.display()))?;
+            let mut file = OpenOptions::new().append(true).open(file)?;
+            writeln!(file, "{line}")?;
         }
         _ => println!("{line}"),
     }
@@ -124,8 +163,7 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 fn options(arguments: &Bench) -> Vec<String> {
-    let mut words = arguments.what.clone();
-    words.extend(["--rounds".into(), arguments.rounds.to_string()]);
+    let mut words = vec!["--rounds".into(), arguments.rounds.to_string()];
     words.extend(["--cycles".into(), arguments.cycles.to_string()]);
     if arguments.json.is_some() {
         words.push("--json".into());
