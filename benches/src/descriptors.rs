@@ -1,8 +1,8 @@
 //! Descriptors through a driver: `ModelGpu::copy_all` against the same descriptors written by hand.
 //!
 //! A batch is small copies within VRAM, and waiting for the last. Both ways give the copy engine of
-//! one model GPU the same work: an entry of the ring and a ring of the doorbell for each copy, then
-//! looks at the fence at the same interval. They take turns, a few batches each; the engine is set
+//! one model GPU the same work: an entry of the ring for each copy, the doorbell once, then looks at
+//! the fence at the same interval. They take turns, a few batches each; the engine is set
 //! up anew in between, which is not timed. Of what the driver does besides, nothing is done by hand:
 //! no lock, no look at how full the ring is, no deadline, no question why a fence is late.
 
@@ -32,9 +32,9 @@ const LIMIT: f64 = 1.05;
 const BATCH: u64 = 16;
 const COPY_BYTES: u64 = 4 << 10;
 
-/// Batches until it is the other way's turn. The first of a turn is not counted: it meets an engine
-/// that was just set up.
-const TURN: usize = 4;
+/// Batches until it is the other way's turn: enough for the ring to go round four times. The first of a
+/// turn is not counted: it meets an engine that was just set up.
+const TURN: usize = 16;
 
 /// Long enough for anything that does not hang.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -151,8 +151,8 @@ impl ByHand {
             self.tail += 1;
             let descriptor = Descriptor { fence_value: u64::from(self.tail), ..*descriptor };
             self.ring.write(entry, bytes_of(&descriptor))?;
-            self.store(TAIL, self.tail)?;
         }
+        self.store(TAIL, self.tail)?;
         loop {
             let low = self.load(FENCE_LOW)?;
             let reached = u64::from(low) | u64::from(self.load(FENCE_HIGH)?) << 32;

@@ -123,9 +123,7 @@ impl ModelGpu {
 
     fn run(ring: &Mutex<Ring>, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
         let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
-        for &descriptor in descriptors {
-            ring.submit(descriptor, timeout)?;
-        }
+        ring.submit(descriptors, timeout)?;
         ring.finish(timeout)
     }
 

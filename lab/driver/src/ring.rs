@@ -18,6 +18,8 @@ use peervram_model::registers::{DESCRIPTOR_BYTES, Descriptor, ERROR_CODE, ERROR_
 
 /// Between two looks at the fence: an access to a register costs the model a message.
 const POLL_INTERVAL: Duration = Duration::from_micros(100);
+/// Looks at the fence for each one at whether the engine halted, which is rare.
+const LOOKS_PER_STATUS: u32 = 8;
 
 /// Where a ring's descriptors lie.
 pub(crate) struct Place {
@@ -39,20 +41,23 @@ pub(crate) struct Ring {
     block: u32,
     place: Place,
     tail: u32,
+    /// The last fence that was given out.
     fence: u64,
+    /// The last one that was seen reached.
+    reached: u64,
 }
 
 impl Ring {
     /// Resets the engine whose registers begin at `block` and gives it an empty ring.
     pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: Place) -> Result<Self> {
-        let mut ring = Self { device, registers, block, place, tail: 0, fence: 0 };
+        let mut ring = Self { device, registers, block, place, tail: 0, fence: 0, reached: 0 };
         ring.restart()?;
         Ok(ring)
     }
 
     /// Gives the engine an empty ring again, as after a reset of the device. What was under way is forgotten.
     pub fn restart(&mut self) -> Result<()> {
-        (self.tail, self.fence) = (0, 0);
+        (self.tail, self.fence, self.reached) = (0, 0, 0);
         self.store(CONTROL, CONTROL_RESET)?;
         self.store(RING_ADDRESS_LOW, self.place.vram_offset_bytes as u32)?;
         self.store(RING_ADDRESS_HIGH, (self.place.vram_offset_bytes >> 32) as u32)?;
@@ -60,29 +65,38 @@ impl Ring {
         self.store(CONTROL, CONTROL_ENABLE)
     }
 
-    /// Gives the engine `descriptor` with the next fence, and says which that is. Blocks while the ring
-    /// is full, at most `timeout`.
-    pub fn submit(&mut self, mut descriptor: Descriptor, timeout: Duration) -> Result<u64> {
+    /// Gives the engine `descriptors`, each with the next fence. Blocks while the ring is full, each time
+    /// at most `timeout`. The doorbell is rung once for as many as the ring holds: it costs the model a
+    /// message.
+    pub fn submit(&mut self, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
         let entries = u64::from(self.place.entries);
-        if self.fence >= entries {
-            self.wait(self.fence + 1 - entries, timeout)?;
+        for batch in descriptors.chunks(self.place.entries as usize) {
+            // The entries of this batch are free once what lay there before is done.
+            let last = self.fence + batch.len() as u64;
+            if last > self.reached + entries {
+                self.wait(last - entries, timeout)?;
+            }
+            for &descriptor in batch {
+                self.fence += 1;
+                let descriptor = Descriptor { fence_value: self.fence, ..descriptor };
+                let entry = (self.tail % self.place.entries) as usize * DESCRIPTOR_BYTES as usize;
+                self.place.view.write(self.place.view_offset_bytes + entry, bytes_of(&descriptor))?;
+                self.tail = self.tail.wrapping_add(1);
+            }
+            self.store(TAIL, self.tail)?;
         }
-        self.fence += 1;
-        descriptor.fence_value = self.fence;
-        let entry = (self.tail % self.place.entries) as usize * DESCRIPTOR_BYTES as usize;
-        self.place.view.write(self.place.view_offset_bytes + entry, bytes_of(&descriptor))?;
-        self.tail = self.tail.wrapping_add(1);
-        self.store(TAIL, self.tail)?;
-        Ok(self.fence)
+        Ok(())
     }
 
     /// Waits until the engine has reached `fence`.
     ///
     /// # Errors
     /// [`Kind::TimedOut`], or [`Kind::Os`] with the device's own error code where the engine halted.
-    pub fn wait(&self, fence: u64, timeout: Duration) -> Result<()> {
+    pub fn wait(&mut self, fence: u64, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
+        let mut look = 0_u32;
         loop {
+            look = look.wrapping_add(1);
             // The low word latches the high one.
             let low = self.load(FENCE_LOW)?;
             let reached = u64::from(low) | u64::from(self.load(FENCE_HIGH)?) << 32;
@@ -92,9 +106,12 @@ impl Ring {
                 return Err(Error::new(Kind::Gone, "wait for an engine", why).on(&self.device));
             }
             if reached >= fence {
+                self.reached = reached;
                 return Ok(());
             }
-            if self.load(STATUS)? & STATUS_HALTED != 0 {
+            let late = Instant::now() >= deadline;
+            let ask = late || look.is_multiple_of(LOOKS_PER_STATUS);
+            if ask && self.load(STATUS)? & STATUS_HALTED != 0 {
                 let (code, detail) = (
                     self.registers.load_u32(ERROR_CODE as usize)?,
                     self.registers.load_u32(ERROR_DETAIL as usize)?,
@@ -104,7 +121,7 @@ impl Ring {
                     .on(&self.device)
                     .next("the model's registers.rs says what the code means; restart the driver to go on"));
             }
-            if Instant::now() >= deadline {
+            if late {
                 let why = format!(
                     "fence {fence} was not reached within {} ms; it is {reached}",
                     timeout.as_millis()
@@ -116,7 +133,7 @@ impl Ring {
     }
 
     /// Waits for everything that was submitted.
-    pub fn finish(&self, timeout: Duration) -> Result<()> {
+    pub fn finish(&mut self, timeout: Duration) -> Result<()> {
         self.wait(self.fence, timeout)
     }
 
