@@ -3,7 +3,7 @@
 # the guest's userland and hands over to the agent there.
 export PATH=/bin
 
-/bin/busybox mkdir -p /proc /sys /root
+/bin/busybox mkdir -p /proc /sys /userland
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -27,17 +27,17 @@ load rest &
     echo "init: cannot mount $1"
     poweroff -f
 }
-9p root /root ro,cache=loose
-mount -t proc proc /root/proc
-mount -t sysfs sysfs /root/sys
-mount -t debugfs debugfs /root/sys/kernel/debug
-mount -t devtmpfs devtmpfs /root/dev
-mkdir -p /root/dev/shm /root/dev/pts
-mount -t tmpfs shm /root/dev/shm
-mount -t devpts devpts /root/dev/pts
-mount -t tmpfs tmp /root/tmp
-mount -t tmpfs run /root/run
-9p share /root/lab cache=none
+9p root /userland ro,cache=loose
+mount -t proc proc /userland/proc
+mount -t sysfs sysfs /userland/sys
+mount -t debugfs debugfs /userland/sys/kernel/debug
+mount -t devtmpfs devtmpfs /userland/dev
+mkdir -p /userland/dev/shm /userland/dev/pts
+mount -t tmpfs shm /userland/dev/shm
+mount -t devpts devpts /userland/dev/pts
+mount -t tmpfs tmp /userland/tmp
+mount -t tmpfs run /userland/run
+9p share /userland/lab cache=none
 wait
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp XDG_RUNTIME_DIR=/run LC_ALL=C.UTF-8
@@ -46,12 +46,12 @@ export VK_DRIVER_FILES=/usr/share/vulkan/icd.d/lvp_icd.json
 
 if grep -q peervram.shell /proc/cmdline; then
     echo "The programs of this run are in /lab; the machine ends with this shell."
-    setsid cttyhack chroot /root /bin/bash -i
+    setsid cttyhack chroot /userland /bin/bash -i
 else
     stty -F /dev/ttyS1 raw -echo
     # From memory: each test is a process of its own, and pages of a shared file are not kept.
-    cp /root/lab/agent /root/run/agent
-    chroot /root /run/agent agent /dev/ttyS1
+    cp /userland/lab/agent /userland/run/agent
+    chroot /userland /run/agent agent /dev/ttyS1
     echo "init: the agent ended with code $?"
 fi
 poweroff -f
