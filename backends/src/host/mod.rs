@@ -12,7 +12,7 @@
 //! Absent on purpose: revokes. Nobody takes this memory back; a dma-buf or mapping of it stays
 //! good after the exporter is gone.
 
-mod udmabuf;
+pub(crate) mod udmabuf;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -50,6 +50,24 @@ const _: () = assert!(size_of::<CreateListHead>() == 8);
 const _: () = assert!(size_of::<CreateItem>() == 24);
 const _: () = assert!(UDMABUF_CREATE_LIST as u64 == 0x4008_7543);
 
+/// What the above says of the kernel's header, for the test that compiles it.
+#[cfg(all(test, feature = "vfio"))]
+pub(crate) fn claims() -> [(&'static str, usize); 10] {
+    use std::mem::offset_of;
+    [
+        ("UDMABUF_FLAGS_CLOEXEC", UDMABUF_FLAGS_CLOEXEC as usize),
+        ("UDMABUF_CREATE_LIST", UDMABUF_CREATE_LIST as usize),
+        ("sizeof(struct udmabuf_create_list)", size_of::<CreateListHead>()),
+        ("offsetof(struct udmabuf_create_list, flags)", offset_of!(CreateListHead, flags)),
+        ("offsetof(struct udmabuf_create_list, count)", offset_of!(CreateListHead, count)),
+        ("offsetof(struct udmabuf_create_list, list)", size_of::<CreateListHead>()),
+        ("sizeof(struct udmabuf_create_item)", size_of::<CreateItem>()),
+        ("offsetof(struct udmabuf_create_item, memfd)", offset_of!(CreateItem, memfd)),
+        ("offsetof(struct udmabuf_create_item, offset)", offset_of!(CreateItem, offset)),
+        ("offsetof(struct udmabuf_create_item, size)", offset_of!(CreateItem, size)),
+    ]
+}
+
 /// The head and its items, contiguous and aligned to eight bytes as the kernel reads them.
 struct CreateList(Vec<u64>);
 

@@ -8,11 +8,13 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::host::udmabuf;
 use crate::uapi::vfio::{DmaBufRequest, OPCODES};
 
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
-    let mut program = String::from("#include <stddef.h>\n#include <linux/vfio.h>\n");
+    let mut program =
+        String::from("#include <stddef.h>\n#include <linux/udmabuf.h>\n#include <linux/vfio.h>\n");
     let mut claim = |text: String| {
         let _ = writeln!(program, "_Static_assert({text}, \"{text}\");");
     };
@@ -53,6 +55,9 @@ fn assertions() -> String {
         ("VFIO_REGION_INFO_FLAG_CAPS".to_owned(), 1 << 3),
     ];
     for (expression, value) in offsets {
+        claim(format!("{expression} == {value}"));
+    }
+    for (expression, value) in udmabuf::claims() {
         claim(format!("{expression} == {value}"));
     }
     program

@@ -7,5 +7,5 @@
 #[cfg(feature = "vfio")]
 pub mod vfio;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "vfio", feature = "host"))]
 mod header_check;
