@@ -177,6 +177,11 @@ impl Error {
         self
     }
 
+    /// What was tried, where, and why it failed, without the next step.
+    pub fn headline(&self) -> String {
+        self.0.headline()
+    }
+
     /// What to match on.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -208,13 +213,16 @@ impl Error {
     }
 }
 
+impl Details {
+    fn headline(&self) -> String {
+        let device = self.device.as_ref().map(|device| format!(" ({device})")).unwrap_or_default();
+        format!("cannot {}{device}: {}", self.tried, self.why)
+    }
+}
+
 impl fmt::Display for Details {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {}", self.tried)?;
-        if let Some(device) = &self.device {
-            write!(f, " ({device})")?;
-        }
-        write!(f, ": {}", self.why)?;
+        f.write_str(&self.headline())?;
         if let Some(next) = &self.next {
             write!(f, "; {next}")?;
         }
@@ -241,6 +249,10 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "cannot export a dma-buf (0000:01:00.0): Linux 6.12 has no dma-buf export; boot Linux 6.19 or later"
+        );
+        assert_eq!(
+            error.headline(),
+            "cannot export a dma-buf (0000:01:00.0): Linux 6.12 has no dma-buf export"
         );
         assert_eq!(error.raw_os_error(), Some(Errno::NOTTY.raw_os_error()));
         assert!(error.kind().cannot_run_here());

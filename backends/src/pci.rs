@@ -82,11 +82,16 @@ impl PciAddress {
     }
 }
 
+/// Whether a driver gives its device to user space: vfio-pci and its variants (nvgrace_gpu_vfio_pci).
+pub fn is_vfio_driver(driver: &str) -> bool {
+    driver.contains("vfio")
+}
+
 /// A function of the same IOMMU group that has a kernel driver, and that driver: while it does, nobody in
 /// user space may own the group (`iommu_group_claim_dma_owner`). Drivers that do no DMA of their own do not
 /// count.
 pub fn group_blocker(address: PciAddress) -> Option<(PciAddress, String)> {
-    let is_harmless = |driver: &str| driver.contains("vfio") || matches!(driver, "pcieport" | "pci-stub");
+    let is_harmless = |driver: &str| is_vfio_driver(driver) || matches!(driver, "pcieport" | "pci-stub");
     let members = list(&address.sysfs_path().join("iommu_group/devices"), |_| true);
     members
         .iter()

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use peervram::backends::drm::import_support;
-use peervram::backends::pci::{Function, Link};
+use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
 use serde::Serialize;
 
@@ -99,7 +99,7 @@ fn matters(function: &Function) -> bool {
 }
 
 fn is_vfio(function: &Function) -> bool {
-    function.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
+    function.driver.as_deref().is_some_and(is_vfio_driver)
 }
 
 fn report(function: &Function, names: &PciNames) -> DeviceReport {

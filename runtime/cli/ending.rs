@@ -66,11 +66,7 @@ pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
         Some(error) if json => print_json(&serde_json::json!({ "error": ErrorReport::from(error) }))
             .map_err(std::io::Error::other),
         Some(error) => match error.next_step() {
-            Some(next) => {
-                let text = error.to_string();
-                let text = text.strip_suffix(next).and_then(|text| text.strip_suffix("; ")).unwrap_or(&text);
-                writeln!(standard_error, "peervram: {text}\n  next: {next}")
-            }
+            Some(next) => writeln!(standard_error, "peervram: {}\n  next: {next}", error.headline()),
             None => writeln!(standard_error, "peervram: {error}"),
         },
         None => writeln!(standard_error, "peervram: {error:#}"),

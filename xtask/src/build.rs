@@ -6,14 +6,18 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+/// The cargo that runs this task.
+pub fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
 /// Builds packages and gives the path of each one's program or library, in the same order.
 pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
     build(packages, &[])
 }
 
 fn build(packages: &[&str], options: &[&str]) -> Result<Vec<PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(options);
     for package in packages {
         command.args(["--package", package]);

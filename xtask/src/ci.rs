@@ -6,6 +6,7 @@ use peervram_lab::cache;
 use peervram_lab::progress::step;
 use std::process::{Command, ExitCode};
 
+use crate::build::cargo;
 use crate::lab::Setup;
 use crate::terminal::{FAILED, Steps};
 use crate::test;
@@ -86,10 +87,6 @@ const LINT: &[Lint] = &[
         &[("RUSTDOCFLAGS", "-D warnings")],
     ),
 ];
-
-fn cargo() -> Command {
-    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-}
 
 /// cargo-deny's version, for everyone the same.
 const DENY: &str = "cargo-deny@0.20.2";

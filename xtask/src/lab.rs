@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use peervram_lab::machine::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
-use peervram_lab::suite::{self, Watcher};
+use peervram_lab::suite::{self, Outcome, Plan, Watcher};
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, host};
 use serde_json::json;
@@ -158,6 +158,15 @@ fn cannot(error: anyhow::Error) -> anyhow::Error {
     Exit { code: CANNOT_RUN_HERE, reason }.into()
 }
 
+/// Runs each plan and writes what came of it to `out`, reasons and counts at the end.
+pub fn run_plans(lab: &Lab, plans: &[Plan], out: impl io::Write) -> Result<Vec<Outcome>> {
+    let mut text = Text::new(out);
+    let run = |plan: &Plan| suite::run(lab, plan, &mut text as &mut dyn Watcher).map_err(cannot);
+    let outcomes = plans.iter().map(run).collect::<Result<_>>()?;
+    text.finish()?;
+    Ok(outcomes)
+}
+
 fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     let machines = chosen(&arguments.choice.machines)?;
     let lab = open(&arguments.setup, steps)?;
@@ -172,13 +181,7 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     }
     let out: Box<dyn io::Write> =
         if arguments.json { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
-    let mut text = Text::new(out);
-    let mut outcomes = Vec::new();
-    for plan in &plans {
-        let outcome = suite::run(&lab, plan, &mut text as &mut dyn Watcher).map_err(cannot)?;
-        outcomes.push(outcome);
-    }
-    text.finish()?;
+    let outcomes = run_plans(&lab, &plans, out)?;
     let counts = Counts::of(&outcomes);
     if arguments.json {
         println!("{}", json!({ "machines": outcomes, "counts": counts }));

@@ -4,12 +4,13 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use peervram_lab::Lab;
 use peervram_lab::machine;
-use peervram_lab::report::{Counts, Text};
-use peervram_lab::suite::{self, Watcher};
+use peervram_lab::report::Counts;
+use peervram_lab::suite;
 use std::io::{self, BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::thread;
 
+use crate::build::cargo;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
 use crate::{demo, shaders};
@@ -86,8 +87,7 @@ fn report(result: Result<()>) -> bool {
 
 /// Runs `cargo test` for the workspace and adds its counts up.
 fn host_tests(lab: Option<&Lab>) -> Result<Counts> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
     command.env("PEERVRAM_REQUIRE_VULKAN", "1");
     if let Some(lab) = lab {
@@ -143,13 +143,8 @@ fn count(text: &str, skips: usize) -> Counts {
 
 fn lab_tests(lab: &Lab) -> Result<Counts> {
     let machines: Vec<_> = machine::everyday().collect();
-    let mut text = Text::new(Box::new(io::stdout()) as Box<dyn io::Write>);
-    let mut outcomes = Vec::new();
-    for plan in suite::plan(lab.programs(), &machines, "")? {
-        outcomes.push(suite::run(lab, &plan, &mut text as &mut dyn Watcher)?);
-    }
-    text.finish()?;
-    Ok(Counts::of(&outcomes))
+    let plans = suite::plan(lab.programs(), &machines, "")?;
+    Ok(Counts::of(&lab::run_plans(lab, &plans, io::stdout())?))
 }
 
 #[cfg(test)]

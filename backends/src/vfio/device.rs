@@ -10,7 +10,7 @@ use vfio_bindings::bindings::vfio::{
 
 use super::address_space::{Interface, IoAddressSpace, Membership};
 use crate::uapi::vfio as uapi;
-use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result};
+use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result, pci};
 
 /// A VFIO device, opened by this process and closed with this value.
 ///
@@ -240,7 +240,7 @@ fn check_bound(address: PciAddress) -> Result<()> {
             .next("peervram devices, or lspci -D, lists what there is"));
     }
     let driver = address.driver();
-    let is_vfio = |driver: &str| driver.contains("vfio") || folder.join("vfio-dev").exists();
+    let is_vfio = |driver: &str| pci::is_vfio_driver(driver) || folder.join("vfio-dev").exists();
     if driver.as_deref().is_some_and(is_vfio) {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! The machine as a test sees it: its facts, its devices, its screen.
 
 use anyhow::{Context, Result, bail};
+use peervram::backends::pci::Function;
 use peervram_lab::link::Link;
 use peervram_lab::machine::{Device, Facts, PciId};
 use peervram_lab::picture::Picture;
@@ -143,39 +144,15 @@ pub fn bind(address: &str, driver: &str) -> Result<()> {
 
 /// The PCI functions of that kind, in order of address.
 fn find(id: PciId) -> Result<Vec<String>> {
-    let mut folders: Vec<_> = fs::read_dir(DEVICES)
-        .with_context(|| format!("reading {DEVICES}"))?
-        .collect::<std::io::Result<Vec<_>>>()?
-        .into_iter()
-        .map(|entry| entry.path())
-        .collect();
-    folders.sort();
-    let is = |folder: &Path, file: &str, number: u16| {
-        fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == format!("{number:#06x}"))
-    };
-    Ok(folders
-        .iter()
-        .filter(|folder| is(folder, "vendor", id.vendor) && is(folder, "device", id.device))
-        .filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
-        .collect())
+    let all = Function::all()?.into_iter();
+    let found = all.filter(|function| (function.vendor_id, function.device_id) == (id.vendor, id.device));
+    Ok(found.map(|function| function.address.to_string()).collect())
 }
 
 /// The DRM node of a PCI function: "card" or "renderD".
 fn node(address: &str, prefix: &str) -> Result<PathBuf> {
-    // A virtio device sits between the PCI function and its DRM nodes.
-    let function = Path::new(DEVICES).join(address);
-    let virtio = fs::read_dir(&function)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("virtio")));
-    let folders = [Some(function.join("drm")), virtio.map(|path| path.join("drm"))];
-    folders
-        .into_iter()
-        .flatten()
-        .filter_map(|folder| fs::read_dir(folder).ok())
-        .flat_map(|entries| entries.flatten())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .find(|name| name.starts_with(prefix))
-        .map(|name| Path::new("/dev/dri").join(name))
-        .with_context(|| format!("{address} has no DRM node {prefix}*: is its driver loaded?"))
+    let nodes = Function::read(address.parse()?)?.drm_nodes;
+    let name = nodes.iter().find(|name| name.starts_with(prefix));
+    let name = name.with_context(|| format!("{address} has no DRM node {prefix}*: is its driver loaded?"))?;
+    Ok(Path::new("/dev/dri").join(name))
 }
