@@ -36,6 +36,19 @@ pub trait Owner: Send + Sync {
     /// # Errors
     /// The device cannot; the revoke goes on all the same.
     fn quiesce(&self, ranges: &DmaRanges) -> Result<()>;
+
+    /// Starts the device's own work again: the memory is there after it was taken back, and its content is
+    /// unknown. Called after a revoke, before any importer is let in.
+    ///
+    /// Between `quiesce` and `resume` the owner must not touch mapped BARs: what it would see is shadow
+    /// memory.
+    ///
+    /// # Errors
+    /// The device cannot go on; nobody is let in then.
+    fn resume(&self, ranges: &DmaRanges) -> Result<()> {
+        let _ = ranges;
+        Ok(())
+    }
 }
 
 /// The owner of memory that is nothing but bytes: no page tables, no caches, no engine behind it.

@@ -9,7 +9,7 @@ use crate::{DmaBuf, DmaRanges, Mapping, PciAddress, Region, Result};
 /// Order of calls: [`regions`](Exporter::regions), [`DmaRanges::new`] on one of them, then
 /// [`export`](Exporter::export) or [`map`](Exporter::map). An exporter outlives neither its
 /// dma-bufs nor its mappings: the former die with it (the kernel revokes them for good), the
-/// latter keep it open.
+/// latter keep it open until they are [buried](Exporter::bury).
 pub trait Exporter: Send + Sync {
     /// Which device, for messages: a PCI address, or what stands in for one.
     fn name(&self) -> String;
@@ -37,4 +37,33 @@ pub trait Exporter: Send + Sync {
     /// # Errors
     /// [`Kind::MemoryDisabled`](crate::Kind::MemoryDisabled) or [`Kind::Gone`](crate::Kind::Gone).
     fn check_reachable(&self) -> Result<()>;
+
+    /// Swaps every live mapping of this device for shadow memory ([`Mapping::shadow`]), and every mapping
+    /// made until [`unshadow`](Exporter::unshadow). Call it while the memory can still be reached, before
+    /// the call that takes it away. An exporter whose memory nobody takes away does nothing.
+    ///
+    /// # Errors
+    /// The first mapping that could not be swapped; the others were, and stay so until `unshadow`.
+    fn shadow(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Maps the device's memory back into every live mapping ([`Mapping::unshadow`]). Call it when the
+    /// memory can be reached again.
+    ///
+    /// # Errors
+    /// The first mapping that could not be mapped back and stays shadowed; the others are back. Asking again
+    /// tries those that are left.
+    fn unshadow(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Shadows every live mapping for good and has it let go of the device ([`Mapping::bury`]), so that
+    /// closing the device closes it. Nothing can be mapped afterwards.
+    ///
+    /// # Errors
+    /// As [`shadow`](Exporter::shadow): a mapping that could not be swapped keeps the device open.
+    fn bury(&self) -> Result<()> {
+        Ok(())
+    }
 }

@@ -21,6 +21,7 @@ mod mapping;
 pub mod pci;
 mod ranges;
 mod region;
+mod shadow;
 mod uapi;
 #[cfg(feature = "vfio")]
 pub mod vfio;
@@ -33,7 +34,7 @@ pub use error::{Error, Kind, Result};
 pub use exporter::Exporter;
 pub use image::ImageLayout;
 pub use importer::{Importer, OnRevoke};
-pub use mapping::Mapping;
+pub use mapping::{Mapping, Source};
 pub use pci::PciAddress;
 pub use ranges::{DmaRange, DmaRanges, MAX_RANGES, page_size_bytes};
 pub use region::{Capability, Region, RegionFlags, SparseArea};

@@ -159,8 +159,8 @@ impl Exporter for HostMemory {
         self.check("map memory", ranges)?;
         let pieces: Vec<_> =
             ranges.as_slice().iter().map(|range| (range.offset_bytes, range.length_bytes)).collect();
-        let parent = Arc::clone(&self.memory);
-        let mapping = Mapping::new(self.memory.as_fd(), &pieces, parent).map_err(|error| error.on(NAME))?;
+        let source = Arc::clone(&self.memory);
+        let mapping = Mapping::new(source, &pieces).map_err(|error| error.on(NAME))?;
         Ok(Arc::new(mapping))
     }
 
@@ -252,7 +252,7 @@ mod tests {
         memory.map(&parts).unwrap().write(2 * PAGE as usize, b"first").unwrap();
         let buffer = memory.export(&parts).unwrap();
         assert_eq!(buffer.size_bytes(), 3 * PAGE);
-        let seen = Mapping::new(buffer.as_fd(), &[(0, 3 * PAGE)], Arc::new(())).unwrap();
+        let seen = Mapping::new(Arc::new(buffer), &[(0, 3 * PAGE)]).unwrap();
         let mut bytes = [0; 5];
         seen.read(2 * PAGE as usize, &mut bytes).unwrap();
         assert_eq!(&bytes, b"first");

@@ -9,6 +9,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use super::address_space::{Interface, IoAddressSpace, Membership};
+use super::live_mappings::LiveMappings;
 use crate::uapi::vfio as uapi;
 use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result, pci};
 
@@ -22,14 +23,21 @@ pub struct Device {
     open: Arc<Open>,
     address: PciAddress,
     interface: Interface,
-    regions: Vec<Region>,
+    regions: Box<[Region]>,
     can_reset: bool,
+    mappings: LiveMappings,
 }
 
 /// What a mapping keeps alive. The descriptor goes before the group or address space it is in.
 struct Open {
     fd: OwnedFd,
     _membership: Membership,
+}
+
+impl AsFd for Open {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 impl std::fmt::Debug for Open {
@@ -84,8 +92,9 @@ impl Device {
             open: Arc::new(Open { fd, _membership: membership }),
             address,
             interface: space.interface(),
-            regions,
+            regions: regions.into(),
             can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            mappings: LiveMappings::default(),
         })
     }
 
@@ -296,10 +305,10 @@ impl Exporter for Device {
         let pieces: Vec<(u64, u64)> = (ranges.as_slice().iter())
             .map(|range| (region.file_offset_bytes + range.offset_bytes, range.length_bytes))
             .collect();
-        let parent: Arc<dyn Send + Sync> = Arc::clone(&self.open) as _;
-        let mapping = Mapping::new(self.as_fd(), &pieces, parent)
-            .map_err(|error| error.on(format!("{}, region {}", self.address, region.index)))?;
-        Ok(Arc::new(mapping))
+        self.mappings.make(|| Mapping::new(Arc::clone(&self.open) as _, &pieces)).map_err(|error| {
+            let place = format!("{}, region {}", self.address, region.index);
+            error.on(place)
+        })
     }
 
     fn check_reachable(&self) -> Result<()> {
@@ -308,5 +317,17 @@ impl Exporter for Device {
             Ok(false) => Err(self.memory_disabled("use a device's memory")),
             Err(error) => Err(error),
         }
+    }
+
+    fn shadow(&self) -> Result<()> {
+        self.mappings.shadow().map_err(|error| error.on(self.address))
+    }
+
+    fn unshadow(&self) -> Result<()> {
+        self.mappings.unshadow().map_err(|error| error.on(self.address))
+    }
+
+    fn bury(&self) -> Result<()> {
+        self.mappings.bury().map_err(|error| error.on(self.address))
     }
 }

@@ -22,6 +22,7 @@ mod device;
 mod dma_buf_export;
 mod iova_allocator;
 mod iova_mapping;
+mod live_mappings;
 
 pub use address_space::{Interface, IoAddressSpace};
 pub use device::Device;

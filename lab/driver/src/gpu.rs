@@ -25,7 +25,8 @@ const RING_BYTES: u64 = ENTRIES as u64 * DESCRIPTOR_BYTES;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running model GPU. Keeps its device open by the mappings that it holds; drop it before the device is
-/// closed. After a reset of the device, [`restart`](ModelGpu::restart) it.
+/// closed, or [bury](peervram::backends::Exporter::bury) them. After a reset of the device that no lender
+/// made, [`restart`](ModelGpu::restart) it; a lender calls [`resume`](Owner::resume).
 pub struct ModelGpu {
     copy: Mutex<Ring>,
     draw: Mutex<Ring>,
@@ -66,7 +67,8 @@ impl ModelGpu {
         })
     }
 
-    /// Starts the engines again after a reset of `device`, or after they halted.
+    /// Starts the engines again after a reset of `device`, or after they halted, and lets it do DMA, whoever
+    /// reset it and how.
     ///
     /// # Errors
     /// What the device's registers or configuration space say.
@@ -153,5 +155,11 @@ impl Owner for ModelGpu {
     /// Lets what is under way end, then takes the rings away: no engine writes after this.
     fn quiesce(&self, _: &DmaRanges) -> Result<()> {
         self.each_ring(|ring| ring.finish(HOOK_TIMEOUT).and_then(|()| ring.stop()))
+    }
+
+    /// Gives the engines empty rings again. That the device may do DMA is in its configuration space, which
+    /// the kernel keeps over a reset and over sleep.
+    fn resume(&self, _: &DmaRanges) -> Result<()> {
+        self.each_ring(Ring::restart)
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! What a driver brings is small: it maps its registers and its rings through
 //! [`Exporter::map`](peervram::backends::Exporter::map), and it answers for the memory that it lends by the
-//! three hooks of [`Owner`](peervram::backends::Owner). Lending, importing and taking back are peervram's.
+//! four hooks of [`Owner`](peervram::backends::Owner). Lending, importing and taking back are peervram's.
 //!
 //! ```no_run
 //! use std::sync::Arc;
