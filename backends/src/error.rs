@@ -22,7 +22,7 @@ pub enum Kind {
     NotFound,
     /// The device is bound to another driver, or to none.
     NotBoundToVfio,
-    /// The IOMMU group holds a device that blocks user-space ownership.
+    /// The IOMMU group, or the bus that is to be reset, holds a device that is not ours.
     GroupNotViable,
     /// The permissions of a file or a limit forbid it.
     PermissionDenied,

@@ -47,7 +47,7 @@ struct Report {
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let device = vfio::Device::open(arguments.device)?;
-    let interface = device.interface().name();
+    let interface = device.interface().map_or("adopted", vfio::Interface::name);
     let ranges = arguments.memory.ranges(&device)?;
     let lender = Lender::new(device);
 

@@ -9,16 +9,22 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::host::udmabuf;
-use crate::uapi::vfio::{DmaBufRequest, OPCODES};
+use crate::uapi::dma_buf;
+use crate::uapi::vfio::{
+    DEPENDENT_DEVICE_BYTES, DmaBufRequest, HOT_RESET_HEADER_BYTES, IrqSetEventfd, OPCODES,
+};
+use crate::vfio::header_claims;
 
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
-    let mut program =
-        String::from("#include <stddef.h>\n#include <linux/udmabuf.h>\n#include <linux/vfio.h>\n");
+    let mut program = String::from("#include <stddef.h>\n");
+    for header in ["dma-buf", "pci_regs", "udmabuf", "vfio"] {
+        let _ = writeln!(program, "#include <linux/{header}.h>");
+    }
     let mut claim = |text: String| {
         let _ = writeln!(program, "_Static_assert({text}, \"{text}\");");
     };
-    for (name, number) in OPCODES {
+    for (name, number) in OPCODES.into_iter().chain(dma_buf::OPCODES) {
         claim(format!("{name} == {number:#x}"));
     }
     let header = "offsetof(struct vfio_device_feature, data)";
@@ -31,14 +37,29 @@ fn assertions() -> String {
             "offsetof(struct vfio_device_feature, flags)".to_owned(),
             std::mem::offset_of!(DmaBufRequest, feature_flags),
         ),
-        (dma_buf(header, "region_index"), std::mem::offset_of!(DmaBufRequest, region_index)),
-        (dma_buf(header, "open_flags"), std::mem::offset_of!(DmaBufRequest, open_flags)),
-        (dma_buf(header, "flags"), std::mem::offset_of!(DmaBufRequest, flags)),
-        (dma_buf(header, "nr_ranges"), std::mem::offset_of!(DmaBufRequest, nr_ranges)),
-        (dma_buf(header, "dma_ranges"), size_of::<DmaBufRequest>()),
+        (dma_buf_field(header, "region_index"), std::mem::offset_of!(DmaBufRequest, region_index)),
+        (dma_buf_field(header, "open_flags"), std::mem::offset_of!(DmaBufRequest, open_flags)),
+        (dma_buf_field(header, "flags"), std::mem::offset_of!(DmaBufRequest, flags)),
+        (dma_buf_field(header, "nr_ranges"), std::mem::offset_of!(DmaBufRequest, nr_ranges)),
+        (dma_buf_field(header, "dma_ranges"), size_of::<DmaBufRequest>()),
         ("sizeof(struct vfio_region_dma_range)".to_owned(), 16),
         ("offsetof(struct vfio_region_dma_range, offset)".to_owned(), 0),
         ("offsetof(struct vfio_region_dma_range, length)".to_owned(), 8),
+        ("sizeof(struct vfio_irq_info)".to_owned(), 16),
+        ("offsetof(struct vfio_irq_set, index)".to_owned(), std::mem::offset_of!(IrqSetEventfd, index)),
+        ("offsetof(struct vfio_irq_set, start)".to_owned(), std::mem::offset_of!(IrqSetEventfd, start)),
+        ("offsetof(struct vfio_irq_set, count)".to_owned(), std::mem::offset_of!(IrqSetEventfd, count)),
+        ("offsetof(struct vfio_irq_set, data)".to_owned(), std::mem::offset_of!(IrqSetEventfd, eventfd)),
+        ("offsetof(struct vfio_pci_hot_reset, count)".to_owned(), 8),
+        ("offsetof(struct vfio_pci_hot_reset, group_fds)".to_owned(), HOT_RESET_HEADER_BYTES),
+        ("DMA_BUF_NAME_LEN".to_owned(), dma_buf::NAME_BYTES_MAX),
+        // The set of a hot reset is read by offset, too.
+        ("offsetof(struct vfio_pci_hot_reset_info, count)".to_owned(), 8),
+        ("offsetof(struct vfio_pci_hot_reset_info, devices)".to_owned(), HOT_RESET_HEADER_BYTES),
+        ("sizeof(struct vfio_pci_dependent_device)".to_owned(), DEPENDENT_DEVICE_BYTES),
+        ("offsetof(struct vfio_pci_dependent_device, segment)".to_owned(), 4),
+        ("offsetof(struct vfio_pci_dependent_device, bus)".to_owned(), 6),
+        ("offsetof(struct vfio_pci_dependent_device, devfn)".to_owned(), 7),
         // `Region::parse` reads these by offset.
         ("sizeof(struct vfio_region_info)".to_owned(), crate::region::INFO_BYTES),
         ("offsetof(struct vfio_region_info, flags)".to_owned(), 4),
@@ -57,13 +78,13 @@ fn assertions() -> String {
     for (expression, value) in offsets {
         claim(format!("{expression} == {value}"));
     }
-    for (expression, value) in udmabuf::claims() {
+    for (expression, value) in udmabuf::claims().into_iter().chain(header_claims()) {
         claim(format!("{expression} == {value}"));
     }
     program
 }
 
-fn dma_buf(header: &str, field: &str) -> String {
+fn dma_buf_field(header: &str, field: &str) -> String {
     format!("{header} + offsetof(struct vfio_device_feature_dma_buf, {field})")
 }
 

@@ -5,6 +5,8 @@
 //! Functions return the errno and explain nothing: that is for the nouns above.
 
 #[cfg(feature = "vfio")]
+pub mod dma_buf;
+#[cfg(feature = "vfio")]
 pub mod vfio;
 
 #[cfg(all(test, feature = "vfio", feature = "host"))]

@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{IntegerSetter, Ioctl, IoctlOutput, NoArg, Opcode, Updater, ioctl, opcode};
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_GROUP_FLAGS_VIABLE,
-    vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_feature, vfio_device_info,
-    vfio_group_status, vfio_region_dma_range,
+    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_GROUP_FLAGS_VIABLE,
+    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, vfio_device_attach_iommufd_pt,
+    vfio_device_bind_iommufd, vfio_device_feature, vfio_device_info, vfio_group_status, vfio_irq_info,
+    vfio_region_dma_range,
 };
 
 use crate::region::INFO_BYTES;
@@ -19,15 +20,19 @@ const fn vfio_io(number: u8) -> Opcode {
 }
 
 /// The ioctl numbers used here, by their kernel names.
-#[cfg(test)]
-pub const OPCODES: [(&str, Opcode); 10] = [
+#[cfg(all(test, feature = "host"))]
+pub const OPCODES: [(&str, Opcode); 14] = [
     ("VFIO_SET_IOMMU", SET_IOMMU),
     ("VFIO_GROUP_GET_STATUS", GROUP_GET_STATUS),
     ("VFIO_GROUP_SET_CONTAINER", GROUP_SET_CONTAINER),
     ("VFIO_GROUP_GET_DEVICE_FD", GROUP_GET_DEVICE_FD),
     ("VFIO_DEVICE_GET_INFO", DEVICE_GET_INFO),
     ("VFIO_DEVICE_GET_REGION_INFO", DEVICE_GET_REGION_INFO),
+    ("VFIO_DEVICE_GET_IRQ_INFO", DEVICE_GET_IRQ_INFO),
+    ("VFIO_DEVICE_SET_IRQS", DEVICE_SET_IRQS),
     ("VFIO_DEVICE_RESET", DEVICE_RESET),
+    ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", DEVICE_GET_PCI_HOT_RESET_INFO),
+    ("VFIO_DEVICE_PCI_HOT_RESET", DEVICE_PCI_HOT_RESET),
     ("VFIO_DEVICE_FEATURE", DEVICE_FEATURE),
     ("VFIO_DEVICE_BIND_IOMMUFD", DEVICE_BIND_IOMMUFD),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", DEVICE_ATTACH_IOMMUFD_PT),
@@ -39,7 +44,11 @@ const GROUP_SET_CONTAINER: Opcode = vfio_io(4);
 const GROUP_GET_DEVICE_FD: Opcode = vfio_io(6);
 const DEVICE_GET_INFO: Opcode = vfio_io(7);
 const DEVICE_GET_REGION_INFO: Opcode = vfio_io(8);
+const DEVICE_GET_IRQ_INFO: Opcode = vfio_io(9);
+const DEVICE_SET_IRQS: Opcode = vfio_io(10);
 const DEVICE_RESET: Opcode = vfio_io(11);
+const DEVICE_GET_PCI_HOT_RESET_INFO: Opcode = vfio_io(12);
+const DEVICE_PCI_HOT_RESET: Opcode = vfio_io(13);
 const DEVICE_FEATURE: Opcode = vfio_io(17);
 const DEVICE_BIND_IOMMUFD: Opcode = vfio_io(18);
 const DEVICE_ATTACH_IOMMUFD_PT: Opcode = vfio_io(19);
@@ -114,6 +123,84 @@ pub fn device_reset(device: impl AsFd) -> Result<()> {
     unsafe { ioctl(device, NoArg::<DEVICE_RESET>::new()) }
 }
 
+/// How many interrupts the device has of the kind `index`.
+pub fn device_get_irq_count(device: impl AsFd, index: u32) -> Result<u32> {
+    let mut info = vfio_irq_info { argsz: size_of::<vfio_irq_info>() as u32, index, ..Default::default() };
+    // SAFETY: the kernel reads and writes one vfio_irq_info, as argsz says.
+    unsafe { ioctl(device, Updater::<DEVICE_GET_IRQ_INFO, _>::new(&mut info)) }?;
+    Ok(info.count)
+}
+
+/// `struct vfio_irq_set` with one eventfd as its data.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct IrqSetEventfd {
+    pub argsz: u32,
+    pub flags: u32,
+    pub index: u32,
+    pub start: u32,
+    pub count: u32,
+    pub eventfd: i32,
+}
+
+/// Has the first interrupt of the kind `index` signal an eventfd, in the place of the one before.
+pub fn device_set_irq_eventfd(device: impl AsFd, index: u32, eventfd: BorrowedFd<'_>) -> Result<()> {
+    let mut set = IrqSetEventfd {
+        argsz: size_of::<IrqSetEventfd>() as u32,
+        flags: VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+        index,
+        start: 0,
+        count: 1,
+        eventfd: eventfd.as_raw_fd(),
+    };
+    // SAFETY: the kernel reads argsz bytes, which is the whole of `set`, and writes none.
+    unsafe { ioctl(device, Raw { opcode: DEVICE_SET_IRQS, argument: (&raw mut set).cast() }) }
+}
+
+/// Bytes of `struct vfio_pci_hot_reset_info` and `struct vfio_pci_hot_reset` before their arrays.
+pub const HOT_RESET_HEADER_BYTES: usize = 12;
+/// Bytes of `struct vfio_pci_dependent_device`.
+pub const DEPENDENT_DEVICE_BYTES: usize = 8;
+
+/// Which devices a hot reset touches: a `struct vfio_pci_hot_reset_info` with its array, as bytes.
+pub fn device_get_pci_hot_reset_info(device: impl AsFd) -> Result<Vec<u8>> {
+    /// More than hang below one bus.
+    const MOST_DEVICES: usize = 4096;
+    /// The topology may change between counting and telling, not forever.
+    const MOST_TRIES: usize = 8;
+    let mut room = 8;
+    for _ in 0..MOST_TRIES {
+        let size_bytes = HOT_RESET_HEADER_BYTES + room * DEPENDENT_DEVICE_BYTES;
+        // u32 for the struct's alignment.
+        let mut request = vec![0_u32; size_bytes / 4];
+        request[0] = size_bytes as u32;
+        let raw = Raw { opcode: DEVICE_GET_PCI_HOT_RESET_INFO, argument: request.as_mut_ptr().cast() };
+        // SAFETY: the kernel writes at most argsz bytes, which is what `request` has.
+        match unsafe { ioctl(&device, raw) } {
+            Ok(()) => return Ok(bytemuck::cast_slice(&request).to_vec()),
+            // vfio_pci_ioctl_get_pci_hot_reset_info tells the number where the room is short.
+            Err(Errno::NOSPC) => room = request[2] as usize,
+            // vfio_pci_fill_devs: the topology changed since it counted.
+            Err(Errno::AGAIN) => {}
+            Err(errno) => return Err(errno),
+        }
+        if room > MOST_DEVICES {
+            return Err(Errno::MSGSIZE);
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Resets the slot or bus of a device. `groups` vouches for who else is on it, and is empty for a device
+/// of the character-device interface. Blocks as [`device_reset`].
+pub fn device_pci_hot_reset(device: impl AsFd, groups: &[BorrowedFd<'_>]) -> Result<()> {
+    let size_bytes = HOT_RESET_HEADER_BYTES + groups.len() * size_of::<i32>();
+    let mut request = vec![size_bytes as i32, 0, groups.len() as i32];
+    request.extend(groups.iter().map(AsRawFd::as_raw_fd));
+    // SAFETY: the kernel reads argsz bytes, all of them inside `request`, and writes none.
+    unsafe { ioctl(device, Raw { opcode: DEVICE_PCI_HOT_RESET, argument: request.as_mut_ptr().cast() }) }
+}
+
 /// Binds a device of the character-device interface to an iommufd. Lasts until it is closed.
 pub fn device_bind_iommufd(device: impl AsFd, iommufd: BorrowedFd<'_>) -> Result<u32> {
     let mut bind = vfio_device_bind_iommufd {
@@ -149,6 +236,17 @@ pub fn device_feature_probe_get(device: impl AsFd, feature: u32) -> Result<()> {
         ..Default::default()
     };
     // SAFETY: a probe transfers nothing beyond the header.
+    unsafe { ioctl(device, Updater::<DEVICE_FEATURE, _>::new(&mut request)) }
+}
+
+/// Sets a `feature` that takes no data: ENOTTY where the kernel does not know it.
+pub fn device_feature_set(device: impl AsFd, feature: u32) -> Result<()> {
+    let mut request = vfio_device_feature {
+        argsz: size_of::<vfio_device_feature>() as u32,
+        flags: feature | VFIO_DEVICE_FEATURE_SET,
+        ..Default::default()
+    };
+    // SAFETY: the kernel reads the header, and nothing behind it, as argsz says.
     unsafe { ioctl(device, Updater::<DEVICE_FEATURE, _>::new(&mut request)) }
 }
 

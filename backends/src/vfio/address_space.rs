@@ -61,7 +61,16 @@ impl std::fmt::Debug for IoAddressSpace {
 /// What keeps an open device in its address space. Dropped after the device's descriptor.
 pub(super) enum Membership {
     Cdev { _ioas: Arc<IommufdIoas> },
-    Group { _group: Arc<Group> },
+    Group { group: Arc<Group> },
+}
+
+impl Membership {
+    pub(super) fn interface(&self) -> Interface {
+        match self {
+            Self::Cdev { .. } => Interface::Cdev,
+            Self::Group { .. } => Interface::Group,
+        }
+    }
 }
 
 impl IoAddressSpace {
@@ -114,7 +123,7 @@ impl IoAddressSpace {
             }
             Space::Container(container) => {
                 let (device, group) = container.open_device(address)?;
-                Ok((device, Membership::Group { _group: group }))
+                Ok((device, Membership::Group { group }))
             }
         }
     }

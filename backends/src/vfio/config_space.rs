@@ -3,10 +3,14 @@
 //! Reads and writes go through the VFIO configuration region, never through sysfs: VFIO virtualises
 //! some bits, and a write of the memory bit there is what makes it revoke the device's dma-bufs
 //! (`vfio_pci_config.c`, `vfio_basic_config_write`).
+//!
+//! Every access wakes a device that sleeps in low power, and does not bring its dma-bufs back. So nothing
+//! here touches one; nor an adopted device, which is another process's to wake.
 
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 
 use super::Device;
+use super::capability::find_capability;
 use crate::Result;
 
 // include/uapi/linux/pci_regs.h
@@ -14,11 +18,15 @@ const PCI_COMMAND: u64 = 0x04;
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
+const READ: &str = "read a device's configuration";
+
 impl Device {
     /// Whether the device decodes memory accesses (`PCI_COMMAND_MEMORY`).
     ///
     /// # Errors
-    /// What reading configuration space says: a device that fell off the bus, or one that is gone.
+    /// [`Kind::MemoryDisabled`](crate::Kind::MemoryDisabled) in low power,
+    /// [`Kind::Unsupported`](crate::Kind::Unsupported) of an adopted device; else what reading configuration
+    /// space says: a device that fell off the bus, or one that is gone.
     pub fn memory_enabled(&self) -> Result<bool> {
         Ok(self.command()? & PCI_COMMAND_MEMORY != 0)
     }
@@ -30,15 +38,17 @@ impl Device {
     /// the same descriptors; imports that do not heal themselves must be made again.
     ///
     /// # Errors
-    /// What writing configuration space says. The memory may be revoked all the same.
+    /// As [`Device::memory_enabled`]; else what writing configuration space says, and the memory may be
+    /// revoked all the same.
     pub fn set_memory_enabled(&self, enabled: bool) -> Result<()> {
         self.set_command(PCI_COMMAND_MEMORY, enabled)
     }
 
-    /// Switches bus mastering: whether the device may do DMA. Off when a device is opened or reset.
+    /// Switches bus mastering: whether the device may do DMA. Off when a device is opened
+    /// (`vfio_pci_core_enable`). A reset through VFIO keeps it as it was (`pci_restore_state`).
     ///
     /// # Errors
-    /// What writing configuration space says.
+    /// As [`Device::memory_enabled`].
     pub fn set_bus_master(&self, enabled: bool) -> Result<()> {
         self.set_command(PCI_COMMAND_MASTER, enabled)
     }
@@ -46,12 +56,35 @@ impl Device {
     fn set_command(&self, bit: u16, on: bool) -> Result<()> {
         let command = self.command()?;
         let command = if on { command | bit } else { command & !bit };
-        self.write(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, &command.to_le_bytes())
+        self.write_config(PCI_COMMAND, &command.to_le_bytes())
     }
 
     fn command(&self) -> Result<u16> {
-        let mut command = [0; 2];
-        self.read(VFIO_PCI_CONFIG_REGION_INDEX, PCI_COMMAND, &mut command)?;
-        Ok(u16::from_le_bytes(command))
+        self.read_config_word(PCI_COMMAND)
+    }
+
+    /// The offset of the first capability of that kind.
+    pub(super) fn capability(&self, id: u8) -> Result<Option<u8>> {
+        let offset = find_capability(|offset| self.read_config_word(offset), id);
+        offset.map_err(|error| error.on(self.address()))
+    }
+
+    pub(super) fn read_config_word(&self, offset_bytes: u64) -> Result<u16> {
+        self.check_owned_and_awake(READ)?;
+        let mut word = [0; 2];
+        self.read(VFIO_PCI_CONFIG_REGION_INDEX, offset_bytes, &mut word)?;
+        Ok(u16::from_le_bytes(word))
+    }
+
+    /// The kernel takes it apart into aligned pieces of four, two or one bytes, and acts on each
+    /// (`vfio_pci_config_rw_single`): what is to be one action is to be one such piece.
+    pub(super) fn write_config(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        self.check_owned_and_awake("write a device's configuration")?;
+        self.write(VFIO_PCI_CONFIG_REGION_INDEX, offset_bytes, bytes)
+    }
+
+    fn check_owned_and_awake(&self, tried: &'static str) -> Result<()> {
+        self.check_owned(tried)?;
+        self.check_awake(tried)
     }
 }

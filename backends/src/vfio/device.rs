@@ -1,37 +1,40 @@
-//! `Device`: a VFIO device that this process owns.
+//! `Device`: a VFIO device that this process owns, or has adopted.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX,
+    VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX, vfio_device_info,
 };
 
 use super::address_space::{Interface, IoAddressSpace, Membership};
 use super::live_mappings::LiveMappings;
+use super::power::Power;
 use crate::uapi::vfio as uapi;
 use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result, pci};
 
-/// A VFIO device, opened by this process and closed with this value.
+/// A VFIO device, opened by this process and closed with this value; or one that another process owns
+/// ([`Device::adopt`]).
 ///
 /// The kernel closes the device when the last descriptor *and the last BAR mapping* are gone, and
 /// then revokes its dma-bufs for good. [`Device::close`] refuses while a mapping is alive, so that
-/// "closed" means closed.
+/// "closed" means closed; [`Exporter::bury`] makes mappings let go.
 #[derive(Debug)]
 pub struct Device {
-    open: Arc<Open>,
+    pub(super) open: Arc<Open>,
     address: PciAddress,
-    interface: Interface,
     regions: Box<[Region]>,
-    can_reset: bool,
+    pub(super) can_reset: bool,
     mappings: LiveMappings,
+    pub(super) power: Power,
 }
 
 /// What a mapping keeps alive. The descriptor goes before the group or address space it is in.
-struct Open {
-    fd: OwnedFd,
-    _membership: Membership,
+pub(super) struct Open {
+    pub(super) fd: OwnedFd,
+    /// None where another process opened it.
+    pub(super) membership: Option<Membership>,
 }
 
 impl AsFd for Open {
@@ -77,9 +80,21 @@ impl Device {
         let (fd, membership) = space.open_device(address)?;
         let failed = |errno: Errno| Error::os("describe a VFIO device", errno).on(address);
         let info = uapi::device_get_info(&fd).map_err(failed)?;
+        let open = Open { fd, membership: Some(membership) };
+        Self::describe(open, address, &info, 0..info.num_regions)
+    }
+
+    /// Asks for the regions of those indices.
+    pub(super) fn describe(
+        open: Open,
+        address: PciAddress,
+        info: &vfio_device_info,
+        indices: impl Iterator<Item = u32>,
+    ) -> Result<Self> {
+        let failed = |errno: Errno| Error::os("describe a VFIO device", errno).on(address);
         let mut regions = Vec::new();
-        for index in 0..info.num_regions {
-            match uapi::device_get_region_info(&fd, index) {
+        for index in indices {
+            match uapi::device_get_region_info(&open, index) {
                 Ok(bytes) => regions.push(Region::parse(&bytes).map_err(|error| error.on(address))?),
                 // vfio-pci answers EINVAL for the VGA region of a device that has none.
                 Err(Errno::INVAL) => {}
@@ -87,15 +102,17 @@ impl Device {
             }
         }
         regions.retain(Region::is_present);
-        tracing::debug!(%address, interface = space.interface().name(), regions = regions.len(), "opened");
-        Ok(Self {
-            open: Arc::new(Open { fd, _membership: membership }),
+        let device = Self {
+            open: Arc::new(open),
             address,
-            interface: space.interface(),
             regions: regions.into(),
             can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             mappings: LiveMappings::default(),
-        })
+            power: Power::default(),
+        };
+        let interface = device.interface().map_or("adoption", Interface::name);
+        tracing::debug!(%address, interface, regions = device.regions.len(), "opened");
+        Ok(device)
     }
 
     /// Its PCI address.
@@ -103,9 +120,9 @@ impl Device {
         self.address
     }
 
-    /// How it was opened.
-    pub fn interface(&self) -> Interface {
-        self.interface
+    /// How this process opened it; none where another one did ([`Device::adopt`]).
+    pub fn interface(&self) -> Option<Interface> {
+        self.open.membership.as_ref().map(Membership::interface)
     }
 
     /// The region at `index`, with the meaning of a PCI BAR below 6.
@@ -161,36 +178,11 @@ impl Device {
         Ok(())
     }
 
-    /// Resets the device.
-    ///
-    /// Revokes every dma-buf of the device first, **blocks without a limit** until all importers
-    /// have unmapped (`vfio_pci_dma_buf_move`), then resets. The memory's content is unknown
-    /// afterwards, also when the call fails.
-    ///
-    /// # Errors
-    /// [`Kind::Unsupported`] where the device has no reset of its own; [`Kind::Busy`] (EAGAIN)
-    /// where the kernel would not reset now. The dma-bufs were revoked all the same.
-    pub fn reset(&self) -> Result<()> {
-        const TRIED: &str = "reset a VFIO device";
-        if !self.can_reset {
-            return Err(Error::new(Kind::Unsupported, TRIED, "the kernel knows no reset for it")
-                .on(self.address)
-                .next("a hot reset of its bus is the other way"));
-        }
-        uapi::device_reset(self).map_err(|errno| match errno {
-            Errno::AGAIN => Error::new(Kind::Busy, TRIED, "the kernel could not lock the device or its bus")
-                .on(self.address)
-                .errno(errno)
-                .next("try again"),
-            errno => Error::os(TRIED, errno).on(self.address),
-        })
-    }
-
     /// Closes the device, so that another process can open it.
     ///
     /// # Errors
-    /// [`Kind::StillInUse`] while a mapping of a BAR is alive, with the device given back: the
-    /// kernel would keep it open (seen on Linux 7.3).
+    /// [`Kind::StillInUse`] while a mapping of a BAR is alive and not [buried](Exporter::bury), with the
+    /// device given back: the kernel would keep it open (seen on Linux 7.3).
     pub fn close(self) -> Result<(), (Self, Error)> {
         let mappings = Arc::strong_count(&self.open) - 1;
         if mappings == 0 {
@@ -202,7 +194,7 @@ impl Device {
             format!("{mappings} mapping(s) of its memory are alive and keep it open"),
         )
         .on(self.address)
-        .next("detach importers by host pointer and drop mappings first");
+        .next("detach importers by host pointer, and drop the mappings or bury them first");
         Err((self, error))
     }
 
@@ -226,16 +218,37 @@ impl Device {
         const TRIED: &str = "access a region";
         // vfio_pci_core_do_io_rw gives EIO while memory is off.
         let is_bar = region_index < VFIO_PCI_CONFIG_REGION_INDEX;
-        if errno == Errno::IO && is_bar && matches!(self.memory_enabled(), Ok(false)) {
-            return self.memory_disabled(TRIED).errno(errno);
+        if errno == Errno::IO && is_bar {
+            if self.is_adopted() {
+                let why = "its owner has switched its memory off, or it sleeps";
+                return self.memory_disabled(TRIED, why, "ask the owner to bring it back").errno(errno);
+            }
+            if let Err(error) = self.check_decoding(TRIED)
+                && error.kind() == Kind::MemoryDisabled
+            {
+                return error.errno(errno);
+            }
         }
         Error::os(TRIED, errno).on(format!("{}, region {region_index}", self.address))
     }
 
-    pub(super) fn memory_disabled(&self, tried: &'static str) -> Error {
-        Error::new(Kind::MemoryDisabled, tried, "the device's memory decoding is off")
-            .on(self.address)
-            .next("switch it on first: a reset, or the owner, turned it off")
+    /// Fails where memory decoding is off or the device sleeps in D3hot, as the kernel decides it
+    /// (`__vfio_pci_memory_enabled`).
+    fn check_decoding(&self, tried: &'static str) -> Result<()> {
+        if !self.memory_enabled()? {
+            let next = "switch it on first: a reset, or the owner, turned it off";
+            return Err(self.memory_disabled(tried, "the device's memory decoding is off", next));
+        }
+        self.check_not_d3hot(tried)
+    }
+
+    pub(super) fn memory_disabled(
+        &self,
+        tried: &'static str,
+        why: &'static str,
+        next: &'static str,
+    ) -> Error {
+        Error::new(Kind::MemoryDisabled, tried, why).on(self.address).next(next)
     }
 }
 
@@ -311,12 +324,15 @@ impl Exporter for Device {
         })
     }
 
+    /// Of an adopted device it says yes: reading its configuration would wake it, or end the low-power
+    /// state that its owner chose.
     fn check_reachable(&self) -> Result<()> {
-        match self.memory_enabled() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self.memory_disabled("use a device's memory")),
-            Err(error) => Err(error),
+        const TRIED: &str = "use a device's memory";
+        if self.is_adopted() {
+            return Ok(());
         }
+        self.check_awake(TRIED)?;
+        self.check_decoding(TRIED)
     }
 
     fn shadow(&self) -> Result<()> {

@@ -3,13 +3,15 @@
 //! `VFIO_DEVICE_FEATURE_DMA_BUF`, Linux 6.19 and later. The ranges were checked when they were
 //! made, so an errno of the kernel (`vfio_pci_core_feature_dma_buf`) has one meaning left.
 
+use std::ffi::CString;
+
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::VFIO_DEVICE_FEATURE_DMA_BUF;
 use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_REGION_INDEX};
 
 use super::Device;
 use crate::pci::Function;
-use crate::uapi::vfio as uapi;
+use crate::uapi::{dma_buf, vfio as uapi};
 use crate::{DmaBuf, DmaRanges, Error, Kind, Result};
 
 const TRIED: &str = "export a dma-buf";
@@ -43,6 +45,9 @@ impl Device {
     }
 
     pub(super) fn export_dma_buf(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
+        // The kernel looks at memory decoding only, and would make a live dma-buf of a device that
+        // goes back to sleep (vfio_pci_core_feature_dma_buf).
+        self.check_awake(TRIED)?;
         self.region(ranges.region_index())?;
         if matches!(ranges.region_index(), VFIO_PCI_ROM_REGION_INDEX | VFIO_PCI_CONFIG_REGION_INDEX) {
             return Err(Error::new(Kind::InvalidInput, TRIED, "only BARs can be exported").on(format!(
@@ -61,6 +66,12 @@ impl Device {
             slices,
         )
         .map_err(|errno| self.explain(errno, ranges.region_index()))?;
+        // So that whoever looks at /proc/PID/fdinfo or at bufinfo can tell whose memory it is.
+        let name = CString::new(format!("peervram {}", self.address())).expect("an address has no NUL");
+        debug_assert!(name.as_bytes_with_nul().len() <= dma_buf::NAME_BYTES_MAX, "{name:?} is too long");
+        if let Err(errno) = dma_buf::set_name(&fd, &name) {
+            tracing::debug!(%errno, ?name, "could not name a dma-buf");
+        }
         // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
         Ok(DmaBuf::of_size(fd, ranges.size_bytes()))
     }

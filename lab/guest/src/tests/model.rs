@@ -63,7 +63,7 @@ fn opens_beside_another(guest: &Guest) -> Verdict {
     let (first, second) = (guest.model(0)?, guest.model(1)?);
     ensure!(first.address() != second.address(), "both are {}", first.address());
     let interface = first.open()?.interface();
-    let space = IoAddressSpace::new(interface)?;
+    let space = IoAddressSpace::new(interface.context("a device that was opened has no interface")?)?;
     for model in [&first, &second] {
         let device = Device::open_into(&space, model.address())?;
         set_register(&device, map::SCRATCH, u32::from(model.address().bus))?;
