@@ -6,6 +6,7 @@ use peervram::backends::pci::Function;
 use peervram_lab::link::Link;
 use peervram_lab::machine::{Device, Facts, PciId};
 use peervram_lab::picture::Picture;
+use peervram_lab::wire::{Cell, Event};
 use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -102,6 +103,13 @@ impl Guest {
     /// What the virtio GPU shows now.
     pub fn screendump(&self) -> Result<Picture> {
         self.link()?.screendump()
+    }
+
+    /// Puts what was found into a table of the machine's report. Rows and columns come in the order in which
+    /// they are named first; of what is said twice, the last is printed.
+    pub fn cell(&self, table: &str, row: &str, column: &str, text: &str) -> Result<()> {
+        let [table, row, column, text] = [table, row, column, text].map(str::to_owned);
+        self.link()?.send(&Event::Cell(Cell { table, row, column, text }))
     }
 
     /// The way to the host.

@@ -80,7 +80,7 @@ fn cross(guest: &Guest, crossing: Crossing) -> Verdict {
     crossing.close()
 }
 
-/// What the tests of revokes may count on.
+/// The table is what the tests of revokes may count on.
 fn each_is_reset_in_its_way(guest: &Guest) -> Verdict {
     let [twin, _] = guest.twins()?;
     let card = guest.card()?;
@@ -112,6 +112,7 @@ fn each_is_reset_in_its_way(guest: &Guest) -> Verdict {
             ("content then", content, "kept"),
         ];
         for (what, seen, expected) in seen {
+            guest.cell("lender", name, what, seen)?;
             ensure!(seen == expected, "{name}, {what}: {seen}, not {expected}");
         }
     }
