@@ -28,6 +28,17 @@ pub enum Device {
     /// Another such function, whose IOMMU group holds a second function that has a kernel driver: nobody in
     /// user space may own it.
     CrowdedGroup,
+    /// Two functions like [`Device::SharedMemory`] in one slot: one IOMMU group, and one reset for both.
+    Twins {
+        /// Size of each one's BAR 2.
+        size_mib: u32,
+    },
+    /// QEMU's NVMe controller, for its persistent memory region: BAR 4 is plain memory, and shows nothing
+    /// until a register in BAR 0 enables it. It has a reset of its own (FLR) and sleep states.
+    Card {
+        /// Size of BAR 4, a power of two.
+        size_mib: u32,
+    },
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
     /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
@@ -44,6 +55,8 @@ impl PciId {
     const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
     /// A modern virtio GPU.
     const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
+    /// QEMU's NVMe controller.
+    const CARD: PciId = PciId { vendor: 0x1b36, device: 0x0010 };
 }
 
 impl std::fmt::Display for PciId {
@@ -56,10 +69,16 @@ impl Device {
     /// What it calls itself on the bus.
     pub fn id(&self) -> PciId {
         match self {
-            Device::SharedMemory { .. } | Device::CrowdedGroup => PciId::SHARED_MEMORY,
+            Device::SharedMemory { .. } | Device::CrowdedGroup | Device::Twins { .. } => PciId::SHARED_MEMORY,
+            Device::Card { .. } => PciId::CARD,
             Device::VirtioGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
         }
+    }
+
+    /// How many functions of that name it has.
+    pub fn functions(&self) -> usize {
+        if matches!(self, Device::Twins { .. }) { 2 } else { 1 }
     }
 
     /// Whether it is a model GPU.
@@ -69,7 +88,13 @@ impl Device {
 
     /// Whether its memory is lent, so that it belongs to vfio-pci.
     pub fn lends(&self) -> bool {
-        matches!(self, Device::SharedMemory { .. } | Device::ModelGpu { .. })
+        match self {
+            Device::SharedMemory { .. }
+            | Device::Twins { .. }
+            | Device::Card { .. }
+            | Device::ModelGpu { .. } => true,
+            Device::CrowdedGroup | Device::VirtioGpu => false,
+        }
     }
 
     /// This device behind the port of the same number.
@@ -77,7 +102,7 @@ impl Device {
         match self {
             Device::SharedMemory { size_mib } => words(&[
                 ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
-                ("-device", &format!("ivshmem-plain,memdev=vram{index},bus=port{index}")),
+                ("-device", &format!("ivshmem-plain,id=device{index},memdev=vram{index},bus=port{index}")),
             ]),
             Device::CrowdedGroup => words(&[
                 ("-object", &format!("memory-backend-memfd,id=vram{index},size=1M,share=on")),
@@ -86,6 +111,28 @@ impl Device {
                     &format!("ivshmem-plain,memdev=vram{index},bus=port{index},addr=0.0,multifunction=on"),
                 ),
                 ("-device", &format!("virtio-rng-pci,bus=port{index},addr=0.1")),
+            ]),
+            Device::Twins { size_mib } => (0..2)
+                .flat_map(|function| {
+                    let memory = format!("vram{index}.{function}");
+                    let multifunction = if function == 0 { ",multifunction=on" } else { "" };
+                    words(&[
+                        ("-object", &format!("memory-backend-memfd,id={memory},size={size_mib}M,share=on")),
+                        (
+                            "-device",
+                            &format!(
+                                "ivshmem-plain,id=device{index}.{function},memdev={memory},bus=port{index},addr=0.{function}{multifunction}"
+                            ),
+                        ),
+                    ])
+                })
+                .collect(),
+            Device::Card { size_mib } => words(&[
+                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
+                (
+                    "-device",
+                    &format!("nvme,id=device{index},serial=vram{index},pmrdev=vram{index},bus=port{index}"),
+                ),
             ]),
             Device::VirtioGpu => {
                 // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
@@ -129,5 +176,14 @@ mod tests {
         let device = arguments.iter().find(is_second).unwrap();
         let device: serde_json::Value = serde_json::from_str(device).unwrap();
         assert_eq!(device["driver"], "vfio-user-pci");
+    }
+
+    #[test]
+    fn twins_share_a_slot_and_have_their_own_memory() {
+        let arguments = named("small-revoke").unwrap().qemu_arguments();
+        let twins: Vec<&String> = arguments.iter().filter(|word| word.contains("id=device5.")).collect();
+        assert!(twins.iter().all(|twin| twin.contains("bus=port5,")), "{twins:?}");
+        assert!(twins[0].contains("memdev=vram5.0,") && twins[0].ends_with("addr=0.0,multifunction=on"));
+        assert!(twins[1].contains("memdev=vram5.1,") && twins[1].ends_with("addr=0.1"));
     }
 }

@@ -33,6 +33,7 @@ mod qmp;
 pub mod report;
 mod root;
 pub mod suite;
+mod table;
 mod topology;
 mod vm;
 pub mod wire;

@@ -33,6 +33,8 @@ pub struct Machine {
     pub peer_to_peer: PeerToPeer,
     /// Whether the guest can use Vulkan (Mesa lavapipe from the private root).
     pub vulkan: bool,
+    /// Whether devices can be taken out and put in while it runs.
+    pub hotplug: bool,
     /// Guest memory.
     pub memory_mib: u32,
     /// Whether it runs unless others are named. What is built or booted slowly is asked for by name.
@@ -99,6 +101,8 @@ pub struct Facts {
     pub peer_to_peer: PeerToPeer,
     /// [`Machine::vulkan`].
     pub vulkan: bool,
+    /// [`Machine::hotplug`].
+    pub hotplug: bool,
     /// Whether the lab's importer module can be loaded there.
     pub holder: bool,
     /// Whether its kernel watches its own locks and DMA mappings.
@@ -133,6 +137,17 @@ impl Facts {
     pub fn has_models(&self) -> bool {
         self.devices.iter().any(Device::is_model)
     }
+
+    /// Whether it has every kind of lender and of importer at once. Such a machine is for tests of its own:
+    /// what is for one kind has machines enough.
+    pub fn has_every_importer(&self) -> bool {
+        let has = |wanted: fn(&Device) -> bool| self.devices.iter().any(wanted);
+        self.has_lender_and_screen()
+            && self.has_models()
+            && self.vulkan
+            && has(|device| matches!(device, Device::Card { .. }))
+            && has(|device| matches!(device, Device::Twins { .. }))
+    }
 }
 
 const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
@@ -150,6 +165,7 @@ const DEFAULT: Machine = Machine {
     devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
+    hotplug: false,
     memory_mib: 1024,
     everyday: true,
 };
@@ -163,6 +179,22 @@ const TWO_MODELS: Machine = Machine {
     about: "two model GPUs, each behind its root port",
     devices: &[MODEL, MODEL],
     vulkan: false,
+    ..DEFAULT
+};
+
+/// What takes memory back, against everybody who may have it then.
+const REVOKE: Machine = Machine {
+    name: "small-revoke",
+    about: "every kind of lender and importer, and slots whose devices can be taken out",
+    devices: &[
+        Device::SharedMemory { size_mib: 256 },
+        Device::VirtioGpu,
+        MODEL,
+        MODEL,
+        Device::Card { size_mib: 64 },
+        Device::Twins { size_mib: 64 },
+    ],
+    hotplug: true,
     ..DEFAULT
 };
 
@@ -217,6 +249,7 @@ pub const MACHINES: &[Machine] = &[
         about: "two model GPUs under one switch",
         ..TWO_MODELS.under_a_switch()
     },
+    REVOKE,
     Machine {
         name: "epyc-root-ports",
         about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
@@ -319,6 +352,7 @@ impl Machine {
             iommu: self.iommu,
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
+            hotplug: self.hotplug,
             holder: self.kernel.own_name().is_some(),
             lockdep: matches!(self.kernel, Kernel::Own { flavour: Flavour::Lockdep, .. }),
             devices: self.devices.to_vec(),
@@ -365,6 +399,10 @@ impl Machine {
                 Iommu::Virtio => ("-device", "virtio-iommu-pci,addr=1e.0"),
             },
         ]);
+        if self.hotplug {
+            // Without it QEMU's ports leave hot-plugging to ACPI, which our own kernels have no driver for.
+            arguments.extend(words(&[("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")]));
+        }
         arguments.extend(self.topology.qemu_arguments(self.devices.len()));
         for (index, device) in self.devices.iter().enumerate() {
             arguments.extend(device.qemu_arguments(index, self.topology));

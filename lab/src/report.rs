@@ -1,9 +1,11 @@
-//! What a person reads: machine by machine, test by test, and one last line to count on.
+//! What a person reads: machine by machine, test by test, the tables that tests filled, and one last line
+//! to count on.
 
 use serde::Serialize;
 use std::io::{self, Write};
 
 use crate::suite::{Outcome, Plan, Tested, Watcher};
+use crate::table;
 use crate::wire::Verdict;
 
 /// How many tests ended in which way.
@@ -104,6 +106,9 @@ impl<W: Write> Watcher for Text<W> {
 
     fn machine_ends(&mut self, outcome: &Outcome) {
         writeln!(self.writer, "  boot to last verdict: {:.1} s", outcome.total_s).ok();
+        for table in table::all(&outcome.cells) {
+            write!(self.writer, "\n{table}").ok();
+        }
     }
 }
 
@@ -111,6 +116,7 @@ impl<W: Write> Watcher for Text<W> {
 mod tests {
     use super::*;
     use crate::machine;
+    use crate::wire::Cell;
 
     fn tested(name: &str, verdict: Verdict) -> Tested {
         Tested { name: name.into(), verdict, seconds: 1.0 }
@@ -129,5 +135,26 @@ mod tests {
         assert!(text.contains("FAILED: lab/b on epyc-root-ports\n    EINVAL\n    no way\n"));
         assert!(text.contains("skipped: lab/c on epyc-root-ports\n    no Vulkan\n"));
         assert_eq!(text.lines().last(), Some("1 passed, 1 failed, 1 skipped"));
+    }
+
+    #[test]
+    fn tables_come_with_their_machine_and_before_reasons() {
+        let mut text = Text::new(Vec::new());
+        let machine = machine::named("small-revoke").unwrap();
+        text.machine_begins(&Plan { machine, tests: vec!["a/b".into()] });
+        text.tested(&tested("a/b", Verdict::Failed { reason: "the reason".into() }));
+        let [table, row, column, text_of_cell] =
+            ["revoke", "reset", "virtio-gpu", "right bytes"].map(str::to_owned);
+        text.machine_ends(&Outcome {
+            machine: machine.name.into(),
+            release: None,
+            boot_s: 3.0,
+            total_s: 4.0,
+            tests: Vec::new(),
+            cells: vec![Cell { table, row, column, text: text_of_cell }],
+        });
+        let text = String::from_utf8(text.finish().unwrap()).unwrap();
+        let expected = "4.0 s\n\n  revoke  virtio-gpu\n  reset   right bytes\n\nFAILED: a/b";
+        assert!(text.contains(expected), "{text}");
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::lab::{Lab, Programs};
 use crate::machine::{Facts, Machine};
-use crate::wire::Verdict;
+use crate::wire::{Cell, Verdict};
 
 /// A machine and the tests that are to run there.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Outcome {
     pub total_s: f64,
     /// Each test, in order.
     pub tests: Vec<Tested>,
+    /// What the tests said for tables, in order.
+    pub cells: Vec<Cell>,
 }
 
 /// What came of a test.
@@ -101,6 +103,7 @@ pub fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Result<Outcome>
         boot_s: 0.0,
         total_s: 0.0,
         tests: Vec::new(),
+        cells: Vec::new(),
     };
     let mut lost: Option<String> = None;
     let mut vm = match lab.boot(plan.machine) {
@@ -137,6 +140,7 @@ pub fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Result<Outcome>
         watcher.tested(&tested);
         outcome.tests.push(tested);
     }
+    outcome.cells = vm.map(|vm| vm.cells().to_vec()).unwrap_or_default();
     outcome.total_s = start.elapsed().as_secs_f64();
     watcher.machine_ends(&outcome);
     Ok(outcome)

@@ -19,7 +19,7 @@ use crate::machine::Facts;
 use crate::model::Model;
 use crate::picture::Picture;
 use crate::qemu::Qemu;
-use crate::wire::{self, Event, Order, Stream, Verdict};
+use crate::wire::{self, Cell, Event, Order, Stream, Verdict};
 
 /// From QEMU's start to the agent's first word. Ten times what a quiet host needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -37,6 +37,7 @@ pub struct Vm {
     events: Receiver<Event>,
     folder: Folder,
     pictures: u32,
+    cells: Vec<Cell>,
     release: String,
     boot: Duration,
 }
@@ -78,6 +79,7 @@ impl Vm {
             events,
             folder,
             pictures: 0,
+            cells: Vec::new(),
             release: String::new(),
             boot: Duration::ZERO,
         };
@@ -110,6 +112,11 @@ impl Vm {
         self.boot
     }
 
+    /// What its tests have said for tables, in order.
+    pub fn cells(&self) -> &[Cell] {
+        &self.cells
+    }
+
     /// The last lines of its console.
     pub fn last_words(&self, lines: usize) -> String {
         self.qemu.last_words(lines)
@@ -131,6 +138,7 @@ impl Vm {
                 }
                 Event::Screendump => self.answer_screendump()?,
                 Event::Control { device, request } => self.answer_control(device, &request)?,
+                Event::Cell(cell) => self.cells.push(cell),
                 other => bail!("the agent says {other:?} during the test {name}"),
             }
         }
@@ -173,6 +181,7 @@ impl Vm {
                 Event::Exited { code } => return Ok(Exit { code, stdout, stderr }),
                 Event::Screendump => self.answer_screendump()?,
                 Event::Control { device, request } => self.answer_control(device, &request)?,
+                Event::Cell(cell) => self.cells.push(cell),
                 other => bail!("the agent says {other:?} while a program runs"),
             }
         }

@@ -11,6 +11,7 @@
 //! host:  Run { program, ..} guest: Output .., Exited { .. }
 //!        guest: Screendump  host: Screendump { .. }       in the middle of either
 //!        guest: Control { } host: Control { .. }          so, too
+//!        guest: Cell(..)                                  so, too, and nobody answers
 //! ```
 
 use peervram_model::request::{Answer, Request};
@@ -106,6 +107,8 @@ pub enum Event {
         /// What is asked.
         request: Request,
     },
+    /// A cell of a table that the report prints.
+    Cell(Cell),
     /// A line that the program wrote.
     Output {
         /// Where to.
@@ -118,6 +121,19 @@ pub enum Event {
         /// Its exit code; 128 and the signal's number if it was killed.
         code: i32,
     },
+}
+
+/// What a test found, for a table of the machine's report: which table, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    /// The table's name.
+    pub table: String,
+    /// The row's name.
+    pub row: String,
+    /// The column's name.
+    pub column: String,
+    /// One line.
+    pub text: String,
 }
 
 /// A program's output streams.
@@ -185,6 +201,12 @@ mod tests {
                 seconds: 0.25,
             },
             Event::Screendump,
+            Event::Cell(Cell {
+                table: "revoke".into(),
+                row: "reset".into(),
+                column: "virtio-gpu".into(),
+                text: "right bytes".into(),
+            }),
             Event::Control {
                 device: 1,
                 request: Request::Checksum { offset_bytes: u64::MAX, length_bytes: 1 },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::{
-    Aperture, DmaRange, DmaRanges, Exporter, Mapping, RawBytes, drm, page_size_bytes, vfio,
+    Aperture, DmaRange, DmaRanges, Exporter, Mapping, Owner, RawBytes, Region, drm, page_size_bytes, vfio,
 };
 use peervram::picture::Picture;
 use peervram::{Error, Export, Kind, Lender};
@@ -32,11 +32,15 @@ pub fn open_node(guest: &Guest) -> Result<Arc<drm::Node>> {
 /// `count` ranges of a page or more, scattered over VRAM in an order that is not theirs, which
 /// together hold `size_bytes`.
 pub fn scattered(device: &vfio::Device, size_bytes: u64, count: u64) -> Result<DmaRanges> {
+    scattered_in(device.region(VRAM)?, size_bytes, count)
+}
+
+fn scattered_in(region: &Region, size_bytes: u64, count: u64) -> Result<DmaRanges> {
     let page = page_size_bytes();
     let each = size_bytes.div_ceil(count).next_multiple_of(page);
     let mut ranges: Vec<DmaRange> = (0..count).map(|i| DmaRange::new(i * (each + 3 * page), each)).collect();
     ranges.reverse();
-    Ok(DmaRanges::new(device.region(VRAM)?, &ranges)?)
+    Ok(DmaRanges::new(region, &ranges)?)
 }
 
 /// A picture in VRAM, exported.
@@ -54,13 +58,17 @@ pub struct Crossing {
 impl Crossing {
     /// Writes a test card into `count` ranges of the lender's VRAM and exports them.
     pub fn new(guest: &Guest, count: u64) -> Result<Crossing> {
-        let device = open_device(guest)?;
+        Self::lend(open_device(guest)?, VRAM, count, Arc::new(RawBytes))
+    }
+
+    /// The same for any device, whose memory is a region that `owner` answers for.
+    pub fn lend(device: vfio::Device, region: u32, count: u64, owner: Arc<dyn Owner>) -> Result<Crossing> {
         let card = Picture::test_card(640, 480);
-        let ranges = scattered(&device, card.layout().end_bytes(), count)?;
+        let ranges = scattered_in(device.region(region)?, card.layout().end_bytes(), count)?;
         let view = device.map(&ranges)?;
         view.write(0, card.bytes())?;
         let lender = Lender::new(device);
-        let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+        let export = lender.export(Aperture::owned(ranges, owner))?;
         Ok(Crossing { view, card, export, lender })
     }
 

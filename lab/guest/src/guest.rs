@@ -1,14 +1,17 @@
 //! The machine as a test sees it: its facts, its devices, its screen.
 
 use anyhow::{Context, Result, bail};
+use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
 use peervram_lab::link::Link;
 use peervram_lab::machine::{Device, Facts, PciId};
 use peervram_lab::picture::Picture;
+use peervram_lab::wire::{Cell, Event};
 use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::card::Card;
 use crate::model::Model;
 use crate::test::Skip;
 
@@ -38,6 +41,24 @@ impl Guest {
     pub fn lender(&self) -> Result<String> {
         let is_lender = |device: &Device| matches!(device, Device::SharedMemory { .. });
         self.first(is_lender, "device that only lends")
+    }
+
+    /// The PCI addresses of the two functions in one slot (BAR 2 of each is memory); bound to vfio-pci.
+    pub fn twins(&self) -> Result<[PciAddress; 2]> {
+        let device = self.position(|device| matches!(device, Device::Twins { .. }), "twins")?;
+        match &addresses_of(&self.facts, device)?[..] {
+            [first, second] => Ok([first.parse()?, second.parse()?]),
+            other => bail!("twins are at {other:?}"),
+        }
+    }
+
+    /// The card with a reset of its own and sleep states.
+    pub fn card(&self) -> Result<Card> {
+        let device = self.position(|device| matches!(device, Device::Card { .. }), "card")?;
+        let Device::Card { size_mib } = self.facts.devices[device] else {
+            bail!("device {device} of this machine is no card");
+        };
+        Ok(Card::new(self.address_of(device)?.parse()?, u64::from(size_mib) << 20))
     }
 
     /// The PCI address of the virtio GPU.
@@ -84,6 +105,13 @@ impl Guest {
         self.link()?.screendump()
     }
 
+    /// Puts what was found into a table of the machine's report. Rows and columns come in the order in which
+    /// they are named first; of what is said twice, the last is printed.
+    pub fn cell(&self, table: &str, row: &str, column: &str, text: &str) -> Result<()> {
+        let [table, row, column, text] = [table, row, column, text].map(str::to_owned);
+        self.link()?.send(&Event::Cell(Cell { table, row, column, text }))
+    }
+
     /// The way to the host.
     pub fn link(&self) -> Result<&Link> {
         match self.link.get() {
@@ -96,8 +124,13 @@ impl Guest {
     }
 
     fn first(&self, wanted: impl Fn(&Device) -> bool, what: &str) -> Result<String> {
+        self.address_of(self.position(wanted, what)?)
+    }
+
+    /// The place in the row of the first device that is so.
+    fn position(&self, wanted: impl Fn(&Device) -> bool, what: &str) -> Result<usize> {
         let device = self.facts.devices.iter().position(wanted);
-        self.address_of(device.ok_or_else(|| Skip(format!("this machine has no {what}")))?)
+        Ok(device.ok_or_else(|| Skip(format!("this machine has no {what}")))?)
     }
 }
 
@@ -110,17 +143,28 @@ pub fn remember(facts: &Facts) -> Result<()> {
 pub fn bind_lenders(facts: &Facts) -> Result<()> {
     let lenders = facts.devices.iter().enumerate().filter(|(_, device)| device.lends());
     for (device, _) in lenders {
-        bind(&address_of(facts, device)?, "vfio-pci")?;
+        for address in addresses_of(facts, device)? {
+            bind(&address, "vfio-pci")?;
+        }
     }
     Ok(())
 }
 
-/// Devices of one kind are behind ports in the row's order, so their addresses are in it, too.
 fn address_of(facts: &Facts, device: usize) -> Result<String> {
-    let id = facts.devices.get(device).with_context(|| format!("this machine has no device {device}"))?.id();
-    let before = facts.devices[..device].iter().filter(|device| device.id() == id).count();
-    let address = find(id)?.into_iter().nth(before);
-    address.with_context(|| format!("device {device} of this machine, {id}, is not on the bus"))
+    Ok(addresses_of(facts, device)?.swap_remove(0))
+}
+
+/// The functions of a device. Devices of one kind are behind ports in the row's order, so their addresses
+/// are in it, too.
+fn addresses_of(facts: &Facts, device: usize) -> Result<Vec<String>> {
+    let wanted = facts.devices.get(device).with_context(|| format!("this machine has no device {device}"))?;
+    let of_its_kind = facts.devices[..device].iter().filter(|device| device.id() == wanted.id());
+    let before = of_its_kind.map(Device::functions).sum();
+    let found: Vec<String> = find(wanted.id())?.into_iter().skip(before).take(wanted.functions()).collect();
+    if found.len() != wanted.functions() {
+        bail!("device {device} of this machine, {}, is not on the bus", wanted.id());
+    }
+    Ok(found)
 }
 
 /// Binds a PCI function to a driver through `driver_override`.

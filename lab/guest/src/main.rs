@@ -9,6 +9,7 @@
 //! Tests live in [`tests`], one file for each part of the project.
 
 mod agent;
+mod card;
 mod crossing;
 mod guest;
 mod holder;

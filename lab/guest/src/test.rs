@@ -39,12 +39,23 @@ pub struct Test {
 impl Test {
     /// A test for every machine with a device that only lends and a GPU with a screen.
     pub const fn new(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { name, function, with: Facts::has_lender_and_screen, on: |_| true, allowed: &[] }
+        Test {
+            name,
+            function,
+            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer(),
+            on: |_| true,
+            allowed: &[],
+        }
     }
 
     /// A test for every machine with model GPUs.
     pub const fn of_models(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { with: Facts::has_models, ..Test::new(name, function) }
+        Test { with: |facts| facts.has_models() && !facts.has_every_importer(), ..Test::new(name, function) }
+    }
+
+    /// A test for the machine with every kind of lender and importer, where memory is taken back from all.
+    pub const fn of_revoke(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: Facts::has_every_importer, ..Test::new(name, function) }
     }
 
     /// A test for every machine, whatever its devices.

@@ -3,6 +3,7 @@
 mod drm;
 mod holder;
 mod lab;
+mod lenders;
 mod lockdep;
 mod model;
 mod peer;
@@ -17,6 +18,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         lab::TESTS,
         vfio::TESTS,
         drm::TESTS,
+        lenders::TESTS,
         holder::TESTS,
         vulkan::TESTS,
         model::TESTS,

@@ -1,0 +1,100 @@
+//! Tables of what tests found: cells as they were said, printed with aligned columns.
+
+use std::fmt::{self, Display, Formatter};
+
+use crate::wire::Cell;
+
+/// What stands where nothing was said: a test that did not come so far, or did not run.
+const NOTHING: &str = "-";
+
+/// One table. Rows and columns are in the order in which they were named first.
+pub(crate) struct Table<'a> {
+    name: &'a str,
+    rows: Vec<&'a str>,
+    columns: Vec<&'a str>,
+    cells: Vec<&'a Cell>,
+}
+
+/// The tables that cells are of, in the order in which they were named first.
+pub(crate) fn all(cells: &[Cell]) -> Vec<Table<'_>> {
+    let mut tables: Vec<Table> = Vec::new();
+    for cell in cells {
+        let known = tables.iter().position(|table| table.name == cell.table);
+        let place = known.unwrap_or_else(|| {
+            tables.push(Table {
+                name: &cell.table,
+                rows: Vec::new(),
+                columns: Vec::new(),
+                cells: Vec::new(),
+            });
+            tables.len() - 1
+        });
+        let table = &mut tables[place];
+        for (names, name) in [(&mut table.rows, &cell.row), (&mut table.columns, &cell.column)] {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        table.cells.push(cell);
+    }
+    tables
+}
+
+impl Table<'_> {
+    /// What was said last for a place.
+    fn text(&self, row: &str, column: &str) -> &str {
+        let said = self.cells.iter().rev().find(|cell| cell.row == row && cell.column == column);
+        said.map_or(NOTHING, |cell| &cell.text)
+    }
+}
+
+impl Display for Table<'_> {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        let head = std::iter::once(self.name).chain(self.columns.iter().copied());
+        let mut lines: Vec<Vec<&str>> = vec![head.collect()];
+        for &row in &self.rows {
+            let texts = self.columns.iter().map(|column| self.text(row, column));
+            lines.push(std::iter::once(row).chain(texts).collect());
+        }
+        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..=self.columns.len()).map(width).collect();
+        for line in &lines {
+            let mut text = String::new();
+            for (word, &width) in line.iter().zip(&widths) {
+                text += &format!("  {word:width$}");
+            }
+            writeln!(formatter, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(table: &str, row: &str, column: &str, text: &str) -> Cell {
+        let [table, row, column, text] = [table, row, column, text].map(str::to_owned);
+        Cell { table, row, column, text }
+    }
+
+    #[test]
+    fn columns_are_aligned_and_gaps_are_seen() {
+        let cells = [
+            cell("revoke", "reset", "virtio-gpu", "right bytes"),
+            cell("other", "a", "b", "c"),
+            cell("revoke", "memory off", "lavapipe", "said too soon"),
+            cell("revoke", "memory off", "lavapipe", "détaché"),
+        ];
+        let tables: Vec<String> = all(&cells).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            tables,
+            [
+                "  revoke      virtio-gpu   lavapipe\n  \
+                   reset       right bytes  -\n  \
+                   memory off  -            détaché\n",
+                "  other  b\n  a      c\n",
+            ]
+        );
+    }
+}
