@@ -1,207 +1,279 @@
-//! `Attachment`: one importer's use of one export, and `Access`: one stretch of using it.
+//! `Attachment`: one importer's use of one export.
 //!
 //! The user-space twin of the kernel's `dma_buf_attachment`. Order of calls:
-//! `attach -> enter -> use -> finish -> ... -> detach`. After the memory was taken back and
-//! returned, `enter` refuses until [`Attachment::renew`] has imported it again; what was made from
-//! the old import (buffers, descriptor sets, framebuffers) is dead then.
+//! `attach -> enter -> use -> finish -> ... -> detach`. After the memory was taken back and returned,
+//! `enter` refuses until [`Attachment::current`] has imported it again: what was made from the old
+//! import (buffers, descriptor sets, framebuffers) is dead then, and is to be rebuilt. Imports that stay
+//! good (mapped memory, drivers that map again by themselves) are simply let in again.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use peervram_backends::{Importer, OnRevoke};
 
+use crate::access::{Access, Revoked};
 use crate::export::Lent;
-use crate::gate::Outcome;
-use crate::{Error, Kind, Path, Result, RevokeCause, Trust};
+use crate::gate::{Closed, Gate};
+use crate::revoke::keeper::Gated;
+use crate::revoke::machine::{AttachmentId, DeviceId};
+use crate::revoke::{Event, Events, Subscription};
+use crate::sync::{Mutex, thread};
+use crate::{Error, Import, Path, Result, Trust};
 
-/// Memory of one device, imported by another. Released when dropped.
-pub struct Attachment<I: Importer> {
+/// How often a drain looks whether imports that were given out are still in somebody's hands.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Memory of one device, imported by another. Released when dropped; what a device still does with the
+/// memory then ([`InFlight`](crate::InFlight)) is waited for as long as it is kept.
+pub struct Attachment<I: Importer>(Arc<Handle<I>>);
+
+/// What applications hold. The last of it ends the attachment.
+pub(crate) struct Handle<I: Importer>(Arc<Attached<I>>);
+
+/// What applications and a revoke share.
+pub(crate) struct Attached<I: Importer> {
+    id: AttachmentId,
     lent: Arc<Lent>,
     importer: Arc<I>,
     trust: Trust,
+    gate: Arc<Gate>,
+    last: Mutex<Last<I>>,
+}
+
+/// The last import.
+struct Last<I: Importer> {
+    /// None while the memory is away, where it must be freed first.
+    import: Option<Arc<Import<I>>>,
     path: Path,
     refused: Vec<(Path, Error)>,
-    generation: u64,
-    /// Empty only inside `renew` and `detach`.
-    memory: Option<I::Memory>,
 }
 
 impl<I: Importer> Attachment<I> {
     pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust) -> Result<Self> {
-        // Inside the gate, so that no revoke begins between the import and its being known.
-        let generation = enter(&lent)?;
-        let result = Self::import(&lent, &*importer);
-        lent.gate.leave(generation);
-        let (memory, path, refused) = result?;
-        tracing::info!(exporter = lent.device_name(), importer = importer.name(), %path, ?trust, "attached");
-        Ok(Self { lent, importer, trust, path, refused, generation, memory: Some(memory) })
+        let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
+        // Inside from the start, so that a revoke waits for the import that follows.
+        let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| Attached {
+            id,
+            gate: Arc::new(Gate::entered(generation)),
+            lent: Arc::clone(&lent),
+            importer,
+            trust,
+            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new() }),
+        })?;
+        // From here on, dropping it detaches.
+        let attachment = Self(Arc::new(Handle(attached)));
+        let attached = attachment.attached();
+        let generation = attached.gate.generation();
+        let result = attached.import_of(generation).map(|import| {
+            tracing::info!(
+                exporter = attached.lent.device_name(),
+                importer = attached.importer.name(),
+                path = %import.path(),
+                ?trust,
+                "attached"
+            );
+        });
+        attached.gate.leave(generation);
+        result.map(|()| attachment)
     }
 
-    /// By the first path that works, with the reasons why those before did not.
-    #[expect(clippy::type_complexity, reason = "three parts of an attachment that is being made")]
-    fn import(lent: &Lent, importer: &I) -> Result<(I::Memory, Path, Vec<(Path, Error)>)> {
-        let mut refused = Vec::new();
-        for path in Path::IN_ORDER {
-            match lent.import(importer, path) {
-                Ok(memory) => return Ok((memory, path, refused)),
-                Err(error) => {
-                    tracing::debug!(%path, %error, "a path was refused");
-                    refused.push((path, error));
-                }
-            }
-        }
-        Err(combine(lent, &refused))
-    }
-
-    /// How bytes reach the importer.
+    /// How bytes reach the importer, or did while there was an import.
     pub fn path(&self) -> Path {
-        self.path
+        self.attached().last.lock().path
     }
 
     /// The paths that were tried before and refused, each with the reason.
-    pub fn refused(&self) -> &[(Path, Error)] {
-        &self.refused
+    pub fn refused(&self) -> Vec<(Path, Error)> {
+        self.attached().last.lock().refused.clone()
     }
 
     /// What the application was content with.
     pub fn trust(&self) -> Trust {
-        self.trust
+        self.attached().trust
     }
 
-    /// The generation of the memory that was imported.
+    /// The generation of the memory now: how often it was taken back.
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.attached().gate.generation()
     }
 
     /// The importer.
     pub fn importer(&self) -> &Arc<I> {
-        &self.importer
+        &self.attached().importer
     }
 
-    /// Begins a stretch of use. The memory is not taken back by this process before
-    /// [`Access::finish`]; finish when the importing device is done, not when work is submitted.
+    /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
+    /// Does not block but for the owner's flush.
     ///
     /// # Errors
-    /// [`Kind::Revoked`] or [`Kind::Gone`] while the memory is taken back, or since this attachment
-    /// was made; or the owner's reason why its device's writes cannot be seen.
-    pub fn enter(&self) -> Result<Access<'_, I>> {
-        let generation = enter(&self.lent)?;
-        let stale = generation != self.generation && self.importer.on_revoke() != OnRevoke::SelfHeals;
-        if stale || self.memory.is_none() {
-            self.lent.gate.leave(generation);
-            let why = format!("generation {} was taken back; it is {generation} now", self.generation);
-            return Err(refusal(&self.lent, Kind::Revoked, why)
-                .next("renew the attachment and rebuild what was made of it"));
+    /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with
+    /// the owner's reason why its device's writes cannot be seen.
+    pub fn enter(&self) -> Result<Access<'_, I>, Revoked> {
+        let attached = self.attached();
+        let generation =
+            attached.gate.enter().map_err(|closed| Revoked::away(attached.lent.device_name(), closed))?;
+        let import = attached.last.lock().import.clone();
+        match import {
+            Some(import) if import.is_of(generation) => {
+                // From here on, dropping it leaves the gate.
+                let access = Access::new(&self.0, import, generation);
+                attached.lent.flush().map_err(|error| Revoked::owner(generation, error))?;
+                Ok(access)
+            }
+            other => {
+                attached.gate.leave(generation);
+                let now = Closed { generation, cause: attached.gate.cause() };
+                let imported = other.map(|import| import.generation());
+                Err(Revoked::stale(attached.lent.device_name(), now, imported))
+            }
         }
-        // From here on, dropping it leaves the gate.
-        let access = Access { attachment: self, generation, left: false };
-        self.lent.flush()?;
-        Ok(access)
     }
 
-    /// Imports the memory again after it was taken back and returned, by whichever path works now.
-    /// Everything made from the old import is dead, which is why this needs the attachment alone.
+    /// The import of the present generation; imports again where the last one is stale, which takes as
+    /// long as attaching. What it gives out keeps the import alive: an importer that must be freed before
+    /// a revoke ([`OnRevoke::FreeBefore`]) is waited for until it is dropped.
     ///
     /// # Errors
-    /// As [`Export::attach`](crate::Export::attach). The attachment is unusable then, and may be
-    /// renewed again.
-    pub fn renew(&mut self) -> Result<()> {
-        if let Some(memory) = self.memory.take() {
-            self.lent.release(&*self.importer, memory)?;
-        }
-        let mut renewed = Self::new(Arc::clone(&self.lent), Arc::clone(&self.importer), self.trust)?;
-        std::mem::swap(self, &mut renewed);
-        Ok(())
+    /// [`Revoked`], as an [`Error`], while the memory is away; else as
+    /// [`Export::attach`](crate::Export::attach), and it may be tried again.
+    pub fn current(&self) -> Result<Arc<Import<I>>> {
+        let attached = self.attached();
+        let generation =
+            attached.gate.enter().map_err(|closed| Revoked::away(attached.lent.device_name(), closed))?;
+        let result = attached.import_of(generation);
+        attached.gate.leave(generation);
+        result
     }
 
-    /// Releases the import. The importing device must be done with it.
+    /// Whether [`Attachment::enter`] needs no new import.
+    pub fn is_current(&self) -> bool {
+        let generation = self.generation();
+        self.attached().last.lock().import.as_ref().is_some_and(|import| import.is_of(generation))
+    }
+
+    /// Calls back with everything that happens to the memory from now on, until the subscription is
+    /// dropped. At [`What::Restored`](crate::What::Restored), rebuild if not
+    /// [`is_current`](Attachment::is_current).
+    pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
+        self.attached().lent.entry().subscribers.call(callback)
+    }
+
+    /// Keeps everything that happens to the memory from now on, to be polled for and taken.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn events(&self) -> Result<Events> {
+        self.attached().lent.entry().subscribers.poll()
+    }
+
+    /// Releases the import. The importing device must be done with it. What
+    /// [`current`](Attachment::current) gave out keeps it until it is dropped.
     ///
     /// # Errors
     /// What the importer says; the import is gone all the same.
-    pub fn detach(mut self) -> Result<()> {
-        self.memory.take().map_or(Ok(()), |memory| self.lent.release(&*self.importer, memory))
+    pub fn detach(self) -> Result<()> {
+        let import = self.attached().last.lock().import.take();
+        import.and_then(Arc::into_inner).map_or(Ok(()), Import::release)
+    }
+
+    fn attached(&self) -> &Arc<Attached<I>> {
+        &self.0.0
     }
 }
 
-impl<I: Importer> Drop for Attachment<I> {
-    fn drop(&mut self) {
-        if let Some(memory) = self.memory.take()
-            && let Err(error) = self.lent.release(&*self.importer, memory)
-        {
-            tracing::error!(%error, "could not release an import");
+impl<I: Importer> Handle<I> {
+    pub(crate) fn lent(&self) -> &Arc<Lent> {
+        &self.0.lent
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    pub(crate) fn device(&self) -> DeviceId {
+        self.0.lent.entry().id
+    }
+}
+
+impl<I: Importer> Attached<I> {
+    /// Inside the gate: the import of `generation`, made if it is not there.
+    fn import_of(&self, generation: u64) -> Result<Arc<Import<I>>> {
+        // Held while importing, so that one of several threads does it.
+        let mut last = self.last.lock();
+        if let Some(import) = last.import.as_ref().filter(|import| import.is_of(generation)) {
+            return Ok(Arc::clone(import));
         }
+        drop(last.import.take());
+        let (import, refused) = Import::new(&self.lent, &self.importer, generation)?;
+        let path = import.path();
+        let import = Arc::new(import);
+        *last = Last { import: Some(Arc::clone(&import)), path, refused };
+        Ok(import)
+    }
+}
+
+impl<I: Importer> Gated for Attached<I> {
+    fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    fn wait_idle(&self, deadline: Instant) -> bool {
+        if self.gate.drain(deadline) > 0 {
+            return false;
+        }
+        if self.importer.on_revoke() != OnRevoke::FreeBefore {
+            return true;
+        }
+        // Nobody is let in, so nobody can take another one.
+        let is_given_out =
+            || self.last.lock().import.as_ref().is_some_and(|import| Arc::strong_count(import) > 1);
+        while is_given_out() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(LOOK_INTERVAL);
+        }
+        true
+    }
+
+    fn free(&self) {
+        if self.importer.on_revoke() == OnRevoke::FreeBefore {
+            let import = self.last.lock().import.take();
+            drop(import);
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self.gate.drain(Instant::now()) {
+            0 => format!("{} has its import in use", self.importer.name()),
+            1 => format!("{} is inside", self.importer.name()),
+            several => format!("{} is inside {several} times", self.importer.name()),
+        }
+    }
+}
+
+impl<I: Importer> Drop for Handle<I> {
+    fn drop(&mut self) {
+        // Freed before it is forgotten: no revoke is made in between.
+        let import = self.0.last.lock().import.take();
+        drop(import);
+        self.0.lent.keeper().detach(self.0.id);
     }
 }
 
 impl<I: Importer> fmt::Debug for Attachment<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attachment")
+        self.0.0.fmt(f)
+    }
+}
+
+impl<I: Importer> fmt::Debug for Attached<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attached")
             .field("lent", &self.lent)
             .field("importer", &self.importer.name())
-            .field("path", &self.path)
-            .field("generation", &self.generation)
+            .field("gate", &self.gate)
             .finish_non_exhaustive()
-    }
-}
-
-/// Leave to use the memory, until [`finish`](Access::finish) or drop.
-#[derive(Debug)]
-#[must_use = "an access that is dropped at once allows nothing"]
-pub struct Access<'a, I: Importer> {
-    attachment: &'a Attachment<I>,
-    generation: u64,
-    left: bool,
-}
-
-impl<'a, I: Importer> Access<'a, I> {
-    /// The import of this generation.
-    pub fn memory(&self) -> &'a I::Memory {
-        // `renew` and `detach` need the attachment that is borrowed here.
-        self.attachment.memory.as_ref().expect("an attachment that can be entered has its import")
-    }
-
-    /// Ends the access and says whether the memory stayed the same.
-    pub fn finish(mut self) -> Outcome {
-        self.leave()
-    }
-
-    fn leave(&mut self) -> Outcome {
-        self.left = true;
-        self.attachment.lent.invalidate();
-        self.attachment.lent.gate.leave(self.generation)
-    }
-}
-
-impl<I: Importer> Drop for Access<'_, I> {
-    fn drop(&mut self) {
-        if !self.left {
-            self.leave();
-        }
-    }
-}
-
-/// Enters the gate, or says in words why not.
-fn enter(lent: &Lent) -> Result<u64> {
-    lent.gate.enter().map_err(|closed| {
-        let kind = match closed.cause {
-            RevokeCause::ExporterGone => Kind::Gone,
-            _ => Kind::Revoked,
-        };
-        refusal(lent, kind, closed.cause.to_string())
-    })
-}
-
-fn refusal(lent: &Lent, kind: Kind, why: String) -> Error {
-    Error::new(kind, "use lent memory", why).on(lent.device_name())
-}
-
-/// One error for all paths: the first one's kind, everyone's reason.
-fn combine(lent: &Lent, refused: &[(Path, Error)]) -> Error {
-    let reasons: Vec<String> = refused.iter().map(|(path, error)| format!("by {path}: {error}")).collect();
-    let kind = refused.first().map_or(Kind::Unsupported, |(_, error)| error.kind());
-    let error = Error::new(kind, "attach to lent memory", reasons.join(". ")).on(lent.device_name());
-    match refused.iter().find_map(|(_, error)| error.raw_os_error()) {
-        Some(errno) => error.raw_errno(errno),
-        None => error,
     }
 }

@@ -1,13 +1,14 @@
 //! `Export`: memory that was made a dma-buf, ready to be attached to.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner, pci};
+use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::attachment::Attachment;
-use crate::gate::Gate;
+use crate::revoke::keeper::{Entry, Keeper};
+use crate::revoke::machine::{ExportId, State};
+use crate::revoke::{Event, Events, Subscription};
 use crate::{Path, Result, Trust};
 
 /// An exported range of memory.
@@ -18,21 +19,19 @@ pub struct Export(Arc<Lent>);
 
 /// What an export and its attachments share.
 pub(crate) struct Lent {
-    device: Weak<dyn Exporter>,
-    device_name: Arc<str>,
-    pub(crate) gate: Arc<Gate>,
+    id: ExportId,
+    keeper: Arc<Keeper>,
+    entry: Arc<Entry>,
     aperture: Aperture,
     /// Absent where the exporter cannot make one of these ranges; the reason is kept.
     dma_buf: Result<DmaBuf>,
-    /// Imports that must be freed before a revoking call.
-    free_before: AtomicUsize,
 }
 
 impl Export {
     pub(crate) fn new(
-        device: &Arc<dyn Exporter>,
-        device_name: Arc<str>,
-        gate: Arc<Gate>,
+        keeper: &Arc<Keeper>,
+        entry: &Arc<Entry>,
+        device: &dyn Exporter,
         aperture: Aperture,
     ) -> Result<Self> {
         let dma_buf = match device.export(aperture.ranges()) {
@@ -40,18 +39,14 @@ impl Export {
             Err(error) if error.kind().cannot_run_here() => Err(error),
             other => Ok(other?),
         };
-        Ok(Self(Arc::new(Lent {
-            device: Arc::downgrade(device),
-            device_name,
-            gate,
+        let (keeper, entry) = (Arc::clone(keeper), Arc::clone(entry));
+        Ok(Self(Arc::clone(&keeper).export(&Arc::clone(&entry), |id| Lent {
+            id,
+            keeper,
+            entry,
             aperture,
             dma_buf,
-            free_before: AtomicUsize::new(0),
         })))
-    }
-
-    pub(crate) fn lent(&self) -> &Arc<Lent> {
-        &self.0
     }
 
     /// What is exported, and who answers for it.
@@ -66,7 +61,7 @@ impl Export {
 
     /// The generation of the memory: how often it was taken back.
     pub fn generation(&self) -> u64 {
-        self.0.gate.generation()
+        self.0.entry.generation()
     }
 
     /// The dma-buf, to hand to a stack that this crate does not know.
@@ -82,24 +77,43 @@ impl Export {
     /// Attaches `importer`, by the first path that works, and keeps the reasons why others did not.
     ///
     /// # Errors
-    /// The reasons of all paths, with the kind and errno of the first.
+    /// The reasons of all paths, with the kind and errno of the first; [`Kind::Revoked`],
+    /// [`Kind::Busy`] or [`Kind::Gone`] where the memory is not there now.
     pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
         Attachment::new(Arc::clone(&self.0), importer, trust)
     }
 
-    /// Closes the dma-buf on this thread, which blocks while a revoke of its device is in flight.
-    /// A dropped export is closed by a thread of its own instead, some time later.
+    /// Calls back with everything that happens to the memory from now on, until the subscription is
+    /// dropped. See [`Event`] for what a callback may do.
+    pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
+        self.0.entry.subscribers.call(callback)
+    }
+
+    /// Keeps everything that happens to the memory from now on, to be polled for and taken.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn events(&self) -> Result<Events> {
+        self.0.entry.subscribers.poll()
+    }
+
+    /// Closes the dma-buf on this thread; while the kernel is taking memory of the device back, which
+    /// closing would wait for, on another. A dropped export is always closed by another thread, some
+    /// time later.
     ///
     /// # Errors
     /// [`Kind::StillInUse`] while something is attached, with the export given back.
     pub fn close(self) -> Result<(), (Self, Error)> {
-        let lent = Arc::try_unwrap(self.0).map_err(|shared| {
+        let keeper = Arc::clone(&self.0.keeper);
+        let mut lent = Arc::try_unwrap(self.0).map_err(|shared| {
             let error = Error::new(Kind::StillInUse, "close an export", "it is attached to")
-                .on(shared.device_name())
+                .on(&shared.entry.name)
                 .next("detach its importers first");
             (Self(shared), error)
         })?;
-        if let Ok(dma_buf) = lent.dma_buf {
+        let is_calling = matches!(keeper.state_of(&lent.entry), Some(State::Calling(_)));
+        let closed = Error::new(Kind::Gone, "use a dma-buf", "its export was closed");
+        if let (Ok(dma_buf), false) = (std::mem::replace(&mut lent.dma_buf, Err(closed)), is_calling) {
             dma_buf.close();
         }
         Ok(())
@@ -107,31 +121,28 @@ impl Export {
 }
 
 impl Lent {
-    /// Imports by `path`. Pairs with [`Lent::release`].
+    /// Its number, for the revoke machine.
+    pub(crate) fn id(&self) -> ExportId {
+        self.id
+    }
+
+    /// The device that it is memory of.
+    pub(crate) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// Who takes its memory back.
+    pub(crate) fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
+    }
+
+    /// Its dma-buf, if it has one.
+    pub(crate) fn dma_buf(&self) -> Option<&DmaBuf> {
+        self.dma_buf.as_ref().ok()
+    }
+
+    /// Imports by `path`.
     pub(crate) fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
-        let memory = self.import_by(importer, path)?;
-        if importer.on_revoke() == OnRevoke::FreeBefore {
-            self.free_before.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(memory)
-    }
-
-    /// Frees an import of `importer`.
-    pub(crate) fn release<I: Importer>(&self, importer: &I, memory: I::Memory) -> Result<()> {
-        let result = importer.release(memory);
-        if importer.on_revoke() == OnRevoke::FreeBefore {
-            self.free_before.fetch_sub(1, Ordering::Release);
-        }
-        result
-    }
-
-    /// How many imports must be freed before a revoking call: it would wait for them without a limit,
-    /// or leave them in place.
-    pub(crate) fn free_before(&self) -> usize {
-        self.free_before.load(Ordering::Acquire)
-    }
-
-    fn import_by<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
             Path::Peer => {
                 let dma_buf = self.dma_buf.as_ref().map_err(Error::clone)?;
@@ -139,9 +150,7 @@ impl Lent {
                 importer.import(dma_buf)
             }
             Path::HostPointer => {
-                let device = self.device.upgrade().ok_or_else(|| {
-                    Error::new(Kind::Gone, "map memory", "the lender closed the device").on(&self.device_name)
-                })?;
+                let device = self.entry.exporter()?;
                 importer.import_host_pointer(device.map(self.aperture.ranges())?)
             }
         }
@@ -151,7 +160,7 @@ impl Lent {
     /// (`dma_buf_phys_vec_to_sgt`). VT-d then says EADDRINUSE; virtio-iommu says nothing, and the importer
     /// gets addresses with nothing behind them (both seen on Linux 7.3).
     fn check_several_ranges<I: Importer>(&self, importer: &I) -> Result<()> {
-        let exporter = self.device.upgrade().and_then(|device| device.pci_address());
+        let exporter = self.entry.exporter().ok().and_then(|device| device.pci_address());
         let (Some(exporter), Some(address)) = (exporter, importer.pci_address()) else { return Ok(()) };
         let several = self.aperture.ranges().as_slice().len() > 1;
         if several
@@ -169,7 +178,7 @@ impl Lent {
 
     /// Which device, for messages.
     pub(crate) fn device_name(&self) -> &str {
-        &self.device_name
+        &self.entry.name
     }
 
     /// Makes what the device wrote visible to an importer.
@@ -187,6 +196,11 @@ impl Lent {
         self.tell("quiesce", |owner| owner.quiesce(self.aperture.ranges()));
     }
 
+    /// Has the device's own work start again on memory whose content is unknown.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.aperture.owner().map_or(Ok(()), |owner| owner.resume(self.aperture.ranges()))
+    }
+
     fn tell(&self, hook: &str, call: impl FnOnce(&dyn Owner) -> Result<()>) {
         if let Some(owner) = self.aperture.owner()
             && let Err(error) = call(owner)
@@ -196,10 +210,16 @@ impl Lent {
     }
 }
 
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.keeper.unexport(self.id);
+    }
+}
+
 impl fmt::Debug for Lent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lent")
-            .field("device", &self.device_name)
+            .field("device", &self.entry.name)
             .field("aperture", &self.aperture)
             .field("dma_buf", &self.dma_buf)
             .finish_non_exhaustive()

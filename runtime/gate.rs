@@ -1,45 +1,26 @@
-//! `Gate`: whether a device's memory may be used now, and who is using it.
+//! `Gate`: whether one attachment may use its memory now, and who is using it.
 //!
 //! ```text
-//!              close(cause)                 wait_idle: the last access leaves
-//!   Open(g) ---------------> Closed(g), draining ---------------> Closed(g), idle
-//!      ^                         |                                    |
-//!      |   reopen()              |                                    |  the revoking call
-//!      +-------------------------+                                    v
-//!      +------------------------------------------------------- advance(): g + 1
-//!             open, if the memory can be reached again
+//!              close(cause)                    drain: the last access leaves
+//!   Open(g) ---------------> Closed(g), in use ---------------> Closed(g), idle
+//!      ^ ^                       |                                    |
+//!      | |   open(g)             |                                    |  the revoking call
+//!      | +-----------------------+                                    v
+//!      +------------------------------------------------------- open(g + 1) or shut(g + 1)
 //! ```
 //!
-//! One word holds everything that entering and leaving look at, so that either is one atomic
-//! addition. The cause, for words, lies beside it under a lock that only a refusal takes.
+//! One word holds everything that entering and leaving look at, so that either is one atomic addition.
+//! What only a refusal or a drain needs lies beside it under a lock.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use peervram_backends::Signal;
 
-/// Why memory was taken back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RevokeCause {
-    /// The device was reset.
-    Reset,
-    /// Its memory decoding was switched off.
-    MemoryDisabled,
-    /// The lender closed the device.
-    ExporterGone,
-}
-
-impl fmt::Display for RevokeCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reset => "the device was reset",
-            Self::MemoryDisabled => "the device's memory was switched off",
-            Self::ExporterGone => "the exporter closed the device",
-        })
-    }
-}
+use crate::RevokeCause;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, wait_until};
 
 /// How an access ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,166 +39,356 @@ const GENERATION_SHIFT: u32 = 32;
 const GENERATION_MASK: u64 = (1 << 31) - 1;
 const USERS_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
 
+/// Between two looks at work that a device has not finished, where somebody else may leave first.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
 fn generation_of(state: u64) -> u64 {
     state >> GENERATION_SHIFT & GENERATION_MASK
 }
 
 /// The revoked bit and the number of accesses in flight.
-#[derive(Debug)]
 pub(crate) struct Gate {
     /// Closed, 31 bits of generation, 32 bits of accesses in flight.
     state: AtomicU64,
-    cause: Mutex<RevokeCause>,
+    beside: Mutex<Beside>,
     idle: Condvar,
+}
+
+struct Beside {
+    /// Why it was last closed.
+    cause: RevokeCause,
+    /// Accesses that end when a device is done.
+    in_flight: Vec<Arc<InFlight>>,
 }
 
 /// A refusal: the gate is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed {
+    pub generation: u64,
     pub cause: RevokeCause,
 }
 
+/// An access that ends when a signal fires.
+pub(crate) struct InFlight {
+    signal: Box<dyn Signal>,
+    generation: u64,
+    /// How it ended; and until then what the work needs.
+    end: Mutex<Result<Outcome, OnEnd>>,
+}
+
+/// What happens when the work is over, before the gate is left.
+type OnEnd = Option<Box<dyn FnOnce() + Send>>;
+
 impl Gate {
-    pub(crate) fn open() -> Self {
+    /// An open gate, with one access inside.
+    pub fn entered(generation: u64) -> Self {
         Self {
-            state: AtomicU64::new(0),
-            cause: Mutex::new(RevokeCause::MemoryDisabled),
+            state: AtomicU64::new((generation & GENERATION_MASK) << GENERATION_SHIFT | 1),
+            beside: Mutex::new(Beside { cause: RevokeCause::MemoryDisabled, in_flight: Vec::new() }),
             idle: Condvar::new(),
         }
     }
 
     /// Enters, or says why not. Returns the generation entered; pairs with [`Gate::leave`].
-    pub(crate) fn enter(&self) -> Result<u64, Closed> {
+    pub fn enter(&self) -> Result<u64, Closed> {
         let state = self.state.fetch_add(1, Ordering::Acquire);
         if state & CLOSED == 0 {
             return Ok(generation_of(state));
         }
         self.leave(generation_of(state));
-        Err(Closed { cause: *self.cause.lock() })
+        Err(Closed { generation: generation_of(state), cause: self.cause() })
     }
 
     /// Leaves what was entered in `generation`.
-    pub(crate) fn leave(&self, generation: u64) -> Outcome {
+    pub fn leave(&self, generation: u64) -> Outcome {
         let state = self.state.fetch_sub(1, Ordering::Release);
-        if state & CLOSED != 0 && state & USERS_MASK == 1 {
+        if state & CLOSED != 0 {
             // The lock orders this against a waiter between its look and its sleep.
-            drop(self.cause.lock());
+            drop(self.beside.lock());
             self.idle.notify_all();
         }
+        self.outcome_of(generation, state)
+    }
+
+    fn outcome_of(&self, generation: u64, state: u64) -> Outcome {
         match generation_of(state) {
             same if same == generation => Outcome::Ok,
             generation => Outcome::Torn { generation },
         }
     }
 
-    /// The present generation: how often the memory was taken back.
-    pub(crate) fn generation(&self) -> u64 {
-        generation_of(self.state.load(Ordering::Acquire))
+    /// Leaves what was entered in `generation` when `signal` fires; `on_end` runs just before.
+    pub fn leave_when(
+        &self,
+        generation: u64,
+        signal: Box<dyn Signal>,
+        on_end: impl FnOnce() + Send + 'static,
+    ) -> Arc<InFlight> {
+        let end = Mutex::new(Err(Some(Box::new(on_end) as Box<dyn FnOnce() + Send>)));
+        let in_flight = Arc::new(InFlight { signal, generation, end });
+        // Nobody looks at what is over before the next drain; so that the list stays short, this does.
+        self.reap();
+        self.beside.lock().in_flight.push(Arc::clone(&in_flight));
+        in_flight
     }
 
-    /// Lets nobody in from now on. Those inside stay.
-    pub(crate) fn close(&self, cause: RevokeCause) {
-        *self.cause.lock() = cause;
-        self.state.fetch_or(CLOSED, Ordering::AcqRel);
-    }
-
-    /// Waits until nobody is inside; at most `timeout`. Says how many are left.
-    pub(crate) fn wait_idle(&self, timeout: Duration) -> u64 {
-        let deadline = Instant::now() + timeout;
-        let mut cause = self.cause.lock();
-        loop {
-            let users = self.state.load(Ordering::Acquire) & USERS_MASK;
-            if users == 0 || self.idle.wait_until(&mut cause, deadline).timed_out() {
-                return users;
+    /// Ends `in_flight` if its signal fires within `timeout`; says how it ended. Nothing where it goes
+    /// on, or where its signal is lost: then nobody knows.
+    pub fn settle(&self, in_flight: &InFlight, timeout: Duration) -> Option<Outcome> {
+        if let Ok(outcome) = *in_flight.end.lock() {
+            return Some(outcome);
+        }
+        match in_flight.signal.wait(timeout) {
+            Ok(true) => Some(self.end(in_flight)),
+            Ok(false) => None,
+            Err(error) => {
+                tracing::error!(%error, "whether a device is done with lent memory cannot be known");
+                None
             }
         }
     }
 
-    /// Opens again without anything having been revoked.
-    pub(crate) fn reopen(&self) {
-        self.state.fetch_and(!CLOSED, Ordering::AcqRel);
+    /// Ends `in_flight` now, whatever its signal says.
+    pub fn end(&self, in_flight: &InFlight) -> Outcome {
+        let mut end = in_flight.end.lock();
+        match &mut *end {
+            Ok(outcome) => *outcome,
+            Err(on_end) => {
+                if let Some(on_end) = on_end.take() {
+                    on_end();
+                }
+                let outcome = self.leave(in_flight.generation);
+                *end = Ok(outcome);
+                outcome
+            }
+        }
     }
 
-    /// Moves to the next generation, open or closed: the memory was taken back.
-    pub(crate) fn advance(&self, open: bool) {
+    /// Ends what is over, and says how much is not.
+    fn reap(&self) -> Vec<Arc<InFlight>> {
+        let all = self.beside.lock().in_flight.clone();
+        if all.is_empty() {
+            return all;
+        }
+        let is_over = |in_flight: &Arc<InFlight>| self.settle(in_flight, Duration::ZERO).is_some();
+        let (over, left): (Vec<_>, Vec<_>) = all.into_iter().partition(is_over);
+        self.beside.lock().in_flight.retain(|one| !over.iter().any(|over| Arc::ptr_eq(one, over)));
+        left
+    }
+
+    /// The present generation: how often the memory was taken back.
+    pub fn generation(&self) -> u64 {
+        generation_of(self.state.load(Ordering::Acquire))
+    }
+
+    /// Why it was last closed.
+    pub fn cause(&self) -> RevokeCause {
+        self.beside.lock().cause
+    }
+
+    /// Lets nobody in from now on. Those inside stay.
+    pub fn close(&self, cause: RevokeCause) {
+        self.beside.lock().cause = cause;
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Waits until nobody is inside; at most until `deadline`. Says how many are left.
+    pub fn drain(&self, deadline: Instant) -> u64 {
+        loop {
+            let left = self.reap();
+            let beside = self.beside.lock();
+            let users = self.state.load(Ordering::Acquire) & USERS_MASK;
+            let now = Instant::now();
+            if users == 0 || now >= deadline {
+                return users;
+            }
+            match left.first() {
+                // Only devices are inside: wait for the first of them.
+                Some(first) if users == left.len() as u64 => {
+                    drop(beside);
+                    self.settle(first, deadline - now);
+                }
+                Some(_) => drop(wait_until(&self.idle, beside, deadline.min(now + LOOK_INTERVAL))),
+                None => drop(wait_until(&self.idle, beside, deadline)),
+            }
+        }
+    }
+
+    /// Lets in, to memory of `generation`.
+    pub fn open(&self, generation: u64) {
+        self.set(generation, 0);
+    }
+
+    /// Memory of `generation` is away.
+    pub fn shut(&self, generation: u64, cause: RevokeCause) {
+        self.beside.lock().cause = cause;
+        self.set(generation, CLOSED);
+    }
+
+    fn set(&self, generation: u64, closed: u64) {
         let next = |state: u64| {
-            let generation = generation_of(state).wrapping_add(1) & GENERATION_MASK;
-            let closed = if open { 0 } else { CLOSED };
-            Some(closed | generation << GENERATION_SHIFT | state & USERS_MASK)
+            Some(closed | (generation & GENERATION_MASK) << GENERATION_SHIFT | state & USERS_MASK)
         };
         // The closure never refuses, so there is always a previous value.
         let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 }
 
-#[cfg(test)]
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.load(Ordering::Acquire);
+        f.debug_struct("Gate")
+            .field("closed", &(state & CLOSED != 0))
+            .field("generation", &generation_of(state))
+            .field("users", &(state & USERS_MASK))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use peervram_backends::Flag;
     use std::thread;
+
+    fn gate() -> Gate {
+        let gate = Gate::entered(0);
+        gate.leave(0);
+        gate
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(1)
+    }
+
+    fn late() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
 
     #[test]
     fn an_open_gate_lets_in_and_out() {
-        let gate = Gate::open();
+        let gate = gate();
         let generation = gate.enter().unwrap();
         assert_eq!(gate.leave(generation), Outcome::Ok);
-        assert_eq!(gate.wait_idle(Duration::ZERO), 0);
+        assert_eq!(gate.drain(Instant::now()), 0);
     }
 
     #[test]
     fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
-        let gate = Gate::open();
+        let gate = gate();
         gate.close(RevokeCause::Reset);
-        assert_eq!(gate.enter(), Err(Closed { cause: RevokeCause::Reset }));
-        assert_eq!(gate.wait_idle(Duration::ZERO), 0);
+        assert_eq!(gate.enter(), Err(Closed { generation: 0, cause: RevokeCause::Reset }));
+        assert_eq!(gate.drain(Instant::now()), 0);
     }
 
     #[test]
     fn memory_taken_back_under_an_access_tears_it() {
-        let gate = Gate::open();
+        let gate = gate();
         let generation = gate.enter().unwrap();
         gate.close(RevokeCause::Reset);
-        assert_eq!(gate.wait_idle(Duration::from_millis(1)), 1);
-        gate.advance(true);
+        assert_eq!(gate.drain(soon()), 1);
+        gate.open(1);
         assert_eq!(gate.leave(generation), Outcome::Torn { generation: 1 });
         assert_eq!(gate.enter(), Ok(1));
     }
 
     #[test]
     fn a_revoke_that_was_called_off_tears_nothing() {
-        let gate = Gate::open();
+        let gate = gate();
         let generation = gate.enter().unwrap();
         gate.close(RevokeCause::MemoryDisabled);
-        gate.reopen();
+        gate.open(0);
         assert_eq!(gate.leave(generation), Outcome::Ok);
         assert!(gate.enter().is_ok());
     }
 
     #[test]
+    fn an_access_lasts_until_its_signal() {
+        let gate = gate();
+        let flag = Flag::new();
+        let generation = gate.enter().unwrap();
+        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), || {});
+        gate.close(RevokeCause::Reset);
+        assert_eq!(gate.drain(soon()), 1);
+        assert_eq!(gate.settle(&in_flight, Duration::ZERO), None);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(20));
+                flag.set();
+            });
+            assert_eq!(gate.drain(late()), 0);
+        });
+        // Reaped by the drain, in the generation that it was of.
+        gate.open(1);
+        assert_eq!(gate.settle(&in_flight, Duration::ZERO), Some(Outcome::Ok));
+    }
+
+    #[test]
+    fn work_that_outlasts_a_revoke_is_torn() {
+        let gate = gate();
+        let flag = Flag::new();
+        let generation = gate.enter().unwrap();
+        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), || {});
+        gate.close(RevokeCause::Reset);
+        assert_eq!(gate.drain(soon()), 1);
+        gate.open(1);
+        flag.set();
+        assert_eq!(gate.settle(&in_flight, Duration::ZERO), Some(Outcome::Torn { generation: 1 }));
+        assert_eq!(gate.drain(Instant::now()), 0);
+    }
+
+    #[test]
+    fn a_device_and_a_thread_inside_are_both_waited_for() {
+        let gate = gate();
+        let flag = Flag::new();
+        let of_a_device = gate.enter().unwrap();
+        gate.leave_when(of_a_device, Box::new(flag.clone()), || {});
+        let of_a_thread = gate.enter().unwrap();
+        gate.close(RevokeCause::Reset);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(10));
+                flag.set();
+                thread::sleep(Duration::from_millis(10));
+                assert_eq!(gate.leave(of_a_thread), Outcome::Ok);
+            });
+            assert_eq!(gate.drain(late()), 0);
+        });
+    }
+
+    #[test]
+    fn finished_work_does_not_pile_up() {
+        let gate = gate();
+        for _ in 0..100 {
+            let flag = Flag::new();
+            let generation = gate.enter().unwrap();
+            gate.leave_when(generation, Box::new(flag.clone()), || {});
+            flag.set();
+        }
+        assert!(gate.beside.lock().in_flight.len() <= 1);
+    }
+
+    #[test]
     fn nobody_is_inside_after_a_drain_however_threads_race() {
-        let gate = Arc::new(Gate::open());
+        let gate = Arc::new(gate());
         let users: Vec<_> = (0..4)
             .map(|_| {
                 let gate = Arc::clone(&gate);
                 thread::spawn(move || {
-                    let mut entered = 0_u64;
                     loop {
                         match gate.enter() {
-                            Ok(generation) => {
-                                entered += 1;
-                                assert_eq!(gate.leave(generation), Outcome::Ok);
-                            }
-                            Err(closed) if closed.cause == RevokeCause::ExporterGone => return entered,
+                            Ok(generation) => assert_eq!(gate.leave(generation), Outcome::Ok),
+                            Err(closed) if closed.cause == RevokeCause::ExporterGone => return,
                             Err(_) => thread::yield_now(),
                         }
                     }
                 })
             })
             .collect();
-        for _ in 0..200 {
+        for generation in 1..=200 {
             gate.close(RevokeCause::Reset);
-            assert_eq!(gate.wait_idle(Duration::from_secs(30)), 0);
-            gate.advance(true);
+            assert_eq!(gate.drain(late()), 0);
+            gate.open(generation);
             thread::yield_now();
         }
         gate.close(RevokeCause::ExporterGone);

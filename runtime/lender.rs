@@ -1,53 +1,64 @@
 //! `Lender`: a device whose memory we lend, and the only one who takes it back.
 //!
-//! Every call that revokes (reset, memory off, close) goes through here, because the order matters:
-//! the gate closes, those inside finish, the owners quiesce, and only then the kernel is asked. A
-//! revoking call made on the device directly would block for importers that nobody told.
+//! Every call that revokes (reset, memory off, sleep, close) goes through here, because the order
+//! matters: gates close, those inside finish, the owners quiesce, mapped memory is swapped for shadow
+//! memory, and only then the kernel is asked. A revoking call made on the device directly would block for
+//! importers that nobody told.
 
+#[cfg(feature = "vfio")]
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::Weak;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-use peervram_backends::{Aperture, Exporter};
+use peervram_backends::{Aperture, Error, Exporter, Kind};
 #[cfg(feature = "vfio")]
-use peervram_backends::{Error, Kind, vfio};
+use peervram_backends::{PciAddress, vfio};
 
 use crate::Result;
-use crate::export::{Export, Lent};
-use crate::gate::{Gate, RevokeCause};
+use crate::export::Export;
+use crate::revoke::keeper::{Ask, Entry, Keeper};
+use crate::revoke::machine::{After, AtDeadline, Change};
+use crate::revoke::watch::{self, Watch, Watcher};
+use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
+use crate::sync::thread;
 
 /// A device, or its stand-in, that lends memory.
 ///
-/// Dropping it closes the gate of everything it lent. The device itself closes then, unless a
-/// mapping of its memory is still alive; [`Lender::close`] says so instead.
+/// Dropping it takes everything back for good and closes the device, whatever is late; it waits for
+/// that up to a second. [`Lender::close`] says who is late instead.
 #[derive(Debug)]
 pub struct Lender<E: Exporter + 'static> {
-    device: Option<Arc<E>>,
-    /// The device's name, shared by all exports, which outlive the device. Spelling it anew was over
-    /// a third of what the library adds to a crossing.
-    name: Arc<str>,
-    gate: Arc<Gate>,
-    lent: Mutex<Vec<Weak<Lent>>>,
+    device: Arc<E>,
+    keeper: Arc<Keeper>,
+    entry: Arc<Entry>,
+    watcher: Option<Watcher>,
 }
 
 impl<E: Exporter + 'static> Lender<E> {
-    /// Lends memory of `device`. If its memory cannot be reached now, nothing can be entered until
-    /// it is switched on.
+    /// Lends memory of `device`. If its memory cannot be reached now, nothing can be attached until it
+    /// is given back.
+    ///
+    /// Hears of the device's errors and of the kernel wanting it back from now on, where the device can
+    /// tell ([`Exporter::interrupts`]): both take everything back, the second closes the device.
     pub fn new(device: E) -> Self {
-        let gate = Arc::new(Gate::open());
-        if let Err(error) = device.check_reachable() {
-            tracing::warn!(%error, "lending memory that cannot be reached");
-            gate.close(RevokeCause::MemoryDisabled);
-        }
-        let name = device.name().into();
-        Self { device: Some(Arc::new(device)), name, gate, lent: Mutex::default() }
+        Self::kept_by(Keeper::of_process(), device)
     }
 
-    /// The device. Do not reset it or switch its memory off behind the lender's back.
+    pub(crate) fn kept_by(keeper: Arc<Keeper>, device: E) -> Self {
+        let reachable = device.check_reachable();
+        if let Err(error) = &reachable {
+            tracing::warn!(%error, "lending memory that cannot be reached");
+        }
+        let device = Arc::new(device);
+        let exporter: Arc<dyn Exporter> = Arc::clone(&device) as _;
+        let entry = keeper.add(&exporter, reachable.is_ok());
+        let watcher = watch::interrupts(&keeper, &entry, &exporter);
+        Self { device, keeper, entry, watcher }
+    }
+
+    /// The device. Do not reset it, switch its memory off or change its power behind the lender's back.
     pub fn device(&self) -> &E {
-        // Empty only inside `close`, which consumes the lender.
-        self.device.as_ref().expect("a lender has its device")
+        &self.device
     }
 
     /// Exports what `aperture` describes. The export does not keep the device open.
@@ -55,131 +66,269 @@ impl<E: Exporter + 'static> Lender<E> {
     /// # Errors
     /// As [`Exporter::export`].
     pub fn export(&self, aperture: Aperture) -> Result<Export> {
-        let device: Arc<dyn Exporter> =
-            Arc::clone(self.device.as_ref().expect("a lender has its device")) as _;
-        let export = Export::new(&device, Arc::clone(&self.name), Arc::clone(&self.gate), aperture)?;
-        let mut lent = self.lent.lock();
-        lent.retain(|lent| lent.strong_count() > 0);
-        lent.push(Arc::downgrade(export.lent()));
-        Ok(export)
+        Export::new(&self.keeper, &self.entry, &*self.device, aperture)
     }
 
-    /// Tells every owner to stop its device's work on lent memory.
-    fn quiesce(&self) {
-        for lent in self.lent.lock().iter().filter_map(Weak::upgrade) {
-            lent.quiesce();
+    /// Whether revokes that others cause can be heard of.
+    pub fn watch(&self) -> Watch {
+        self.entry.watch()
+    }
+
+    /// How often the device's memory was taken back.
+    pub fn generation(&self) -> u64 {
+        self.entry.generation()
+    }
+
+    /// Calls back with everything that happens to the device's memory from now on, until the subscription
+    /// is dropped. See [`Event`] for what a callback may do.
+    pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
+        self.entry.subscribers.call(callback)
+    }
+
+    /// Keeps everything that happens to the device's memory from now on, to be polled for and taken.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn events(&self) -> Result<Events> {
+        self.entry.subscribers.poll()
+    }
+
+    /// Closes the device, so that another process can open it. Its dma-bufs are dead for good then, and
+    /// mapped memory of it is shadow memory: all ones, and nobody's.
+    ///
+    /// # Errors
+    /// Who is late, and nothing was taken back; or [`Kind::Stuck`](crate::Kind::Stuck), and it is closed
+    /// when the kernel comes back. With the lender given back.
+    pub fn close(self, terms: impl Into<Terms>) -> Result<(), (Self, Error)> {
+        // A lender that is closed already has nothing left to do.
+        match self.end(terms.into()) {
+            Err(error) if error.kind() != Kind::Gone => Err((self, error)),
+            _ => Ok(()),
         }
     }
+
+    fn end(&self, terms: Terms) -> Result<()> {
+        close(&self.keeper, &self.entry, &(Arc::clone(&self.device) as _), RevokeCause::ExporterGone, terms)
+    }
+
+    /// Takes everything back around `call`.
+    pub(crate) fn revoke(
+        &self,
+        cause: RevokeCause,
+        tried: &'static str,
+        terms: Terms,
+        call: impl FnOnce(&E) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        self.change(Change::Take(cause), tried, terms, call)
+    }
+
+    /// Gives back what is away, by `call`.
+    pub(crate) fn restore(
+        &self,
+        tried: &'static str,
+        call: impl FnOnce(&E) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        self.change(Change::Restore, tried, Terms::from(Duration::ZERO), call)
+    }
+
+    fn change(
+        &self,
+        what: Change,
+        tried: &'static str,
+        terms: Terms,
+        call: impl FnOnce(&E) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let device = Arc::clone(&self.device);
+        self.keeper.change(Ask {
+            what,
+            tried,
+            entries: vec![Arc::clone(&self.entry)],
+            terms,
+            call: Box::new(move || call(&device)),
+            after: None,
+        })
+    }
+}
+
+/// Takes everything back for good and lets go of the device.
+pub(crate) fn close(
+    keeper: &Arc<Keeper>,
+    entry: &Arc<Entry>,
+    exporter: &Arc<dyn Exporter>,
+    cause: RevokeCause,
+    terms: Terms,
+) -> Result<()> {
+    let device = Arc::clone(exporter);
+    keeper.change(Ask {
+        what: Change::Take(cause),
+        tried: "close a device",
+        entries: vec![Arc::clone(entry)],
+        terms,
+        call: Box::new(move || device.let_go()),
+        after: Some(After::Closed),
+    })
 }
 
 #[cfg(feature = "vfio")]
 impl Lender<vfio::Device> {
-    /// Switches the device's memory decoding.
+    /// Lends memory of a device that another process owns and gave to us ([`vfio::Device::adopt`]).
     ///
-    /// Off takes everything back: it waits up to `timeout` until nobody is inside, then makes the
-    /// call, which blocks until the kernel's importers have unmapped. On opens the gate with the
-    /// next generation; attachments of earlier ones are renewed with
-    /// [`Attachment::renew`](crate::Attachment::renew).
+    /// The device is never touched: what its owner does with it cannot be seen here, so this lender is
+    /// [`Watch::Unwatched`]; importers whose kernel drivers are told unmap all the same. When `owner`, a
+    /// pidfd, says that the owner ended, everything is taken back and the device let go: our descriptor
+    /// would keep it open.
     ///
     /// # Errors
-    /// [`Kind::TimedOut`] where somebody stayed inside, [`Kind::StillInUse`] where an attachment must be
-    /// detached first ([`OnRevoke::FreeBefore`](peervram_backends::OnRevoke::FreeBefore)); nothing was
-    /// revoked then. Otherwise what the device says.
-    pub fn set_memory_enabled(&self, enabled: bool, timeout: Duration) -> Result<()> {
-        if enabled == self.device().memory_enabled()? {
-            return Ok(());
+    /// [`Kind::InvalidInput`] where the device is our own.
+    pub fn adopted(device: vfio::Device, owner: OwnedFd) -> Result<Self> {
+        if !device.is_adopted() {
+            let why = "it was opened by this process";
+            return Err(Error::new(Kind::InvalidInput, "lend an adopted device", why).on(device.address()));
         }
-        if enabled {
-            self.device().set_memory_enabled(true)?;
-            self.gate.advance(true);
-            return Ok(());
-        }
-        self.revoke(RevokeCause::MemoryDisabled, timeout, |device| device.set_memory_enabled(false))
+        let mut lender = Self::new(device);
+        let exporter: Arc<dyn Exporter> = Arc::clone(&lender.device) as _;
+        lender.watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
+        Ok(lender)
     }
 
-    /// Resets the device. Its memory's content is unknown afterwards. As
-    /// [`set_memory_enabled`](Lender::set_memory_enabled), off and on.
+    /// Resets the device. Its memory's content is unknown afterwards. Blocks until it is over, but no
+    /// longer than `terms` say.
     ///
     /// # Errors
-    /// [`Kind::TimedOut`] and [`Kind::StillInUse`] as there; nothing was revoked then. Otherwise what
-    /// the device says; then everything was revoked all the same.
-    pub fn reset(&self, timeout: Duration) -> Result<()> {
-        self.revoke(RevokeCause::Reset, timeout, vfio::Device::reset)
+    /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
+    /// where the kernel does not come back: it goes on. Otherwise what the device says; everything was
+    /// taken back all the same.
+    pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
+        self.revoke(RevokeCause::Reset, "reset a device", terms.into(), vfio::Device::reset)
     }
 
-    /// Closes the device, so that another process can open it. Its dma-bufs are dead for good then.
+    /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
+    /// say whether it worked.
     ///
     /// # Errors
-    /// [`Kind::TimedOut`] or [`Kind::StillInUse`], with the lender given back. The gate is open again
-    /// then: nothing was revoked.
-    pub fn close(mut self, timeout: Duration) -> Result<(), (Self, Error)> {
-        if let Err(error) = self.drain(RevokeCause::ExporterGone, timeout) {
-            return Err((self, error));
-        }
-        self.quiesce();
-        let device = match self.device.take().map(Arc::try_unwrap) {
-            Some(Ok(device)) => device,
-            // Only who is inside the gate holds it, and nobody is.
-            Some(Err(shared)) => {
-                let error = Error::new(Kind::StillInUse, "close a VFIO device", "another thread holds it")
-                    .on(shared.address());
-                self.device = Some(shared);
-                self.gate.reopen();
-                return Err((self, error));
+    /// As [`Lender::reset`].
+    pub fn function_level_reset(&self, terms: impl Into<Terms>) -> Result<()> {
+        let call = vfio::Device::function_level_reset;
+        self.revoke(RevokeCause::FunctionReset, "reset a function", terms.into(), call)
+    }
+
+    /// Who is reset with the device by a hot reset, itself included.
+    ///
+    /// # Errors
+    /// As [`vfio::Device::reset_set`].
+    pub fn reset_set(&self) -> Result<Vec<PciAddress>> {
+        self.device.reset_set()
+    }
+
+    /// Resets the device's slot or bus, with everything of the [`reset_set`](Lender::reset_set). `others`
+    /// are the lenders of its other devices.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where a device of the set lends and is not among `others`. Else as
+    /// [`Lender::reset`]; a hot reset that fails halfway has taken everything back too.
+    pub fn hot_reset(&self, others: &[&Self], terms: impl Into<Terms>) -> Result<()> {
+        const TRIED: &str = "hot reset a device";
+        let all: Vec<&Self> = std::iter::once(self).chain(others.iter().copied()).collect();
+        for address in self.reset_set()? {
+            let is_given = all.iter().any(|lender| lender.device.address() == address);
+            if !is_given && self.keeper.find(&address.to_string()).is_some() {
+                let why = format!("{address} is reset with it, and lends too");
+                return Err(Error::new(Kind::InvalidInput, TRIED, why)
+                    .on(self.device.address())
+                    .next("name its lender among the others, so that its importers are told"));
             }
-            None => return Ok(()),
+        }
+        let devices: Vec<Arc<vfio::Device>> = all.iter().map(|lender| Arc::clone(&lender.device)).collect();
+        let call = move || {
+            let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| &**device).collect();
+            devices[0].hot_reset(&others)
         };
-        device.close().map_err(|(device, error)| {
-            self.device = Some(Arc::new(device));
-            self.gate.reopen();
-            (self, error)
+        self.keeper.change(Ask {
+            what: Change::Take(RevokeCause::HotReset),
+            tried: TRIED,
+            entries: all.iter().map(|lender| Arc::clone(&lender.entry)).collect(),
+            terms: terms.into(),
+            call: Box::new(call),
+            after: None,
         })
     }
 
-    /// Takes everything back around `call`. The generation moves on whether or not it succeeds: a
-    /// revoking call that fails has revoked first (`vfio_pci_core_ioctl_reset`).
-    fn revoke(
-        &self,
-        cause: RevokeCause,
-        timeout: Duration,
-        call: impl FnOnce(&vfio::Device) -> Result<()>,
-    ) -> Result<()> {
-        self.drain(cause, timeout)?;
-        self.quiesce();
-        let result = call(self.device());
-        self.gate.advance(self.device().check_reachable().is_ok());
-        result
+    /// Switches the device's memory decoding. Off takes everything back, as [`Lender::reset`]; on gives it
+    /// back, and lets in.
+    ///
+    /// # Errors
+    /// As [`Lender::reset`].
+    pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<Terms>) -> Result<()> {
+        if enabled == self.device.memory_enabled()? {
+            return Ok(());
+        }
+        let call = move |device: &vfio::Device| device.set_memory_enabled(enabled);
+        if enabled {
+            return self.restore("switch a device's memory on", call);
+        }
+        let tried = "switch a device's memory off";
+        self.revoke(RevokeCause::MemoryDisabled, tried, terms.into(), call)
     }
 
-    fn drain(&self, cause: RevokeCause, timeout: Duration) -> Result<()> {
-        self.gate.close(cause);
-        let free_before: usize =
-            self.lent.lock().iter().filter_map(Weak::upgrade).map(|lent| lent.free_before()).sum();
-        if free_before > 0 {
-            self.gate.reopen();
-            let why = format!("{free_before} attachment(s) must be detached first");
-            return Err(Error::new(Kind::StillInUse, "take memory back", why)
-                .on(self.device().address())
-                .next("detach them: the kernel would wait for them, or leave them mapped (xe, type1)"));
+    /// Sends the device to a power state. D3hot takes everything back, as [`Lender::reset`]; D0 gives it
+    /// back, and lets in.
+    ///
+    /// # Errors
+    /// As [`Lender::reset`].
+    pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<Terms>) -> Result<()> {
+        let call = move |device: &vfio::Device| device.set_power_state(state);
+        if state == vfio::PowerState::D0 {
+            return self.restore("wake a device", call);
         }
-        match self.gate.wait_idle(timeout) {
-            0 => Ok(()),
-            inside => {
-                self.gate.reopen();
-                Err(Error::new(
-                    Kind::TimedOut,
-                    "take memory back",
-                    format!("{inside} access(es) did not finish within {} ms", timeout.as_millis()),
-                )
-                .on(self.device().address())
-                .next("finish what is in flight, or wait longer"))
-            }
-        }
+        self.revoke(RevokeCause::PowerState, "send a device to sleep", terms.into(), call)
+    }
+
+    /// Lets the kernel put the device to sleep, which takes everything back. Touching the device wakes it
+    /// and gives nothing back: that is [`Lender::leave_low_power`] alone.
+    ///
+    /// # Errors
+    /// As [`Lender::reset`].
+    pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
+        let call = vfio::Device::enter_low_power;
+        self.revoke(RevokeCause::PowerState, "let a device sleep", terms.into(), call)
+    }
+
+    /// Ends the sleep, and lets in.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the memory is not away; else as [`Lender::reset`].
+    pub fn leave_low_power(&self) -> Result<()> {
+        self.restore("end a device's sleep", vfio::Device::leave_low_power)
     }
 }
 
 impl<E: Exporter + 'static> Drop for Lender<E> {
     fn drop(&mut self) {
-        self.gate.close(RevokeCause::ExporterGone);
+        const PATIENCE: Terms = Terms {
+            timeout: Duration::from_millis(500),
+            at_deadline: AtDeadline::GoOn,
+            call_limit: Duration::from_millis(500),
+        };
+        let is_over = |result: &Result<()>| match result {
+            Ok(()) => true,
+            // The kernel goes on by itself.
+            Err(error) => matches!(error.kind(), Kind::Gone | Kind::Stuck),
+        };
+        if is_over(&self.end(PATIENCE)) {
+            return;
+        }
+        // Whoever is in the way must not hold this thread, and the device must not be left open.
+        let exporter: Arc<dyn Exporter> = Arc::clone(&self.device) as _;
+        let (keeper, entry) = (Arc::clone(&self.keeper), Arc::clone(&self.entry));
+        let insist = move || loop {
+            let result = close(&keeper, &entry, &exporter, RevokeCause::ExporterGone, PATIENCE);
+            if is_over(&result) {
+                return;
+            }
+            thread::sleep(PATIENCE.timeout);
+        };
+        if let Err(error) = thread::Builder::new().name("peervram-close".into()).spawn(insist) {
+            tracing::error!(%error, "no thread to close a device on: it closes with what is attached to it");
+        }
     }
 }

@@ -28,25 +28,32 @@
 //! ```
 //!
 //! The life of a buffer: [`Lender`] -> [`Export`] -> [`Attachment`] -> [`Access`], each made by the
-//! one before. The mechanism underneath is [`backends`]; this crate is the policy: by which path, with
+//! one before. What happens when the kernel takes the memory back is told by [`Event`]s. The mechanism underneath is [`backends`]; this crate is the policy: by which path, with
 //! which trust, until when.
 
+mod access;
 mod attachment;
 mod export;
 mod gate;
+mod import;
 mod lender;
 mod path;
+mod revoke;
+mod sync;
 #[cfg(feature = "picture")]
 pub mod picture;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};
 
-pub use attachment::{Access, Attachment};
+pub use access::{Access, InFlight, Revoked};
+pub use attachment::Attachment;
 pub use export::Export;
-pub use gate::{Outcome, RevokeCause};
+pub use gate::Outcome;
+pub use import::Import;
 pub use lender::Lender;
 pub use path::{Path, Trust};
+pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Terms, Watch, What};
 
 /// The program in the README compiles.
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]

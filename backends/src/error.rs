@@ -52,6 +52,10 @@ pub enum Kind {
     Vulkan,
     /// The deadline passed.
     TimedOut,
+    /// The caller would wait for itself.
+    WouldDeadlock,
+    /// The kernel does not come back from a call, and cannot be made to.
+    Stuck,
     /// Anything else the operating system said.
     Os,
 }
@@ -78,6 +82,8 @@ impl Kind {
             Self::VulkanMissing => "vulkan-missing",
             Self::Vulkan => "vulkan",
             Self::TimedOut => "timed-out",
+            Self::WouldDeadlock => "would-deadlock",
+            Self::Stuck => "stuck",
             Self::Os => "os",
         }
     }

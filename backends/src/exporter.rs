@@ -1,5 +1,6 @@
 //! `Exporter`: who makes dma-bufs of its memory.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::{DmaBuf, DmaRanges, Mapping, PciAddress, Region, Result};
@@ -66,4 +67,38 @@ pub trait Exporter: Send + Sync {
     fn bury(&self) -> Result<()> {
         Ok(())
     }
+
+    /// Buries every mapping and closes the device, while this value lives on: whatever is asked of it
+    /// afterwards is an error. Its dma-bufs are dead for good. **Blocks without a limit** until their
+    /// importers have unmapped.
+    ///
+    /// # Errors
+    /// As [`bury`](Exporter::bury), or no descriptor was free: the device may be open then.
+    fn let_go(&self) -> Result<()> {
+        self.bury()
+    }
+
+    /// Has the kernel tell of what nobody here asked for. A second call replaces what the first gave.
+    ///
+    /// # Errors
+    /// What the kernel says. A device that cannot tell is no error.
+    fn interrupts(&self) -> Result<Interrupts> {
+        Ok(Interrupts::default())
+    }
+}
+
+/// What the kernel tells the owner of a device unasked: two eventfds that it signals. They are nonblocking: reading eight bytes gives how often it did
+/// since the last read, or EAGAIN. `poll` says when there is something to read.
+///
+/// Dropping them undoes nothing and needs not to: the kernel keeps its own hold of an eventfd until the
+/// device is closed, and signals one that nobody reads.
+#[derive(Debug, Default)]
+pub struct Interrupts {
+    /// The device reported an error that cannot be corrected (PCIe AER). Its memory is not to be trusted;
+    /// a reset, or a new boot, is next. None where the device cannot tell.
+    pub error: Option<OwnedFd>,
+    /// Somebody unbinds the device's driver or removes it, and waits, without a limit, until it is closed
+    /// (`vfio_unregister_group_dev`): the kernel asks again every ten seconds. None where the kernel
+    /// does not ask.
+    pub request: Option<OwnedFd>,
 }

@@ -18,9 +18,11 @@ pub enum OnRevoke {
 }
 
 /// A device, or an application's Vulkan device, that maps dma-bufs.
-pub trait Importer {
+///
+/// A revoke may free an import on another thread than the one that made it.
+pub trait Importer: Send + Sync + 'static {
     /// What an import is: a buffer object, a `VkBuffer` with its memory.
-    type Memory: Send;
+    type Memory: Send + Sync;
 
     /// Which device, for messages.
     fn name(&self) -> String;

@@ -31,7 +31,7 @@ pub mod vulkan;
 pub use aperture::{Aperture, Owner, RawBytes};
 pub use dma_buf::DmaBuf;
 pub use error::{Error, Kind, Result};
-pub use exporter::Exporter;
+pub use exporter::{Exporter, Interrupts};
 pub use image::ImageLayout;
 pub use importer::{Importer, OnRevoke};
 pub use mapping::{Mapping, Source};

@@ -12,7 +12,7 @@ use super::address_space::{Interface, IoAddressSpace, Membership};
 use super::live_mappings::LiveMappings;
 use super::power::Power;
 use crate::uapi::vfio as uapi;
-use crate::{DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, Result, pci};
+use crate::{DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, PciAddress, Region, Result, pci};
 
 /// A VFIO device, opened by this process and closed with this value; or one that another process owns
 /// ([`Device::adopt`]).
@@ -345,5 +345,14 @@ impl Exporter for Device {
 
     fn bury(&self) -> Result<()> {
         self.mappings.bury().map_err(|error| error.on(self.address))
+    }
+
+    fn let_go(&self) -> Result<()> {
+        self.close_in_place()
+    }
+
+    fn interrupts(&self) -> Result<Interrupts> {
+        // An adopted one tells its owner.
+        if self.is_adopted() { Ok(Interrupts::default()) } else { self.watch_interrupts() }
     }
 }

@@ -1,4 +1,4 @@
-//! What the kernel tells the owner of a device unasked: that it failed, or that it is wanted back.
+//! The interrupts by which the kernel tells the owner of a device that it failed, or is wanted back.
 //!
 //! Absent on purpose: the device's own interrupts (INTx, MSI, MSI-X). They are its driver's.
 
@@ -10,25 +10,9 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_IND
 
 use super::Device;
 use crate::uapi::vfio as uapi;
-use crate::{Error, Result};
+use crate::{Error, Interrupts, Result};
 
 const TRIED: &str = "watch a VFIO device";
-
-/// Two eventfds that the kernel signals. They are nonblocking: reading eight bytes gives how often it did
-/// since the last read, or EAGAIN. `poll` says when there is something to read.
-///
-/// Dropping them undoes nothing and needs not to: the kernel keeps its own hold of an eventfd until the
-/// device is closed, and signals one that nobody reads.
-#[derive(Debug)]
-pub struct Interrupts {
-    /// The device reported an error that cannot be corrected (PCIe AER). Its memory is not to be trusted;
-    /// a reset, or a new boot, is next. None where the device cannot tell.
-    pub error: Option<OwnedFd>,
-    /// Somebody unbinds the device's driver or removes it, and waits, without a limit, until it is closed
-    /// (`vfio_unregister_group_dev`): the kernel asks again every ten seconds. None where the kernel
-    /// does not ask.
-    pub request: Option<OwnedFd>,
-}
 
 impl Device {
     /// Has the kernel signal errors and requests, until the device is closed. A second call makes new

@@ -31,6 +31,7 @@ mod dma_buf_export;
 mod interrupts;
 mod iova_allocator;
 mod iova_mapping;
+mod let_go;
 mod live_mappings;
 mod power;
 mod reset;
@@ -38,7 +39,6 @@ mod reset;
 pub use address_space::{Interface, IoAddressSpace};
 pub use device::Device;
 pub use dma_buf_export::{DmaBufSupport, check_kernel_exports_dma_bufs, kernel_release};
-pub use interrupts::Interrupts;
 pub use iova_mapping::IovaMapping;
 pub use power::PowerState;
 

@@ -101,9 +101,9 @@ pub fn check_screen(screen: &Screendump, picture: &Picture) -> Result<()> {
 }
 
 /// Expects an error of a kind, and that its words name the device.
-pub fn refused<T>(result: peervram::Result<T>, kind: Kind) -> Result<Error> {
-    let error =
-        result.err().with_context(|| format!("it worked, and should have been refused as {kind:?}"))?;
+pub fn refused<T>(result: Result<T, impl Into<Error>>, kind: Kind) -> Result<Error> {
+    let error: Error =
+        result.err().map(Into::into).with_context(|| format!("it worked, and should have been refused as {kind:?}"))?;
     ensure!(error.kind() == kind, "refused as {:?}, not {kind:?}: {error}", error.kind());
     ensure!(error.device().is_some(), "the error names no device: {error}");
     Ok(error)

@@ -176,7 +176,7 @@ fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Res
     refused(attachment.enter(), Kind::Revoked)?;
     // The content is unknown after a revoke; the owner writes it again.
     crossing.view.write(0, crossing.card.bytes())?;
-    attachment.renew()?;
+    attachment.current()?;
     let access = attachment.enter()?;
     let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)

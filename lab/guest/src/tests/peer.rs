@@ -175,7 +175,7 @@ fn iommufd_import_dies_with_a_reset(guest: &Guest) -> Verdict {
     let mut pair = Pair::new(guest, Interface::Cdev, &whole())?;
     pair.lender.reset(PATIENCE)?;
     refused(pair.attachment.enter(), Kind::Revoked)?;
-    pair.attachment.renew()?;
+    pair.attachment.current()?;
     pair.owner.restart(pair.lender.device())?;
     pair.other.copy(Descriptor::fill(0xA5A5_A5A5, 0, 1 << 20, 0), PATIENCE)?;
     let access = pair.attachment.enter()?;

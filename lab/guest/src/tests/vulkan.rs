@@ -42,7 +42,8 @@ fn read_and_paint(guest: &Guest, ranges: u64) -> Verdict {
     let attachment = crossing.export.attach(open()?, Trust::Unverified)?;
     // Mesa's CPU driver maps dma-bufs by mmap, which a VFIO dma-buf does not have.
     ensure!(attachment.path() == Path::HostPointer, "the path is {}", attachment.path());
-    let [(Path::Peer, why)] = attachment.refused() else {
+    let refused_paths = attachment.refused();
+    let [(Path::Peer, why)] = &refused_paths[..] else {
         anyhow::bail!("refused before: {:?}", attachment.refused());
     };
     if !guest.facts().exports_dma_bufs() {

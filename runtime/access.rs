@@ -1,0 +1,170 @@
+//! `Access`: one stretch of using lent memory, and `InFlight`: one that lasts until a device is done.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peervram_backends::{Importer, Kind, Signal};
+
+use crate::attachment::Handle;
+use crate::gate::{Closed, InFlight as OfGate};
+use crate::revoke::held;
+use crate::{Error, Import, Outcome, RevokeCause};
+
+/// A refusal: the memory cannot be used now.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Revoked {
+    /// The generation of the memory now.
+    pub generation: u64,
+    /// Why the memory was last taken back.
+    pub cause: RevokeCause,
+    /// Why, in full.
+    error: Error,
+}
+
+impl Revoked {
+    pub(crate) fn away(device: &str, closed: Closed) -> Self {
+        let Closed { generation, cause } = closed;
+        let kind = match cause {
+            RevokeCause::ExporterGone | RevokeCause::DeviceRequested => Kind::Gone,
+            _ => Kind::Revoked,
+        };
+        let error = Error::new(kind, TRIED, cause.to_string()).on(device);
+        Self { generation, cause, error: error.next("an event tells when it is there again, if ever") }
+    }
+
+    pub(crate) fn stale(device: &str, now: Closed, imported: Option<u64>) -> Self {
+        let Closed { generation, cause } = now;
+        let why = match imported {
+            Some(imported) => format!("generation {imported} was taken back; it is {generation} now"),
+            None => format!("it was taken back, and is of generation {generation} now"),
+        };
+        let error = Error::new(Kind::Revoked, TRIED, why)
+            .on(device)
+            .next("take the current import and rebuild what was made of the old one");
+        Self { generation, cause, error }
+    }
+
+    pub(crate) fn owner(generation: u64, error: Error) -> Self {
+        Self { generation, cause: RevokeCause::DeviceError, error }
+    }
+}
+
+const TRIED: &str = "use lent memory";
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Revoked {}
+
+impl From<Revoked> for Error {
+    fn from(revoked: Revoked) -> Self {
+        revoked.error
+    }
+}
+
+/// Leave to use the memory, until [`finish`](Access::finish), [`finish_when`](Access::finish_when) or drop.
+///
+/// It stays on its thread, so that a thread that is inside and asks for a revoke can be told so.
+#[must_use = "an access that is dropped at once allows nothing"]
+pub struct Access<'a, I: Importer> {
+    handle: &'a Arc<Handle<I>>,
+    /// Empty only while it ends.
+    import: Option<Arc<Import<I>>>,
+    generation: u64,
+    stays: PhantomData<*const ()>,
+}
+
+impl<'a, I: Importer> Access<'a, I> {
+    /// Of a gate that was entered in `generation`.
+    pub(crate) fn new(handle: &'a Arc<Handle<I>>, import: Arc<Import<I>>, generation: u64) -> Self {
+        held::enter(handle.device());
+        Self { handle, import: Some(import), generation, stays: PhantomData }
+    }
+
+    /// The import's memory.
+    pub fn memory(&self) -> &I::Memory {
+        self.import().memory()
+    }
+
+    /// The import.
+    pub fn import(&self) -> &Import<I> {
+        self.import.as_ref().expect("it is there until the access ends")
+    }
+
+    /// The generation of the memory.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Ends the access and says whether the memory stayed the same. Finish when the importing device is
+    /// done, not when work is submitted; or else [`Access::finish_when`].
+    pub fn finish(mut self) -> Outcome {
+        self.end()
+    }
+
+    /// Lasts on until `signal` fires: a fence, a timeline's value, a sync file. The memory is not taken
+    /// back by this process before that, or the deadline of whoever takes it.
+    pub fn finish_when(mut self, signal: impl Signal + 'static) -> InFlight<I> {
+        held::leave(self.handle.device());
+        let (import, lent) = (self.import.take(), Arc::clone(self.handle.lent()));
+        let on_end = move || {
+            lent.invalidate();
+            drop(import);
+        };
+        let of_gate = self.handle.gate().leave_when(self.generation, Box::new(signal), on_end);
+        InFlight { handle: Arc::clone(self.handle), of_gate }
+    }
+
+
+    fn end(&mut self) -> Outcome {
+        if self.import.take().is_none() {
+            return Outcome::Ok;
+        }
+        held::leave(self.handle.device());
+        self.handle.lent().invalidate();
+        self.handle.gate().leave(self.generation)
+    }
+}
+
+impl<I: Importer> Drop for Access<'_, I> {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl<I: Importer> fmt::Debug for Access<'_, I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("import", &self.import).field("generation", &self.generation).finish()
+    }
+}
+
+/// An access that lasts until a device is done. Dropping it ends nothing: the signal does.
+pub struct InFlight<I: Importer> {
+    handle: Arc<Handle<I>>,
+    of_gate: Arc<OfGate>,
+}
+
+impl<I: Importer> InFlight<I> {
+    /// Waits for the end, at most `timeout`. Nothing where it goes on, or where its signal is lost and
+    /// nobody can know.
+    pub fn wait(&self, timeout: Duration) -> Option<Outcome> {
+        self.handle.gate().settle(&self.of_gate, timeout)
+    }
+
+    /// Ends it, signal or not. You say that the device is done: that it was lost, for example.
+    pub fn abandon(self) -> Outcome {
+        self.handle.gate().end(&self.of_gate)
+    }
+}
+
+impl<I: Importer> fmt::Debug for InFlight<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InFlight").field("gate", self.handle.gate()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,114 @@
+//! `Import`: the memory of one generation, as one importer has it.
+//!
+//! What an application makes of it (descriptor sets, framebuffers, addresses) lives as long as it does.
+//! After the memory was taken back an import is stale, unless its driver maps again by itself or it went
+//! through this process's own address space; [`Attachment::current`](crate::Attachment::current) gives
+//! the next one.
+
+use std::fmt;
+use std::sync::Arc;
+
+use peervram_backends::{Importer, OnRevoke};
+
+use crate::export::Lent;
+use crate::{Error, Kind, Path, Result};
+
+/// Memory of one device, imported by another. Freed with its last owner.
+pub struct Import<I: Importer> {
+    importer: Arc<I>,
+    /// Empty only while it is being freed.
+    memory: Option<I::Memory>,
+    generation: u64,
+    path: Path,
+}
+
+impl<I: Importer> Import<I> {
+    /// By the first path that works, with the reasons why those before did not.
+    pub(crate) fn new(
+        lent: &Lent,
+        importer: &Arc<I>,
+        generation: u64,
+    ) -> Result<(Self, Vec<(Path, Error)>)> {
+        let mut refused = Vec::new();
+        for path in Path::IN_ORDER {
+            match lent.import(&**importer, path) {
+                Ok(memory) => {
+                    let (importer, memory) = (Arc::clone(importer), Some(memory));
+                    return Ok((Self { importer, memory, generation, path }, refused));
+                }
+                Err(error) => {
+                    tracing::debug!(%path, %error, "a path was refused");
+                    refused.push((path, error));
+                }
+            }
+        }
+        Err(combine(lent, &refused))
+    }
+
+    /// The importer's own memory: a buffer object, a `VkBuffer`, a mapping for DMA.
+    pub fn memory(&self) -> &I::Memory {
+        self.memory.as_ref().expect("it is there until it is freed")
+    }
+
+    /// The generation in which it was imported.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// How bytes reach the importer.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Whether it shows the memory of `generation`.
+    pub(crate) fn is_of(&self, generation: u64) -> bool {
+        self.generation == generation || self.outlives_revokes()
+    }
+
+    /// Whether it is good again after a revoke without being made again. Mapped memory is: the runtime
+    /// itself puts shadow memory under it meanwhile.
+    fn outlives_revokes(&self) -> bool {
+        match self.importer.on_revoke() {
+            OnRevoke::SelfHeals => true,
+            OnRevoke::Reimport => self.path == Path::HostPointer,
+            // What is not known is made again.
+            _ => false,
+        }
+    }
+
+    /// Frees it, and says what the importer says.
+    pub(crate) fn release(mut self) -> Result<()> {
+        self.memory.take().map_or(Ok(()), |memory| self.importer.release(memory))
+    }
+}
+
+impl<I: Importer> Drop for Import<I> {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take()
+            && let Err(error) = self.importer.release(memory)
+        {
+            tracing::error!(%error, "could not release an import");
+        }
+    }
+}
+
+impl<I: Importer> fmt::Debug for Import<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Import")
+            .field("importer", &self.importer.name())
+            .field("generation", &self.generation)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One error for all paths: the first one's kind, everyone's reason.
+fn combine(lent: &Lent, refused: &[(Path, Error)]) -> Error {
+    let reasons: Vec<String> = refused.iter().map(|(path, error)| format!("by {path}: {error}")).collect();
+    let kind = refused.first().map_or(Kind::Unsupported, |(_, error)| error.kind());
+    let error = Error::new(kind, "attach to lent memory", reasons.join(". ")).on(lent.device_name());
+    match refused.iter().find_map(|(_, error)| error.raw_os_error()) {
+        Some(errno) => error.raw_errno(errno),
+        None => error,
+    }
+}

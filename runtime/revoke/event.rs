@@ -1,0 +1,237 @@
+//! `Event`: what happens to lent memory, told by a callback or by a descriptor to poll.
+//!
+//! Each subscriber hears every event of its device once, in order. A callback runs on whatever thread
+//! the news came from, one event at a time, with no lock of this crate held: it may enter, take the
+//! current import, or subscribe. It must not wait for a revoke.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use peervram_backends::Error;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use super::{RevokeCause, Stuck};
+use crate::Result;
+use crate::sync::Mutex;
+
+/// Something that happened to a device's lent memory.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// The device that lends.
+    pub device: Arc<str>,
+    /// The generation of its memory from this event on.
+    pub generation: u64,
+    /// What happened.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum What {
+    /// The memory is about to be taken back: finish what is in flight. Nobody is let in any more.
+    Draining {
+        /// Why.
+        cause: RevokeCause,
+        /// Until when.
+        deadline: Instant,
+    },
+    /// Somebody did not finish in time.
+    Late {
+        /// Who, in words.
+        who: Vec<String>,
+    },
+    /// Nothing was taken back after all; go on as before.
+    CalledOff,
+    /// The kernel's call has not come back. Nothing of this device can be used until it does.
+    Stuck(Arc<Stuck>),
+    /// The memory was taken back, and is away.
+    Revoked {
+        /// Why.
+        cause: RevokeCause,
+    },
+    /// The memory is there again, its content unknown. What must be imported again is stale: take
+    /// [`Attachment::current`](crate::Attachment::current) and rebuild what was made of it.
+    Restored,
+    /// The memory was taken back for good.
+    Gone,
+}
+
+impl What {
+    /// A stable name for scripts and `--json`.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Draining { .. } => "draining",
+            Self::Late { .. } => "late",
+            Self::CalledOff => "called-off",
+            Self::Stuck(_) => "stuck",
+            Self::Revoked { .. } => "revoked",
+            Self::Restored => "restored",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+type Callback = Box<dyn Fn(&Event) + Send + Sync>;
+
+/// Who is told of a device's events.
+#[derive(Default)]
+pub(crate) struct Subscribers(Mutex<Vec<Weak<Subscriber>>>);
+
+struct Subscriber {
+    queue: Mutex<Queue>,
+    to: To,
+}
+
+#[derive(Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    /// Some thread is calling back; it takes what is added meanwhile too.
+    delivering: bool,
+}
+
+enum To {
+    Callback(Callback),
+    /// An eventfd that can be read while there are events.
+    Poll(OwnedFd),
+}
+
+impl Subscribers {
+    /// Adds an event to everyone's queue. Calls nobody, so it may be done under a lock.
+    pub fn queue(&self, event: &Event) {
+        let mut subscribers = self.0.lock();
+        subscribers.retain(|subscriber| match subscriber.upgrade() {
+            Some(subscriber) => {
+                subscriber.add(event.clone());
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Calls back with what is queued. No lock may be held.
+    pub fn deliver(&self) {
+        let subscribers: Vec<Arc<Subscriber>> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
+        for subscriber in subscribers {
+            subscriber.deliver();
+        }
+    }
+
+    /// Calls `callback` with each event from now on, until the subscription is dropped.
+    pub fn call(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
+        Subscription { _subscriber: self.add(To::Callback(Box::new(callback))) }
+    }
+
+    /// Keeps each event from now on until it is taken.
+    pub fn poll(&self) -> Result<Events> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let fd = eventfd(0, flags).map_err(|errno| Error::os("make an eventfd", errno))?;
+        Ok(Events(self.add(To::Poll(fd))))
+    }
+
+    fn add(&self, to: To) -> Arc<Subscriber> {
+        let subscriber = Arc::new(Subscriber { queue: Mutex::default(), to });
+        self.0.lock().push(Arc::downgrade(&subscriber));
+        subscriber
+    }
+}
+
+impl std::fmt::Debug for Subscribers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Subscribers").field(&self.0.lock().len()).finish()
+    }
+}
+
+impl Subscriber {
+    fn add(&self, event: Event) {
+        let mut queue = self.queue.lock();
+        queue.events.push_back(event);
+        if let To::Poll(fd) = &self.to {
+            // Under the lock, as it is read. It can only fail where the counter is full, and then it is
+            // readable as it should be.
+            let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+        }
+    }
+
+    fn deliver(&self) {
+        let To::Callback(callback) = &self.to else { return };
+        loop {
+            let mut queue = self.queue.lock();
+            if queue.delivering {
+                return;
+            }
+            let Some(event) = queue.events.pop_front() else { return };
+            queue.delivering = true;
+            drop(queue);
+            callback(&event);
+            self.queue.lock().delivering = false;
+        }
+    }
+}
+
+/// Keeps a callback alive. Dropping it ends the calls, but for one that is under way.
+#[must_use = "a subscription that is dropped hears nothing"]
+pub struct Subscription {
+    _subscriber: Arc<Subscriber>,
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").finish_non_exhaustive()
+    }
+}
+
+/// Events to be taken one by one. Its descriptor can be polled: readable while there is one.
+pub struct Events(Arc<Subscriber>);
+
+impl Events {
+    /// The next event, if there is one. Does not block.
+    pub fn try_next(&self) -> Option<Event> {
+        let mut queue = self.0.queue.lock();
+        let event = queue.events.pop_front();
+        if queue.events.is_empty() {
+            // Under the lock: an event that comes after is signalled anew.
+            let _ = rustix::io::read(self, &mut [0; 8]);
+        }
+        event
+    }
+
+    /// The next event; waits for it at most `timeout`.
+    ///
+    /// # Errors
+    /// What `poll` says.
+    pub fn next_within(&self, timeout: Duration) -> Result<Option<Event>> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(event) = self.try_next() {
+                return Ok(Some(event));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(Error::os("wait for an event", errno)),
+            }
+        }
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0.to {
+            To::Poll(fd) => fd.as_fd(),
+            To::Callback(_) => unreachable!("only what is polled is given out as events"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").field("fd", &self.as_fd()).finish()
+    }
+}

@@ -1,0 +1,636 @@
+//! `Keeper`: does what the [`machine`](super::machine) decides.
+//!
+//! ```text
+//! the caller's thread                                a thread of its own, for the call
+//!   ask -> gates close, everyone is told
+//!   wait for each attachment, up to the deadline
+//!   free what must be freed first
+//!   hand over ------------------------------------->   owners quiesce
+//!   wait, up to the call's limit                       BARs under mappings become shadow memory
+//!   . not back: say what it waits for, and return      the call
+//!                                                      BARs come back, owners resume
+//!   done <------------------------------------------   gates open in the next generation
+//! ```
+//! There is one keeper for a process, because one call may reset several devices. Its lock is held for
+//! decisions and for opening and closing gates, so that these come in the order of the decisions; never
+//! while anything waits, a callback runs or the kernel is asked.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::{Duration, Instant};
+
+use peervram_backends::{Error, Exporter, Kind};
+
+use super::event::{Event, Subscribers, What};
+use super::machine::{
+    Action, After, AttachmentId, Change, ChangeId, DeviceId, ExportId, Input, Machine, Refusal, State, Terms,
+};
+use super::stuck::{CallThread, Snapshot, Stuck};
+use super::watch::Watch;
+use super::{RevokeCause, held};
+use crate::Result;
+use crate::export::Lent;
+use crate::gate::Gate;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, thread, wait_until};
+
+/// A device that lends, as everyone who holds a part of it sees it.
+pub(crate) struct Entry {
+    pub id: DeviceId,
+    /// For messages. Spelling it anew was over a third of what the library adds to a crossing.
+    pub name: Arc<str>,
+    pub subscribers: Subscribers,
+    exporter: Weak<dyn Exporter>,
+    generation: AtomicU64,
+    watched: AtomicBool,
+    lent: Mutex<Vec<Weak<Lent>>>,
+}
+
+impl Entry {
+    /// How often its memory was taken back.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Whether revokes that others cause can be heard of.
+    pub fn watch(&self) -> Watch {
+        if self.watched.load(Ordering::Acquire) { Watch::Watched } else { Watch::Unwatched }
+    }
+
+    /// They can.
+    pub fn set_watched(&self) {
+        self.watched.store(true, Ordering::Release);
+    }
+
+    /// The device, unless its lender is gone.
+    pub fn exporter(&self) -> Result<Arc<dyn Exporter>> {
+        self.exporter.upgrade().ok_or_else(|| {
+            Error::new(Kind::Gone, "use a device", "the lender closed it").on(Arc::clone(&self.name))
+        })
+    }
+
+    /// Everything of it that is exported.
+    pub fn lent(&self) -> Vec<Arc<Lent>> {
+        self.lent.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+
+    fn queue(&self, what: What) {
+        self.subscribers.queue(&Event {
+            device: Arc::clone(&self.name),
+            generation: self.generation(),
+            what,
+        });
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("name", &self.name)
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
+/// An attachment, as a revoke sees it.
+pub(crate) trait Gated: Send + Sync {
+    fn gate(&self) -> &Arc<Gate>;
+    /// Waits until nobody uses the memory, at most until `deadline`. Says whether that is so.
+    fn wait_idle(&self, deadline: Instant) -> bool;
+    /// Frees the import, where it must be freed before the call. Nobody uses it.
+    fn free(&self);
+    /// Whose it is and who is inside, for messages.
+    fn describe(&self) -> String;
+}
+
+/// A change that somebody asks for.
+pub(crate) struct Ask {
+    pub what: Change,
+    /// What it is, as a verb phrase for messages: "reset a device".
+    pub tried: &'static str,
+    /// All devices that it touches.
+    pub entries: Vec<Arc<Entry>>,
+    pub terms: Terms,
+    /// The kernel's call. Runs on a thread of its own.
+    pub call: Box<dyn FnOnce() -> Result<()> + Send>,
+    /// Where the memory is afterwards; asked of the device where this is none.
+    pub after: Option<After>,
+}
+
+/// Decides and acts for all devices of a process.
+pub(crate) struct Keeper {
+    start: Instant,
+    state: Mutex<Kept>,
+    /// Some change went on.
+    changed: Condvar,
+}
+
+struct Kept {
+    machine: Machine,
+    entries: HashMap<DeviceId, Arc<Entry>>,
+    /// Each with its gate, which leads nowhere: an attachment must not end under the lock.
+    gated: HashMap<AttachmentId, (Arc<Gate>, Weak<dyn Gated>)>,
+    changes: HashMap<ChangeId, Progress>,
+}
+
+/// How far a change is.
+struct Progress {
+    entries: Vec<Arc<Entry>>,
+    call: bool,
+    stuck: bool,
+    /// Over; with the call's answer, if it was made.
+    done: Option<Result<()>>,
+    /// Who was late, in words.
+    words: Vec<(AttachmentId, String)>,
+    must_be_freed: bool,
+}
+
+impl Default for Keeper {
+    fn default() -> Self {
+        let kept = Kept {
+            machine: Machine::default(),
+            entries: HashMap::new(),
+            gated: HashMap::new(),
+            changes: HashMap::new(),
+        };
+        Self { start: Instant::now(), state: Mutex::new(kept), changed: Condvar::new() }
+    }
+}
+
+impl Keeper {
+    /// The one of this process.
+    pub fn of_process() -> Arc<Self> {
+        static PROCESS: LazyLock<Arc<Keeper>> = LazyLock::new(Arc::default);
+        Arc::clone(&PROCESS)
+    }
+
+    /// A device lends from now on. Where its memory cannot be reached, nothing can be attached until it is
+    /// given back.
+    pub fn add(&self, exporter: &Arc<dyn Exporter>, reachable: bool) -> Arc<Entry> {
+        let mut kept = self.state.lock();
+        let device = DeviceId(new_id());
+        let entry = Arc::new(Entry {
+            id: device,
+            name: exporter.name().into(),
+            exporter: Arc::downgrade(exporter),
+            subscribers: Subscribers::default(),
+            generation: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
+            lent: Mutex::default(),
+        });
+        kept.entries.insert(device, Arc::clone(&entry));
+        self.handle(&mut kept, Input::Add { device, reachable });
+        entry
+    }
+
+    /// Memory of a device is exported. `make` is given its number.
+    pub fn export(&self, entry: &Arc<Entry>, make: impl FnOnce(ExportId) -> Lent) -> Arc<Lent> {
+        let mut kept = self.state.lock();
+        let export = ExportId(new_id());
+        self.handle(&mut kept, Input::Export { export, device: entry.id });
+        drop(kept);
+        let lent = Arc::new(make(export));
+        let mut all = entry.lent.lock();
+        all.retain(|lent| lent.strong_count() > 0);
+        all.push(Arc::downgrade(&lent));
+        lent
+    }
+
+    /// An export is no more.
+    pub fn unexport(&self, export: ExportId) {
+        self.handle(&mut self.state.lock(), Input::Unexport { export });
+    }
+
+    /// Somebody attaches, and is inside from now on. `make` is given its number and the generation.
+    ///
+    /// # Errors
+    /// [`Kind::Revoked`], [`Kind::Busy`] or [`Kind::Gone`].
+    pub fn attach<G: Gated + 'static>(
+        &self,
+        lent: &Lent,
+        free_before: bool,
+        make: impl FnOnce(AttachmentId, u64) -> G,
+    ) -> Result<Arc<G>> {
+        let entry = lent.entry();
+        let mut kept = self.state.lock();
+        let attachment = AttachmentId(new_id());
+        let input = Input::Attach { attachment, export: lent.id(), free_before };
+        if let Some(why) = kept.refusal(input, self.now()) {
+            return Err(explain(why, "attach to lent memory").on(&entry.name));
+        }
+        let gated = Arc::new(make(attachment, entry.generation()));
+        let weak: Weak<G> = Arc::downgrade(&gated);
+        kept.gated.insert(attachment, (Arc::clone(gated.gate()), weak));
+        Ok(gated)
+    }
+
+    /// An attachment ended.
+    pub fn detach(&self, attachment: AttachmentId) {
+        let mut kept = self.state.lock();
+        let gated = kept.gated.remove(&attachment);
+        self.handle(&mut kept, Input::Detach { attachment });
+        drop(kept);
+        // Work that it still has may be the last to hold an export.
+        drop(gated);
+    }
+
+    /// Where a device is; none where it is closed.
+    pub fn state_of(&self, entry: &Entry) -> Option<State> {
+        self.state.lock().machine.state(entry.id)
+    }
+
+    /// The device of that name that lends, if there is one.
+    pub fn find(&self, name: &str) -> Option<Arc<Entry>> {
+        self.state.lock().entries.values().find(|entry| &*entry.name == name).cloned()
+    }
+
+    /// Makes a change, as drawn above. Blocks until it is over, but no longer than its terms say.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`] or [`Kind::StillInUse`] where somebody was late, [`Kind::Busy`],
+    /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: it goes on.
+    /// Else what the call said; everything was taken back all the same.
+    pub fn change(self: &Arc<Self>, ask: Ask) -> Result<()> {
+        let Ask { what, tried, entries, terms, call, after } = ask;
+        if let Change::Take(_) = what
+            && let Some(entry) = entries.iter().find(|entry| held::by_this_thread(entry.id))
+        {
+            let why = "this thread is inside: it would wait for itself";
+            return Err(Error::new(Kind::WouldDeadlock, tried, why)
+                .on(&entry.name)
+                .next("finish the access first, or ask from another thread"));
+        }
+        let (change, notified) = self.begin(what, tried, &entries, terms)?;
+        deliver(&entries);
+        self.drain(change, &notified, terms);
+        deliver(&entries);
+        if let Some(error) = self.called_off(change) {
+            let waited = terms.timeout.as_millis();
+            return Err(error(tried, waited).on(names(&entries)));
+        }
+
+        for attachment in notified.iter().filter_map(|(attachment, _)| self.gated(*attachment)) {
+            attachment.free();
+        }
+        let thread = Arc::new(CallThread::default());
+        let snapshot = Arc::new(Snapshot::take(&entries));
+        let work = Work { change, tried, entries: entries.clone(), call, after };
+        let (keeper, of_call) = (Arc::clone(self), Arc::clone(&thread));
+        let carry_out = move || {
+            of_call.begin();
+            keeper.carry_out(work);
+        };
+        // What could not be given to a thread runs here: `spawn` drops it, so it is kept outside.
+        let slot = Arc::new(Mutex::new(Some(carry_out)));
+        let of_thread = Arc::clone(&slot);
+        let take = move |slot: &Mutex<Option<_>>| slot.lock().take();
+        let spawned = thread::Builder::new().name("peervram-revoke".into()).spawn(move || {
+            if let Some(carry_out) = take(&of_thread) {
+                carry_out();
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for a revoking call: it is made on the caller's");
+            if let Some(carry_out) = take(&slot) {
+                carry_out();
+            }
+        }
+        self.wait(change, tried, &entries, terms, &snapshot, &thread)
+    }
+
+    /// Closes the gates of everyone attached; says who must answer.
+    fn begin(
+        &self,
+        what: Change,
+        tried: &'static str,
+        entries: &[Arc<Entry>],
+        terms: Terms,
+    ) -> Result<(ChangeId, Vec<(AttachmentId, u64)>)> {
+        let mut kept = self.state.lock();
+        let change = ChangeId(new_id());
+        let devices = entries.iter().map(|entry| entry.id).collect();
+        kept.changes.insert(change, Progress::of(entries));
+        let actions = kept.machine.handle(Input::Ask { change, what, devices, terms }, self.now());
+        if let Some(Action::RefuseChange { why, .. }) = actions.first() {
+            kept.changes.remove(&change);
+            return Err(explain(*why, tried).on(names(entries)));
+        }
+        let notified = (actions.iter())
+            .filter_map(|action| match action {
+                Action::Notify { attachment, generation, .. } => Some((*attachment, *generation)),
+                _ => None,
+            })
+            .collect();
+        self.act(&mut kept, actions);
+        if let Change::Take(cause) = what {
+            let deadline = Instant::now() + terms.timeout;
+            entries.iter().for_each(|entry| entry.queue(What::Draining { cause, deadline }));
+        }
+        Ok((change, notified))
+    }
+
+    /// Waits for everyone who was told, up to the deadline.
+    fn drain(&self, change: ChangeId, notified: &[(AttachmentId, u64)], terms: Terms) {
+        let deadline = Instant::now() + terms.timeout;
+        let mut late = Vec::new();
+        for &(attachment, generation) in notified {
+            // One that is gone has answered by that.
+            let Some(gated) = self.gated(attachment) else { continue };
+            if gated.wait_idle(deadline) {
+                self.handle(&mut self.state.lock(), Input::Answered { attachment, generation });
+            } else {
+                late.push((attachment, gated.describe()));
+            }
+        }
+        let mut kept = self.state.lock();
+        if let Some(progress) = kept.changes.get_mut(&change) {
+            progress.words = late;
+        }
+        while kept.changes.get(&change).is_some_and(|progress| !progress.call && progress.done.is_none()) {
+            // Somebody is late. The machine's deadline is a little before this one, or a little after.
+            if let Some(left) = kept.machine.next_deadline().and_then(|at| at.checked_sub(self.now())) {
+                (kept, _) = wait_until(&self.changed, kept, Instant::now() + left);
+            }
+            self.handle(&mut kept, Input::Tick);
+        }
+    }
+
+    /// The error of a change that was called off.
+    fn called_off(&self, change: ChangeId) -> Option<impl FnOnce(&'static str, u128) -> Error + use<>> {
+        let mut kept = self.state.lock();
+        if kept.changes.get(&change).is_none_or(|progress| progress.call) {
+            return None;
+        }
+        let progress = kept.changes.remove(&change)?;
+        let (late, must_be_freed) = (progress.late(), progress.must_be_freed);
+        Some(move |tried, waited_ms| {
+            let kind = if must_be_freed { Kind::StillInUse } else { Kind::TimedOut };
+            let why = format!("not out of the memory within {waited_ms} ms: {}", late.join("; "));
+            Error::new(kind, tried, why).next(if must_be_freed {
+                "finish what is in flight and drop what `current` gave out: the kernel would wait for it, or leave it mapped"
+            } else {
+                "finish what is in flight, wait longer, or go on at the deadline and have it end as torn"
+            })
+        })
+    }
+
+    /// The part of a change that runs on a thread of its own.
+    fn carry_out(&self, work: Work) {
+        let Work { change, tried, entries, call, after } = work;
+        // Owners' hooks are somebody else's code.
+        let around = catch_unwind(AssertUnwindSafe(|| around_call(&entries, call, after)));
+        let (result, after) = around.unwrap_or_else(|_| {
+            let error = Error::new(Kind::Os, tried, "an owner's hook panicked").on(names(&entries));
+            (Err(error), entries.iter().map(|entry| (entry.id, After::Away)).collect())
+        });
+        if let Err(error) = &result {
+            tracing::error!(%error, "a call on a device that lends failed");
+        }
+        let mut kept = self.state.lock();
+        let actions = kept.machine.handle(Input::Returned { change, after: after.clone() }, self.now());
+        for entry in &entries {
+            // A closed one is not known any more.
+            let last = entry.generation() + 1;
+            let generation = kept.machine.generation(entry.id).unwrap_or(last);
+            entry.generation.store(generation, Ordering::Release);
+        }
+        self.act(&mut kept, actions);
+        for entry in &entries {
+            entry.queue(match kept.machine.state(entry.id) {
+                None => What::Gone,
+                Some(State::Away(cause)) => What::Revoked { cause },
+                Some(_) => What::Restored,
+            });
+            if kept.machine.state(entry.id).is_none() {
+                kept.entries.remove(&entry.id);
+            }
+        }
+        if let Some(progress) = kept.changes.get_mut(&change) {
+            progress.done = Some(result);
+        }
+        self.changed.notify_all();
+        drop(kept);
+        deliver(&entries);
+    }
+
+    /// Waits for the call, up to its limit.
+    fn wait(
+        &self,
+        change: ChangeId,
+        tried: &'static str,
+        entries: &[Arc<Entry>],
+        terms: Terms,
+        snapshot: &Snapshot,
+        thread: &CallThread,
+    ) -> Result<()> {
+        let limit = Instant::now() + terms.call_limit;
+        let mut kept = self.state.lock();
+        loop {
+            let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };
+            if let Some(result) = progress.done.take() {
+                kept.changes.remove(&change);
+                return result;
+            }
+            if progress.stuck {
+                break;
+            }
+            let timed_out;
+            (kept, timed_out) = wait_until(&self.changed, kept, limit);
+            if timed_out {
+                self.handle(&mut kept, Input::Tick);
+            }
+        }
+        // Nobody waits for it any more; what comes of it is told by events.
+        kept.changes.remove(&change);
+        drop(kept);
+        let stuck = Arc::new(Stuck::describe(tried, names(entries), terms.call_limit, snapshot, thread));
+        for entry in entries {
+            entry.queue(What::Stuck(Arc::clone(&stuck)));
+        }
+        deliver(entries);
+        Err(stuck.error())
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn gated(&self, attachment: AttachmentId) -> Option<Arc<dyn Gated>> {
+        self.state.lock().gated.get(&attachment)?.1.upgrade()
+    }
+
+    fn handle(&self, kept: &mut MutexGuard<'_, Kept>, input: Input) {
+        let actions = kept.machine.handle(input, self.now());
+        self.act(kept, actions);
+    }
+
+    /// Opens and closes gates, and notes how far changes are.
+    fn act(&self, kept: &mut MutexGuard<'_, Kept>, actions: Vec<Action>) {
+        let kept = &mut **kept;
+        for action in actions {
+            let (attachment, act): (_, &dyn Fn(&Gate)) = match &action {
+                Action::Notify { attachment, cause, .. } => (attachment, &|gate| gate.close(*cause)),
+                Action::CalledOff { attachment, generation } | Action::Open { attachment, generation } => {
+                    (attachment, &|gate| gate.open(*generation))
+                }
+                Action::Away { attachment, generation, cause } => {
+                    (attachment, &|gate| gate.shut(*generation, *cause))
+                }
+                Action::Gone { attachment, generation } => {
+                    (attachment, &|gate| gate.shut(*generation, RevokeCause::ExporterGone))
+                }
+                Action::Late { change, attachments } => {
+                    kept.note_late(*change, attachments);
+                    continue;
+                }
+                Action::Call { change } => {
+                    kept.progress(*change, |progress| progress.call = true);
+                    continue;
+                }
+                Action::Stuck { change } => {
+                    kept.progress(*change, |progress| progress.stuck = true);
+                    continue;
+                }
+                Action::Done { change, late } => {
+                    kept.progress(*change, |progress| {
+                        if !late.is_empty() {
+                            progress.entries.iter().for_each(|entry| entry.queue(What::CalledOff));
+                        }
+                        progress.done = Some(Ok(()));
+                    });
+                    continue;
+                }
+                // Their askers look at them.
+                Action::RefuseChange { .. } | Action::RefuseAttach { .. } => continue,
+            };
+            if let Some((gate, _)) = kept.gated.get(attachment) {
+                act(gate);
+            }
+        }
+        self.changed.notify_all();
+    }
+}
+
+/// What the thread of a call is given.
+struct Work {
+    change: ChangeId,
+    tried: &'static str,
+    entries: Vec<Arc<Entry>>,
+    call: Box<dyn FnOnce() -> Result<()> + Send>,
+    after: Option<After>,
+}
+
+/// The call, and what surrounds it on every device that it touches.
+fn around_call(
+    entries: &[Arc<Entry>],
+    call: Box<dyn FnOnce() -> Result<()> + Send>,
+    after: Option<After>,
+) -> (Result<()>, Vec<(DeviceId, After)>) {
+    for entry in entries {
+        entry.lent().iter().for_each(|lent| lent.quiesce());
+        if let Ok(exporter) = entry.exporter()
+            && let Err(error) = exporter.shadow()
+        {
+            tracing::error!(%error, "mapped memory stays under a revoke: touching it is a SIGBUS");
+        }
+    }
+    let mut result = call();
+    let come_back = |entry: &Arc<Entry>| -> Result<()> {
+        let exporter = entry.exporter()?;
+        exporter.check_reachable()?;
+        exporter.unshadow()?;
+        entry.lent().iter().try_for_each(|lent| lent.resume())
+    };
+    let after = (entries.iter())
+        .map(|entry| {
+            let after = after.unwrap_or_else(|| match come_back(entry) {
+                Ok(()) => After::Here,
+                Err(error) if error.kind() == Kind::MemoryDisabled => After::Away,
+                Err(error) => {
+                    if result.is_ok() {
+                        result = Err(error);
+                    }
+                    After::Away
+                }
+            });
+            (entry.id, after)
+        })
+        .collect();
+    (result, after)
+}
+
+impl Progress {
+    fn of(entries: &[Arc<Entry>]) -> Self {
+        let entries = entries.to_vec();
+        Self { entries, call: false, stuck: false, done: None, words: Vec::new(), must_be_freed: false }
+    }
+
+    fn late(&self) -> Vec<String> {
+        self.words.iter().map(|(_, who)| who.clone()).collect()
+    }
+}
+
+impl Kept {
+    fn refusal(&mut self, input: Input, now: Duration) -> Option<Refusal> {
+        self.machine.handle(input, now).into_iter().find_map(|action| match action {
+            Action::RefuseAttach { why, .. } => Some(why),
+            _ => None,
+        })
+    }
+
+    fn progress(&mut self, change: ChangeId, note: impl FnOnce(&mut Progress)) {
+        if let Some(progress) = self.changes.get_mut(&change)
+            && progress.done.is_none()
+        {
+            note(progress);
+        }
+    }
+
+    /// Remembers in words who is late, and tells the devices' subscribers.
+    fn note_late(&mut self, change: ChangeId, attachments: &[AttachmentId]) {
+        let must_be_freed = attachments.iter().any(|id| self.machine.must_be_freed(*id));
+        self.progress(change, |progress| {
+            let is_late = |(attachment, _): &(AttachmentId, String)| attachments.contains(attachment);
+            progress.words.retain(is_late);
+            progress.must_be_freed = must_be_freed;
+            for entry in &progress.entries {
+                entry.queue(What::Late { who: progress.late() });
+            }
+        });
+    }
+}
+
+/// A number that nobody has had, in any keeper: a thread remembers which devices it is inside of.
+fn new_id() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Why something is refused, in words.
+fn explain(why: Refusal, tried: &'static str) -> Error {
+    match why {
+        Refusal::Busy(_) => Error::new(Kind::Busy, tried, "its memory is being taken back or given back now")
+            .next("wait for the event that ends it, and try again"),
+        Refusal::Away(cause) => Error::new(Kind::Revoked, tried, format!("its memory is away: {cause}"))
+            .next("try again when the memory is there again"),
+        Refusal::NotAway(_) => Error::new(Kind::InvalidInput, tried, "its memory is not away"),
+        Refusal::Closed => Error::new(Kind::Gone, tried, "the lender closed it"),
+    }
+}
+
+fn names(entries: &[Arc<Entry>]) -> String {
+    let names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
+    names.join(", ")
+}
+
+fn deliver(entries: &[Arc<Entry>]) {
+    entries.iter().for_each(|entry| entry.subscribers.deliver());
+}

@@ -1,0 +1,399 @@
+//! The shell with real threads and a real clock: who is waited for, who is named, what is heard.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner};
+
+use super::fakes::{Card, Reader};
+use super::machine::Terms;
+use crate::{AtDeadline, Attachment, Error, Kind, Lender, Outcome, Result, RevokeCause, Trust, What};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(20);
+
+fn reset(lender: &Lender<Card>, terms: impl Into<Terms>) -> Result<()> {
+    lender.revoke(RevokeCause::Reset, "reset a card", terms.into(), |_| Ok(()))
+}
+
+fn go_on(timeout: Duration) -> Terms {
+    Terms { at_deadline: AtDeadline::GoOn, ..Terms::from(timeout) }
+}
+
+/// An attachment that somebody else is inside of, until told.
+fn hold_inside(attachment: &Arc<Attachment<Reader>>) -> (mpsc::Sender<()>, thread::JoinHandle<Outcome>) {
+    let (leave, told) = mpsc::channel();
+    let (entered, is_in) = mpsc::channel();
+    let attachment = Arc::clone(attachment);
+    let holder = thread::spawn(move || {
+        let access = attachment.enter().unwrap();
+        entered.send(()).unwrap();
+        told.recv().ok();
+        access.finish()
+    });
+    is_in.recv().unwrap();
+    (leave, holder)
+}
+
+#[test]
+fn an_import_is_stale_after_a_revoke_until_it_is_taken_anew() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    attachment.enter().unwrap().finish();
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!((export.generation(), attachment.generation()), (1, 1));
+    let revoked = attachment.enter().unwrap_err();
+    assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::Reset));
+    assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
+    assert!(!attachment.is_current());
+    assert_eq!(attachment.current().unwrap().generation(), 1);
+    assert_eq!(attachment.enter().unwrap().generation(), 1);
+    assert_eq!(attachment.importer().alive(), 1);
+}
+
+#[test]
+fn an_importer_that_heals_is_let_in_as_it_is() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
+    reset(&lender, PATIENCE).unwrap();
+    let access = attachment.enter().unwrap();
+    assert_eq!((access.generation(), access.import().generation()), (1, 0));
+}
+
+#[test]
+fn what_must_be_freed_is_freed_before_the_call_and_imported_after_it() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let reader = Arc::clone(attachment.importer());
+    let at_the_call = Arc::new(AtomicUsize::new(usize::MAX));
+    let seen = Arc::clone(&at_the_call);
+    lender
+        .revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), move |_| {
+            seen.store(reader.alive(), Ordering::SeqCst);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(at_the_call.load(Ordering::SeqCst), 0);
+    assert_eq!(attachment.importer().alive(), 0);
+    attachment.current().unwrap();
+    attachment.enter().unwrap().finish();
+    assert_eq!(attachment.importer().alive(), 1);
+}
+
+#[test]
+fn an_import_in_somebodys_hands_is_not_freed_under_them() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let current = attachment.current().unwrap();
+    for terms in [Terms::from(SHORT), go_on(SHORT)] {
+        let error = reset(&lender, terms).unwrap_err();
+        assert_eq!(error.kind(), Kind::StillInUse);
+        assert!(error.to_string().contains("reader has its import in use"), "{error}");
+    }
+    assert_eq!(export.generation(), 0);
+    drop(current);
+    reset(&lender, SHORT).unwrap();
+}
+
+#[test]
+fn who_is_late_is_named_and_nobody_else_is_harmed() {
+    let (lender, export) = Card::lend();
+    let attach = || Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let (late, other) = (attach(), attach());
+    let (leave, holder) = hold_inside(&late);
+    let begun = Instant::now();
+    let error = reset(&lender, SHORT).unwrap_err();
+    assert!(begun.elapsed() >= SHORT);
+    assert_eq!(error.kind(), Kind::TimedOut);
+    assert_eq!(error.device(), Some("card"));
+    assert!(error.to_string().ends_with("end as torn") && error.why().contains("reader is inside"), "{error}");
+    assert_eq!(export.generation(), 0);
+    other.enter().unwrap().finish();
+    late.enter().unwrap().finish();
+    leave.send(()).unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Ok);
+    reset(&lender, SHORT).unwrap();
+}
+
+#[test]
+fn who_is_late_is_torn_where_the_revoke_goes_on() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let (leave, holder) = hold_inside(&attachment);
+    reset(&lender, go_on(SHORT)).unwrap();
+    leave.send(()).unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Torn { generation: 1 });
+}
+
+#[test]
+fn a_thread_that_is_inside_is_not_left_to_wait_for_itself() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let access = attachment.enter().unwrap();
+    let begun = Instant::now();
+    assert_eq!(reset(&lender, PATIENCE).unwrap_err().kind(), Kind::WouldDeadlock);
+    assert!(begun.elapsed() < PATIENCE / 2);
+    // Another device's memory is another matter.
+    let (elsewhere, _export) = Card::lend();
+    reset(&elsewhere, SHORT).unwrap();
+    assert_eq!(access.finish(), Outcome::Ok);
+    reset(&lender, SHORT).unwrap();
+}
+
+#[test]
+fn an_access_lasts_until_its_signal() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let flag = Flag::new();
+    let in_flight = attachment.enter().unwrap().finish_when(flag.clone());
+    // This thread is no longer inside: a device is.
+    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::TimedOut);
+    assert_eq!(in_flight.wait(Duration::ZERO), None);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(SHORT);
+            flag.set();
+        });
+        reset(&lender, PATIENCE).unwrap();
+    });
+    assert_eq!(in_flight.wait(Duration::ZERO), Some(Outcome::Ok));
+    assert_eq!(export.generation(), 1);
+}
+
+#[test]
+fn a_lost_signal_is_named_and_can_be_given_up() {
+    struct Lost;
+    impl peervram_backends::Signal for Lost {
+        fn wait(&self, _: Duration) -> Result<bool> {
+            Err(Error::new(Kind::Vulkan, "wait for a fence", "the device is lost"))
+        }
+    }
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let in_flight = attachment.enter().unwrap().finish_when(Lost);
+    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::TimedOut);
+    assert_eq!(in_flight.abandon(), Outcome::Ok);
+    reset(&lender, SHORT).unwrap();
+}
+
+#[test]
+fn a_call_that_fails_has_revoked() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let refuse = |_: &Card| Err(Error::new(Kind::Busy, "reset a card", "not now"));
+    let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), refuse);
+    assert_eq!(result.unwrap_err().kind(), Kind::Busy);
+    assert_eq!(export.generation(), 1);
+    assert_eq!(attachment.enter().unwrap_err().generation, 1);
+}
+
+#[test]
+fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
+    let (lender, export) = Card::lend();
+    let events = lender.events().unwrap();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let (unmap, told) = mpsc::channel();
+    let hang = move |_: &Card| {
+        told.recv().ok();
+        Ok(())
+    };
+    let terms = Terms { call_limit: SHORT, ..Terms::from(PATIENCE) };
+    let begun = Instant::now();
+    let error = lender.revoke(RevokeCause::Reset, "reset a card", terms, hang).unwrap_err();
+    assert!(begun.elapsed() < SHORT + Duration::from_secs(2));
+    assert_eq!(error.kind(), Kind::Stuck);
+
+    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Revoked);
+    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::Busy);
+    let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
+    assert_eq!(attached.unwrap_err().kind(), Kind::Busy);
+    let (elsewhere, _export) = Card::lend();
+    reset(&elsewhere, SHORT).unwrap();
+
+    unmap.send(()).unwrap();
+    let mut heard = Vec::new();
+    while heard.last() != Some(&"restored") {
+        heard.push(events.next_within(PATIENCE).unwrap().expect("it came back").what.code());
+    }
+    assert_eq!(heard, ["draining", "stuck", "restored"]);
+    attachment.current().unwrap();
+    reset(&lender, PATIENCE).unwrap();
+}
+
+#[test]
+fn memory_that_is_away_is_refused_until_it_is_given_back() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let off = |card: &Card| {
+        card.set_away(true);
+        Ok(())
+    };
+    lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE.into(), off).unwrap();
+    let revoked = attachment.enter().unwrap_err();
+    assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::MemoryDisabled));
+    assert_eq!(attachment.current().unwrap_err().kind(), Kind::Revoked);
+    let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
+    assert_eq!(attached.unwrap_err().kind(), Kind::Revoked);
+    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+
+    let on = |card: &Card| {
+        card.set_away(false);
+        Ok(())
+    };
+    lender.restore("switch on", on).unwrap();
+    assert!(!lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert_eq!(attachment.current().unwrap().generation(), 1);
+    assert_eq!(lender.restore("switch on", on).unwrap_err().kind(), Kind::InvalidInput);
+}
+
+#[test]
+fn events_come_in_order_by_callback_and_by_descriptor() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let polled = export.events().unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let (log, rebuilt) = (Arc::clone(&heard), Arc::clone(&attachment));
+    let subscription = attachment.on_event(move |event| {
+        log.lock().push((event.what.code(), event.generation));
+        // What an application does: rebuild when the memory is there again.
+        if let What::Restored = event.what {
+            rebuilt.current().unwrap();
+        }
+    });
+    let (leave, holder) = hold_inside(&attachment);
+    reset(&lender, SHORT).unwrap_err();
+    leave.send(()).unwrap();
+    holder.join().unwrap();
+    reset(&lender, PATIENCE).unwrap();
+    let expected = [("draining", 0), ("late", 0), ("called-off", 0), ("draining", 0), ("restored", 1)];
+    assert_eq!(*heard.lock(), expected);
+    assert!(attachment.is_current());
+    drop(subscription);
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(heard.lock().len(), expected.len());
+
+    let mut taken = Vec::new();
+    while let Some(event) = polled.next_within(Duration::ZERO).unwrap() {
+        taken.push((event.what.code(), event.generation));
+    }
+    assert_eq!(taken[..5], expected);
+    assert_eq!(taken[5..], [("draining", 1), ("restored", 2)]);
+}
+
+#[test]
+fn a_closed_device_lets_nobody_in() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let events = attachment.events().unwrap();
+    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+    let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
+    assert_eq!(attached.unwrap_err().kind(), Kind::Gone);
+    assert!(matches!(events.try_next().unwrap().what, What::Draining { .. }));
+    assert!(matches!(events.try_next().unwrap().what, What::Gone));
+    assert!(events.try_next().is_none());
+    attachment.detach().unwrap();
+    export.close().map_err(|(_, error)| error).unwrap();
+}
+
+#[test]
+fn a_close_that_somebody_is_late_for_gives_the_lender_back() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let (leave, holder) = hold_inside(&attachment);
+    let (lender, error) = lender.close(SHORT).unwrap_err();
+    assert_eq!(error.kind(), Kind::TimedOut);
+    leave.send(()).unwrap();
+    holder.join().unwrap();
+    attachment.enter().unwrap().finish();
+    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+}
+
+#[test]
+fn dropping_a_lender_tears_who_stays_inside() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let (leave, holder) = hold_inside(&attachment);
+    let begun = Instant::now();
+    drop(lender);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    leave.send(()).unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Torn { generation: 1 });
+    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+}
+
+#[test]
+fn a_lender_dropped_while_it_cannot_be_closed_is_closed_later() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let in_use = attachment.current().unwrap();
+    let events = export.events().unwrap();
+    drop(lender);
+    assert_eq!(attachment.importer().alive(), 1);
+    drop(in_use);
+    let mut last = None;
+    while !matches!(last, Some(What::Gone)) {
+        last = Some(events.next_within(PATIENCE).unwrap().expect("it is closed in the end").what);
+    }
+    assert_eq!(attachment.importer().alive(), 0);
+}
+
+/// An owner that writes down what it is told.
+#[derive(Default)]
+struct Diary {
+    lines: Mutex<Vec<&'static str>>,
+    panics: AtomicBool,
+}
+
+impl Owner for Diary {
+    fn name(&self) -> &str {
+        "diary"
+    }
+
+    fn flush(&self, _: &DmaRanges) -> Result<()> {
+        Ok(())
+    }
+
+    fn invalidate(&self, _: &DmaRanges) -> Result<()> {
+        Ok(())
+    }
+
+    fn quiesce(&self, _: &DmaRanges) -> Result<()> {
+        assert!(!self.panics.load(Ordering::SeqCst), "an owner's own fault");
+        self.lines.lock().push("quiesce");
+        Ok(())
+    }
+
+    fn resume(&self, _: &DmaRanges) -> Result<()> {
+        self.lines.lock().push("resume");
+        Ok(())
+    }
+}
+
+#[test]
+fn owners_rest_around_the_call() {
+    let (lender, _export) = Card::lend();
+    let diary = Arc::new(Diary::default());
+    let owned = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    let at_the_call = Arc::clone(&diary);
+    let call = move |_: &Card| {
+        at_the_call.lines.lock().push("call");
+        Ok(())
+    };
+    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), call).unwrap();
+    assert_eq!(*diary.lines.lock(), ["quiesce", "call", "resume"]);
+
+    diary.panics.store(true, Ordering::SeqCst);
+    let error = reset(&lender, PATIENCE).unwrap_err();
+    assert!(error.to_string().contains("hook panicked"), "{error}");
+    // What happened is not known, so nobody is let in until it is given back.
+    let attached = owned.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
+    assert_eq!(attached.unwrap_err().kind(), Kind::Revoked);
+    diary.panics.store(false, Ordering::SeqCst);
+    reset(&lender, PATIENCE).unwrap();
+    owned.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+}
