@@ -21,6 +21,7 @@ mod mapping;
 pub mod pci;
 mod ranges;
 mod region;
+pub mod signal;
 mod uapi;
 #[cfg(feature = "vfio")]
 pub mod vfio;
@@ -37,3 +38,4 @@ pub use mapping::Mapping;
 pub use pci::PciAddress;
 pub use ranges::{DmaRange, DmaRanges, MAX_RANGES, page_size_bytes};
 pub use region::{Capability, Region, RegionFlags, SparseArea};
+pub use signal::{Flag, Signal, SyncFile};

@@ -10,11 +10,14 @@ use std::process::Command;
 
 use crate::host::udmabuf;
 use crate::uapi::vfio::{DmaBufRequest, OPCODES};
+use crate::uapi::{self, sync_file};
 
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
-    let mut program =
-        String::from("#include <stddef.h>\n#include <linux/udmabuf.h>\n#include <linux/vfio.h>\n");
+    let mut program = String::from("#include <stddef.h>\n");
+    for header in ["dma-buf", "sync_file", "udmabuf", "vfio"] {
+        let _ = writeln!(program, "#include <linux/{header}.h>");
+    }
     let mut claim = |text: String| {
         let _ = writeln!(program, "_Static_assert({text}, \"{text}\");");
     };
@@ -57,7 +60,8 @@ fn assertions() -> String {
     for (expression, value) in offsets {
         claim(format!("{expression} == {value}"));
     }
-    for (expression, value) in udmabuf::claims() {
+    let claims = udmabuf::claims().into_iter().chain(sync_file::claims()).chain(uapi::dma_buf::claims());
+    for (expression, value) in claims {
         claim(format!("{expression} == {value}"));
     }
     program
