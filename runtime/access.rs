@@ -121,7 +121,6 @@ impl<'a, I: Importer> Access<'a, I> {
         InFlight { handle: Arc::clone(self.handle), of_gate }
     }
 
-
     fn end(&mut self) -> Outcome {
         if self.import.take().is_none() {
             return Outcome::Ok;

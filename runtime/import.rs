@@ -24,11 +24,7 @@ pub struct Import<I: Importer> {
 
 impl<I: Importer> Import<I> {
     /// By the first path that works, with the reasons why those before did not.
-    pub(crate) fn new(
-        lent: &Lent,
-        importer: &Arc<I>,
-        generation: u64,
-    ) -> Result<(Self, Vec<(Path, Error)>)> {
+    pub(crate) fn new(lent: &Lent, importer: &Arc<I>, generation: u64) -> Result<(Self, Vec<(Path, Error)>)> {
         let mut refused = Vec::new();
         for path in Path::IN_ORDER {
             match lent.import(&**importer, path) {

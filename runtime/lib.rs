@@ -38,10 +38,10 @@ mod gate;
 mod import;
 mod lender;
 mod path;
-mod revoke;
-mod sync;
 #[cfg(feature = "picture")]
 pub mod picture;
+mod revoke;
+mod sync;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};

@@ -22,6 +22,7 @@ pub mod pci;
 mod ranges;
 mod region;
 mod shadow;
+pub mod signal;
 mod uapi;
 #[cfg(feature = "vfio")]
 pub mod vfio;
@@ -38,3 +39,4 @@ pub use mapping::{Mapping, Source};
 pub use pci::PciAddress;
 pub use ranges::{DmaRange, DmaRanges, MAX_RANGES, page_size_bytes};
 pub use region::{Capability, Region, RegionFlags, SparseArea};
+pub use signal::{Flag, Signal, SyncFile};

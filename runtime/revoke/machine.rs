@@ -366,9 +366,10 @@ impl Machine {
 
     /// An attachment is out of the memory, or is no more: nobody waits for it.
     fn answered(&mut self, attachment: AttachmentId, now: Duration, actions: &mut Vec<Action>) {
-        let waiting = self.changes.iter_mut().find_map(|(change, pending)| {
-            pending.unanswered.remove(&attachment).then_some(*change)
-        });
+        let waiting = self
+            .changes
+            .iter_mut()
+            .find_map(|(change, pending)| pending.unanswered.remove(&attachment).then_some(*change));
         if let Some(change) = waiting {
             self.call_if_all_answered(change, now, actions);
         }

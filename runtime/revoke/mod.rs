@@ -12,13 +12,13 @@
 
 mod cause;
 pub(crate) mod event;
-pub(crate) mod held;
-pub(crate) mod keeper;
-pub(crate) mod machine;
 #[cfg(all(test, feature = "host"))]
 mod fakes;
+pub(crate) mod held;
 #[cfg(all(test, feature = "host"))]
 mod interleavings;
+pub(crate) mod keeper;
+pub(crate) mod machine;
 #[cfg(test)]
 mod machine_model;
 #[cfg(test)]

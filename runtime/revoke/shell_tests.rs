@@ -109,7 +109,10 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
     assert!(begun.elapsed() >= SHORT);
     assert_eq!(error.kind(), Kind::TimedOut);
     assert_eq!(error.device(), Some("card"));
-    assert!(error.to_string().ends_with("end as torn") && error.why().contains("reader is inside"), "{error}");
+    assert!(
+        error.to_string().ends_with("end as torn") && error.why().contains("reader is inside"),
+        "{error}"
+    );
     assert_eq!(export.generation(), 0);
     other.enter().unwrap().finish();
     late.enter().unwrap().finish();

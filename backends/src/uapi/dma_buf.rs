@@ -1,15 +1,11 @@
 //! `include/uapi/linux/dma-buf.h`.
-#![expect(unsafe_code, reason = "ioctl")]
+#![expect(unsafe_code, reason = "ioctl, and the descriptor that one returns")]
 
 use std::ffi::{CStr, c_void};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use rustix::io::Result;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
-
-/// The ioctl numbers used here, by their kernel names.
-#[cfg(all(test, feature = "host"))]
-pub const OPCODES: [(&str, Opcode); 1] = [("DMA_BUF_SET_NAME_B", SET_NAME)];
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl, opcode};
 
 /// `DMA_BUF_SET_NAME_B`: the number says eight bytes, on every architecture, and means a pointer.
 const SET_NAME: Opcode = opcode::write::<u64>(b'b', 1);
@@ -42,4 +38,43 @@ unsafe impl Ioctl for SetName<'_> {
     unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> Result<()> {
         Ok(())
     }
+}
+
+/// `DMA_BUF_IOCTL_EXPORT_SYNC_FILE`.
+const EXPORT_SYNC_FILE: Opcode = opcode::read_write::<ExportSyncFile>(b'b', 2);
+
+/// `DMA_BUF_SYNC_READ`.
+pub const SYNC_READ: u32 = 1;
+/// `DMA_BUF_SYNC_WRITE`.
+pub const SYNC_WRITE: u32 = 2;
+
+/// `struct dma_buf_export_sync_file`.
+#[repr(C)]
+struct ExportSyncFile {
+    flags: u32,
+    fd: i32,
+}
+
+/// The fences that `flags` must wait for, as a sync_file, which is close-on-exec.
+pub fn export_sync_file(dma_buf: impl AsFd, flags: u32) -> Result<OwnedFd> {
+    let mut request = ExportSyncFile { flags, fd: -1 };
+    // SAFETY: the kernel reads and writes one dma_buf_export_sync_file.
+    unsafe { ioctl(dma_buf, Updater::<EXPORT_SYNC_FILE, _>::new(&mut request)) }?;
+    // SAFETY: it succeeded, so this is a descriptor that the kernel just made for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(request.fd) })
+}
+
+/// What the above says of the kernel's header, for the test that compiles it.
+#[cfg(all(test, feature = "vfio", feature = "host"))]
+pub fn claims() -> [(&'static str, usize); 7] {
+    use std::mem::offset_of;
+    [
+        ("DMA_BUF_SET_NAME_B", SET_NAME as usize),
+        ("DMA_BUF_IOCTL_EXPORT_SYNC_FILE", EXPORT_SYNC_FILE as usize),
+        ("DMA_BUF_SYNC_READ", SYNC_READ as usize),
+        ("DMA_BUF_SYNC_WRITE", SYNC_WRITE as usize),
+        ("sizeof(struct dma_buf_export_sync_file)", size_of::<ExportSyncFile>()),
+        ("offsetof(struct dma_buf_export_sync_file, flags)", offset_of!(ExportSyncFile, flags)),
+        ("offsetof(struct dma_buf_export_sync_file, fd)", offset_of!(ExportSyncFile, fd)),
+    ]
 }

@@ -9,22 +9,22 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::host::udmabuf;
-use crate::uapi::dma_buf;
 use crate::uapi::vfio::{
     DEPENDENT_DEVICE_BYTES, DmaBufRequest, HOT_RESET_HEADER_BYTES, IrqSetEventfd, OPCODES,
 };
+use crate::uapi::{dma_buf, sync_file};
 use crate::vfio::header_claims;
 
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
     let mut program = String::from("#include <stddef.h>\n");
-    for header in ["dma-buf", "pci_regs", "udmabuf", "vfio"] {
+    for header in ["dma-buf", "pci_regs", "sync_file", "udmabuf", "vfio"] {
         let _ = writeln!(program, "#include <linux/{header}.h>");
     }
     let mut claim = |text: String| {
         let _ = writeln!(program, "_Static_assert({text}, \"{text}\");");
     };
-    for (name, number) in OPCODES.into_iter().chain(dma_buf::OPCODES) {
+    for (name, number) in OPCODES {
         claim(format!("{name} == {number:#x}"));
     }
     let header = "offsetof(struct vfio_device_feature, data)";
@@ -78,7 +78,11 @@ fn assertions() -> String {
     for (expression, value) in offsets {
         claim(format!("{expression} == {value}"));
     }
-    for (expression, value) in udmabuf::claims().into_iter().chain(header_claims()) {
+    let claims = (udmabuf::claims().into_iter())
+        .chain(sync_file::claims())
+        .chain(dma_buf::claims())
+        .chain(header_claims());
+    for (expression, value) in claims {
         claim(format!("{expression} == {value}"));
     }
     program

@@ -4,8 +4,8 @@
 //! with a flexible array) is compared with the real kernel headers by `header_check`.
 //! Functions return the errno and explain nothing: that is for the nouns above.
 
-#[cfg(feature = "vfio")]
 pub mod dma_buf;
+pub mod sync_file;
 #[cfg(feature = "vfio")]
 pub mod vfio;
 

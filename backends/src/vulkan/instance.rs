@@ -73,7 +73,7 @@ impl Instance {
     }
 
     /// Makes a device with one queue that computes, of the physical device that is meant, with
-    /// every extension of [`EXTENSIONS`] that it has.
+    /// every extension of [`EXTENSIONS`] that it has, and with timeline semaphores if it has them.
     ///
     /// # Errors
     /// As [`Selector::choose`]; [`Kind::VulkanMissing`] for a device before Vulkan 1.1 or without
@@ -108,8 +108,13 @@ impl Instance {
         let queues = [vk::DeviceQueueCreateInfo::default()
             .queue_family_index(queue_family_index)
             .queue_priorities(&[1.0])];
+        let mut timeline = self.timeline_semaphores(physical, description.api_version);
         let info =
             vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
+        let info = match &mut timeline {
+            Some(timeline) => info.push_next(timeline),
+            None => info,
+        };
         // SAFETY: the family is one of this device's, the extensions are ones that it lists, and
         // everything that `info` points to outlives the call.
         let device = unsafe { instance.create_device(physical, &info, None) }
@@ -118,6 +123,23 @@ impl Instance {
         let queue = unsafe { device.get_device_queue(queue_family_index, 0) };
         let queue = (queue, queue_family_index);
         Ok(Device::own(self.clone(), device, physical, queue, &enabled, description))
+    }
+
+    /// The feature that [`TimelineSignal`](super::TimelineSignal) needs, as the device has it; nothing
+    /// before Vulkan 1.2, which does not know the structure.
+    fn timeline_semaphores(
+        &self,
+        physical: vk::PhysicalDevice,
+        api_version: (u32, u32, u32),
+    ) -> Option<vk::PhysicalDeviceTimelineSemaphoreFeatures<'static>> {
+        if api_version < (1, 2, 0) {
+            return None;
+        }
+        let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default();
+        let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut timeline);
+        // SAFETY: the device is of Vulkan 1.2, and so knows both structures, which outlive the call.
+        unsafe { self.ash().get_physical_device_features2(physical, &mut features) };
+        Some(timeline)
     }
 
     pub(super) fn ash(&self) -> &ash::Instance {

@@ -6,12 +6,13 @@
 //! 3. [`Importer::import`](crate::Importer::import), or [`Device::import_dma_buf`] with options;
 //! 4. record [`Device::record_acquire`] before and [`Device::record_release`] after its own work on
 //!    [`Buffer::raw_buffer`], or let an [`Engine`] do ready-made work: a checksum, a copy, a picture;
-//! 5. drop the [`Buffer`], or [`Importer::release`](crate::Importer::release) it.
+//! 5. say what its own work signals at its end: a [`FenceSignal`] or a [`TimelineSignal`];
+//! 6. drop the [`Buffer`], or [`Importer::release`](crate::Importer::release) it.
 //!
 //! Programs without a device of their own start at [`Instance::open`] and [`Instance::open_device`].
 //!
-//! Absent on purpose: images (a buffer can be copied into one), semaphores, allocation of memory to
-//! lend, and everything about presentation. No type of the ash crate is public unless the feature
+//! Absent on purpose: images (a buffer can be copied into one), making semaphores, allocation of memory
+//! to lend, and everything about presentation. No type of the ash crate is public unless the feature
 //! `ash` asks for it: its releases break them, ours should not.
 
 mod buffer;
@@ -30,6 +31,7 @@ mod paint;
 mod physical_device;
 mod pipeline;
 mod selector;
+mod signal;
 mod staging;
 
 pub use buffer::{Buffer, BufferUsage, ImportOptions};
@@ -43,3 +45,4 @@ pub use instance::Instance;
 pub use paint::paint;
 pub use physical_device::{DrmNode, PhysicalDevice};
 pub use selector::Selector;
+pub use signal::{FenceSignal, TimelineSignal};

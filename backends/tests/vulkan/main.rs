@@ -10,3 +10,4 @@ mod application;
 mod crossing;
 mod machine;
 mod refusals;
+mod signal;

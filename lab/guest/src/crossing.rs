@@ -102,8 +102,10 @@ pub fn check_screen(screen: &Screendump, picture: &Picture) -> Result<()> {
 
 /// Expects an error of a kind, and that its words name the device.
 pub fn refused<T>(result: Result<T, impl Into<Error>>, kind: Kind) -> Result<Error> {
-    let error: Error =
-        result.err().map(Into::into).with_context(|| format!("it worked, and should have been refused as {kind:?}"))?;
+    let error: Error = result
+        .err()
+        .map(Into::into)
+        .with_context(|| format!("it worked, and should have been refused as {kind:?}"))?;
     ensure!(error.kind() == kind, "refused as {:?}, not {kind:?}: {error}", error.kind());
     ensure!(error.device().is_some(), "the error names no device: {error}");
     Ok(error)
