@@ -1,11 +1,14 @@
 //! All tests, one file for each part. A new file is one line here.
 
+mod adopt;
 mod drm;
 mod holder;
 mod lab;
 mod lockdep;
 mod model;
 mod peer;
+mod power;
+mod shadow;
 mod vfio;
 mod vulkan;
 
@@ -21,6 +24,9 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        power::TESTS,
+        shadow::TESTS,
+        adopt::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
