@@ -38,7 +38,8 @@ impl Device {
     /// # Errors
     /// [`Kind::Unsupported`] where the device has no reset of its own, and of an adopted device;
     /// [`Kind::MemoryDisabled`] in low power. [`Kind::Busy`] (EAGAIN) where the kernel would not reset now;
-    /// the dma-bufs were revoked all the same then.
+    /// [`Kind::TimedOut`] where it was reset and did not come back. The dma-bufs were revoked all the same
+    /// then.
     pub fn reset(&self) -> Result<()> {
         const TRIED: &str = "reset a VFIO device";
         self.check_owned(TRIED)?;
@@ -53,6 +54,7 @@ impl Device {
                 .on(self.address())
                 .errno(errno)
                 .next("try again"),
+            Errno::NOTTY => not_back(TRIED).on(self.address()).errno(errno),
             errno => Error::os(TRIED, errno).on(self.address()),
         })
     }
@@ -121,7 +123,8 @@ impl Device {
     /// [`Kind::Unsupported`] where neither slot nor bus can be reset, and of an adopted device;
     /// [`Kind::MemoryDisabled`] in low power; [`Kind::GroupNotViable`] (EINVAL) names who on the bus is not ours;
     /// [`Kind::Busy`] where the memory of one of them is being used or taken back at this moment (EBUSY), or
-    /// the kernel could not lock the bus (EAGAIN).
+    /// the kernel could not lock the bus (EAGAIN); [`Kind::TimedOut`] where the bus was reset and the device
+    /// did not come back.
     pub fn hot_reset(&self, others: &[&Device]) -> Result<()> {
         self.check_owned(HOT)?;
         for device in others.iter().chain([&self]) {
@@ -145,6 +148,7 @@ impl Device {
         uapi::device_pci_hot_reset(self, &groups).map_err(|errno| {
             let error = match errno {
                 Errno::NODEV => no_bus_reset(HOT),
+                Errno::NOTTY => not_back(HOT),
                 Errno::INVAL => {
                     let foreign = set.iter().copied().filter(|&a| ours().all(|device| device.address() != a));
                     not_ours(&foreign.collect::<Vec<_>>())
@@ -163,6 +167,12 @@ impl Device {
             error.on(self.address()).errno(errno)
         })
     }
+}
+
+/// ENOTTY of a reset that the kernel has, and tried (`pci_dev_wait`, `pci_bridge_wait_for_secondary_bus`).
+fn not_back(tried: &'static str) -> Error {
+    Error::new(Kind::TimedOut, tried, "it was reset, and did not come back in the time that the kernel gives it")
+        .next("look at the kernel's log, and read the device before it is trusted; a second reset may bring it back")
 }
 
 fn no_bus_reset(tried: &'static str) -> Error {

@@ -1,5 +1,6 @@
 //! All tests, one file for each part. A new file is one line here.
 
+mod adopt;
 mod drm;
 mod holder;
 mod lab;
@@ -7,6 +8,8 @@ mod lenders;
 mod lockdep;
 mod model;
 mod peer;
+mod power;
+mod shadow;
 mod vfio;
 mod vulkan;
 
@@ -23,6 +26,9 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        power::TESTS,
+        shadow::TESTS,
+        adopt::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
