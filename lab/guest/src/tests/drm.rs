@@ -167,7 +167,7 @@ fn import_again_after_reset(guest: &Guest) -> Verdict {
 
 fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Result<()>) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
-    let mut attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     attachment.enter()?.finish();
     match revoke(&crossing) {
         Err(error) if error.kind() == Kind::Unsupported => crate::skip!("{error}"),
@@ -201,8 +201,12 @@ fn somebody_inside_stops_a_revoke(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     let access = attachment.enter()?;
+    refused(crossing.lender.set_memory_enabled(false, PATIENCE), Kind::WouldDeadlock)?;
     let short = std::time::Duration::from_millis(20);
-    refused(crossing.lender.set_memory_enabled(false, short), Kind::TimedOut)?;
+    let from_elsewhere = std::thread::scope(|scope| {
+        scope.spawn(|| crossing.lender.set_memory_enabled(false, short)).join()
+    });
+    refused(from_elsewhere.map_err(|_| anyhow::anyhow!("it panicked"))?, Kind::TimedOut)?;
     ensure!(crossing.lender.device().memory_enabled()?, "the memory is off all the same");
     ensure!(access.finish() == Outcome::Ok, "a revoke that did not happen tore an access");
     crossing.lender.set_memory_enabled(false, PATIENCE)?;
