@@ -282,7 +282,7 @@ impl Keeper {
         }
         let thread = Arc::new(CallThread::default());
         let snapshot = Arc::new(Snapshot::take(&entries));
-        let work = Work { change, tried, entries: entries.clone(), call, after };
+        let work = Work { change, what, tried, entries: entries.clone(), call, after };
         let (keeper, of_call) = (Arc::clone(self), Arc::clone(&thread));
         let carry_out = move || {
             of_call.begin();
@@ -384,9 +384,9 @@ impl Keeper {
 
     /// The part of a change that runs on a thread of its own.
     fn carry_out(&self, work: Work) {
-        let Work { change, tried, entries, call, after } = work;
+        let Work { change, what, tried, entries, call, after } = work;
         // Owners' hooks are somebody else's code.
-        let around = catch_unwind(AssertUnwindSafe(|| around_call(&entries, call, after)));
+        let around = catch_unwind(AssertUnwindSafe(|| around_call(what, &entries, call, after)));
         let (result, after) = around.unwrap_or_else(|_| {
             let error = Error::new(Kind::Os, tried, "an owner's hook panicked").on(names(&entries));
             (Err(error), entries.iter().map(|entry| (entry.id, After::Away)).collect())
@@ -481,7 +481,8 @@ impl Keeper {
                 Action::CalledOff { attachment, generation } | Action::Open { attachment, generation } => {
                     (attachment, &|gate| gate.open(*generation))
                 }
-                Action::Away { attachment, generation, cause } => {
+                Action::Away { attachment, generation, cause }
+                | Action::Tear { attachment, generation, cause } => {
                     (attachment, &|gate| gate.shut(*generation, *cause))
                 }
                 Action::Gone { attachment, generation } => {
@@ -522,6 +523,7 @@ impl Keeper {
 /// What the thread of a call is given.
 struct Work {
     change: ChangeId,
+    what: Change,
     tried: &'static str,
     entries: Vec<Arc<Entry>>,
     call: Box<dyn FnOnce() -> Result<()> + Send>,
@@ -530,11 +532,13 @@ struct Work {
 
 /// The call, and what surrounds it on every device that it touches.
 fn around_call(
+    what: Change,
     entries: &[Arc<Entry>],
     call: Box<dyn FnOnce() -> Result<()> + Send>,
     after: Option<After>,
 ) -> (Result<()>, Vec<(DeviceId, After)>) {
-    for entry in entries {
+    // What is given back was quiesced and shadowed when it was taken.
+    for entry in entries.iter().filter(|_| what != Change::Restore) {
         entry.lent().iter().for_each(|lent| lent.quiesce());
         if let Ok(exporter) = entry.exporter()
             && let Err(error) = exporter.shadow()

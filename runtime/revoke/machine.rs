@@ -19,7 +19,7 @@
 //!
 //! - No revoking call is made before every attachment of its devices has answered, or the deadline
 //!   passed; none at all while an attachment that must be freed first has not answered.
-//! - An attachment hears of a revoke before it hears of its outcome.
+//! - An attachment hears of a revoke before it hears of its outcome; who is late is torn before the call.
 //! - A generation never falls. An answer to an older notice changes nothing.
 //! - A revoking call that fails has revoked: the generation of everything it touched moves on.
 //! - What is detached, closed or lost leaves nothing behind, and is never spoken of again.
@@ -156,6 +156,8 @@ pub(crate) enum Action {
     Notify { attachment: AttachmentId, generation: u64, cause: RevokeCause, deadline: Duration },
     /// These are late; said once.
     Late { change: ChangeId, attachments: Vec<AttachmentId> },
+    /// Whoever is inside is torn from now on: the call is made without waiting for them.
+    Tear { attachment: AttachmentId, generation: u64, cause: RevokeCause },
     /// Make the call; answer `Returned`.
     Call { change: ChangeId },
     /// The call is not back after its limit; said once.
@@ -394,6 +396,14 @@ impl Machine {
     fn call(&mut self, change: ChangeId, now: Duration, actions: &mut Vec<Action>) {
         let Some(pending) = self.changes.get_mut(&change) else { return };
         pending.deadline = Some(now + pending.call_limit);
+        let (what, late) = (pending.what, pending.unanswered.clone());
+        for attachment in late {
+            let Change::Take(cause) = what else { continue };
+            // The generation that is to come: the kernel takes the memory before the call returns.
+            let generation = self.device_of(attachment).map_or(0, |device| device.generation + 1);
+            actions.push(Action::Tear { attachment, generation, cause });
+        }
+        let pending = &self.changes[&change];
         let devices: Vec<DeviceId> = pending.devices.keys().copied().collect();
         for device in devices {
             self.move_to(device, State::Calling(change));

@@ -15,6 +15,8 @@ enum Told {
     In,
     /// It is to get out; whether it has said that it is.
     Notified { answered: bool },
+    /// It did not get out in time.
+    Torn,
     /// The memory is away.
     Away,
 }
@@ -163,6 +165,16 @@ impl Observer {
                     }
                 }
             }
+            Action::Tear { attachment, generation, .. } => {
+                let seen = self.seen(*attachment)?;
+                if seen.told != (Told::Notified { answered: false }) || *generation != seen.generation + 1 {
+                    return Err("torn without need, or of another generation".into());
+                }
+                if seen.free_before {
+                    return Err("torn, and must be freed first".into());
+                }
+                seen.told = Told::Torn;
+            }
             Action::Call { change } => self.hear_call(*change, now)?,
             Action::Stuck { change } => {
                 let asked = self.changes.get_mut(change).ok_or("an unknown change")?;
@@ -202,17 +214,18 @@ impl Observer {
         }
         for (attachment, seen) in &self.attachments {
             let device = self.exports.get(&seen.export).ok_or("attached to nothing")?;
-            if !asked.devices.contains(device) || seen.told != (Told::Notified { answered: false }) {
-                if asked.devices.contains(device) && seen.told == Told::In {
-                    return Err(format!("{attachment:?} may be inside, and was not told"));
-                }
+            if !asked.devices.contains(device) {
                 continue;
             }
-            if now < asked.deadline || asked.at_deadline == AtDeadline::CallOff {
-                return Err(format!("{attachment:?} had time left"));
-            }
-            if seen.free_before {
-                return Err(format!("{attachment:?} must be freed first"));
+            match seen.told {
+                Told::In => return Err(format!("{attachment:?} may be inside, and was not told")),
+                Told::Notified { answered: false } => {
+                    return Err(format!("{attachment:?} may be inside, and is not torn"));
+                }
+                Told::Torn if now < asked.deadline || asked.at_deadline == AtDeadline::CallOff => {
+                    return Err(format!("{attachment:?} had time left"));
+                }
+                Told::Notified { answered: true } | Told::Torn | Told::Away => {}
             }
         }
         let asked = self.changes.get_mut(&change).expect("it was found above");
@@ -231,7 +244,7 @@ impl Observer {
             return Err("a generation fell".into());
         }
         // What was taken back under them is another memory now.
-        if matches!(seen.told, Told::Notified { .. }) && generation != seen.generation + 1 {
+        if matches!(seen.told, Told::Notified { .. } | Told::Torn) && generation != seen.generation + 1 {
             return Err("taken back, and of the same generation".into());
         }
         (seen.generation, seen.told) = (generation, told);

@@ -110,14 +110,6 @@ impl CardDriver {
         Ok(self.registers.load_u32(CONTROL)? & CONTROL_ENABLE != 0
             && self.registers.load_u32(STATUS)? & STATUS_NOT_READY == 0)
     }
-
-    /// Makes the memory what it was before it was taken back. Content is not the card's to restore.
-    ///
-    /// # Errors
-    /// As [`CardDriver::enable`].
-    pub fn resume(&self, _: &DmaRanges) -> peervram::Result<()> {
-        self.enable()
-    }
 }
 
 /// The card caches nothing and has no engine.
@@ -136,5 +128,10 @@ impl Owner for CardDriver {
 
     fn quiesce(&self, _: &DmaRanges) -> peervram::Result<()> {
         Ok(())
+    }
+
+    /// Content is not the card's to restore.
+    fn resume(&self, _: &DmaRanges) -> peervram::Result<()> {
+        self.enable()
     }
 }

@@ -16,10 +16,12 @@ mod holder;
 mod kernel_log;
 mod lender_process;
 mod model;
+mod painted;
 mod program;
 mod revocable;
 mod test;
 mod tests;
+mod witness;
 
 use anyhow::{Context, Result, bail};
 use peervram_lab::machine::Facts;

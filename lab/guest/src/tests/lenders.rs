@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::ScanOut;
-use peervram::backends::{DmaRange, DmaRanges, Exporter, PciAddress, RawBytes, vfio};
+use peervram::backends::{DmaRange, DmaRanges, Exporter, Owner, PciAddress, RawBytes, vfio};
 use peervram::{Kind, Trust};
 
 use crate::card::{CardDriver, MEMORY};

@@ -9,6 +9,7 @@ mod lockdep;
 mod model;
 mod peer;
 mod power;
+mod revoke;
 mod shadow;
 mod vfio;
 mod vulkan;
@@ -33,4 +34,5 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     ]
     .into_iter()
     .flatten()
+    .chain(revoke::tests())
 }

@@ -1,0 +1,87 @@
+//! Memory that shows which generation it is of: its owner paints it anew whenever it was taken back.
+//!
+//! Whoever reads it in generation *g* must see the picture of *g*: bytes that are left over from before a
+//! revoke are as wrong as any others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Result;
+use peervram::backends::{
+    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, Owner, page_size_bytes, vfio,
+};
+use peervram::picture::Picture;
+use peervram::{Export, Lender};
+
+/// What is lent: a picture of this size.
+pub const LAYOUT: ImageLayout = ImageLayout { width: 640, height: 480, stride_bytes: 640 * 4, offset_bytes: 0 };
+
+/// A lender, and its painted memory.
+pub struct Painted {
+    /// What is lent.
+    pub export: Export,
+    /// Last: the export goes before the device.
+    pub lender: Lender<vfio::Device>,
+}
+
+/// The owner: another one, and the brush.
+struct Painter {
+    device: Arc<dyn Owner>,
+    view: Arc<Mapping>,
+    taken: AtomicU64,
+}
+
+impl Painted {
+    /// Lends the start of that region, for which `owner` answers.
+    pub fn lend(device: vfio::Device, region: u32, owner: Arc<dyn Owner>) -> Result<Painted> {
+        let size_bytes = LAYOUT.end_bytes().next_multiple_of(page_size_bytes());
+        let ranges = DmaRanges::new(device.region(region)?, &[DmaRange::new(0, size_bytes)])?;
+        let painter = Painter { device: owner, view: device.map(&ranges)?, taken: AtomicU64::new(0) };
+        painter.paint()?;
+        let lender = Lender::new(device);
+        let export = lender.export(Aperture::owned(ranges, Arc::new(painter)))?;
+        Ok(Painted { export, lender })
+    }
+}
+
+impl Painter {
+    fn paint(&self) -> peervram::Result<()> {
+        self.view.write(0, &bytes_of(self.taken.load(Ordering::SeqCst)))
+    }
+}
+
+impl Owner for Painter {
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn flush(&self, ranges: &DmaRanges) -> peervram::Result<()> {
+        self.device.flush(ranges)
+    }
+
+    fn invalidate(&self, ranges: &DmaRanges) -> peervram::Result<()> {
+        self.device.invalidate(ranges)
+    }
+
+    fn quiesce(&self, ranges: &DmaRanges) -> peervram::Result<()> {
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        self.device.quiesce(ranges)
+    }
+
+    fn resume(&self, ranges: &DmaRanges) -> peervram::Result<()> {
+        self.device.resume(ranges)?;
+        self.paint()
+    }
+}
+
+/// What the memory holds in that generation.
+pub fn bytes_of(generation: u64) -> Vec<u8> {
+    let pixels = LAYOUT.width * LAYOUT.height;
+    let seed = (generation as u32).wrapping_mul(0x9E37_79B9) | 1;
+    (0..pixels).flat_map(|pixel| (pixel.wrapping_mul(0x0101_0101) ^ seed).to_le_bytes()).collect()
+}
+
+/// The same as a picture.
+pub fn picture_of(generation: u64) -> Result<Picture> {
+    Ok(Picture::new(LAYOUT.width, LAYOUT.height, bytes_of(generation))?)
+}

@@ -1,0 +1,13 @@
+//! Memory is taken back under work that goes on, and nobody gets hurt.
+//!
+//! [`table`] is every cause against every importer; the others are what a table does not show: a thousand
+//! times in a row, importers that do not answer, and a kernel that refuses.
+
+mod table;
+
+use crate::test::Test;
+
+/// Every test of a revoke.
+pub fn tests() -> impl Iterator<Item = &'static Test> {
+    [table::TESTS].into_iter().flatten()
+}

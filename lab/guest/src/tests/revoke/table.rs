@@ -1,0 +1,180 @@
+//! Every cause against every importer, with work in flight: right bytes of the new generation afterwards,
+//! or an honest end.
+
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use peervram::backends::vfio::{Interface, PowerState};
+use peervram::{AtDeadline, Kind, Terms, Trust};
+use peervram_model_driver::{ModelGpu, VRAM_BAR};
+use std::time::Duration;
+
+use crate::card::{CardDriver, MEMORY};
+use crate::crossing::PATIENCE;
+use crate::guest::{self, Guest};
+use crate::painted::Painted;
+use crate::test::{Test, Verdict};
+use crate::witness::{CopyEngine, Holder, Screen, Seen, Shader, Witness};
+
+pub const TESTS: &[Test] = &[
+    Test::of_revoke("revoke/every-cause-under-a-screen", under_a_screen).allowing(ASKED),
+    Test::of_revoke("revoke/every-cause-under-shaders", under_shaders).allowing(ASKED),
+    Test::of_revoke("revoke/every-cause-under-an-engine-by-iommufd", under_iommufd).allowing(ASKED),
+    Test::of_revoke("revoke/every-cause-under-an-engine-by-type1", under_type1).allowing(ASKED),
+    Test::of_revoke("revoke/every-cause-under-the-holder", under_the_holder).allowing(ASKED),
+];
+
+/// What the kernel says when it wants a device back.
+const ASKED: &[&str] = &["Relaying device request"];
+
+/// Why memory is taken back, and how.
+struct Cause {
+    name: &'static str,
+    /// Takes it, and gives it back where that is another call. Gives the lender back unless it is closed.
+    take: fn(Painted) -> Result<Option<Painted>>,
+}
+
+const CAUSES: [Cause; 9] = [
+    Cause { name: "reset", take: |painted| keep(painted, |lent| lent.lender.reset(PATIENCE)) },
+    Cause { name: "reset at once", take: |painted| keep(painted, reset_at_once) },
+    Cause { name: "hot reset", take: |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE)) },
+    Cause { name: "memory off, on", take: |painted| keep(painted, memory_off_and_on) },
+    Cause { name: "D3hot, D0", take: |painted| keep(painted, sleep_and_wake) },
+    Cause { name: "low power", take: |painted| keep(painted, low_power) },
+    Cause {
+        name: "FLR",
+        take: |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)),
+    },
+    Cause { name: "close", take: close },
+    Cause { name: "unbind", take: unbind },
+];
+
+fn keep(
+    painted: Painted,
+    take: impl FnOnce(&Painted) -> peervram::Result<()>,
+) -> Result<Option<Painted>> {
+    take(&painted)?;
+    Ok(Some(painted))
+}
+
+/// Waits for nobody: what is in flight is torn. What must be freed first cannot be torn, and is waited for.
+fn reset_at_once(painted: &Painted) -> peervram::Result<()> {
+    let terms = Terms { at_deadline: AtDeadline::GoOn, ..Terms::from(Duration::ZERO) };
+    match painted.lender.reset(terms) {
+        Err(error) if error.kind() == Kind::StillInUse => painted.lender.reset(PATIENCE),
+        other => other,
+    }
+}
+
+fn memory_off_and_on(painted: &Painted) -> peervram::Result<()> {
+    painted.lender.set_memory_enabled(false, PATIENCE)?;
+    thread::sleep(AWAY);
+    painted.lender.set_memory_enabled(true, PATIENCE)
+}
+
+fn sleep_and_wake(painted: &Painted) -> peervram::Result<()> {
+    painted.lender.set_power_state(PowerState::D3hot, PATIENCE)?;
+    thread::sleep(AWAY);
+    painted.lender.set_power_state(PowerState::D0, PATIENCE)
+}
+
+fn low_power(painted: &Painted) -> peervram::Result<()> {
+    painted.lender.enter_low_power(PATIENCE)?;
+    thread::sleep(AWAY);
+    painted.lender.leave_low_power()
+}
+
+/// How long memory stays away, while everyone goes on trying.
+const AWAY: Duration = Duration::from_millis(50);
+
+fn close(painted: Painted) -> Result<Option<Painted>> {
+    let Painted { export, lender } = painted;
+    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    drop(export);
+    Ok(None)
+}
+
+/// The kernel waits for us; we are asked, and give the device up by ourselves.
+fn unbind(painted: Painted) -> Result<Option<Painted>> {
+    let address = painted.lender.device().address();
+    fs::write(address.sysfs_path().join("driver/unbind"), address.to_string()).context("unbinding")?;
+    ensure!(address.driver().is_none(), "{address} is still bound");
+    drop(painted);
+    guest::bind(&address.to_string(), "vfio-pci")?;
+    Ok(None)
+}
+
+/// Works on memory while it is taken back for `cause`; what came of it.
+fn survive<W: Witness>(witness: &mut W, painted: Painted, cause: &Cause) -> Result<String> {
+    let attachment = painted.export.attach(witness.importer(), Trust::Unverified)?;
+    let mut seen = Seen::default();
+    seen.look_until(witness, &attachment, |seen| seen.right >= 2)?;
+    thread::scope(|scope| {
+        let revoker = scope.spawn(|| (cause.take)(painted));
+        seen.look_until(witness, &attachment, |_| revoker.is_finished())?;
+        let left = revoker.join().map_err(|_| anyhow!("taking it back panicked"))??;
+        let Some(painted) = left else {
+            seen.look_until(witness, &attachment, |seen| seen.gone)?;
+            return Ok(format!("gone; {} right, {} torn", seen.right, seen.torn));
+        };
+        let generation = painted.export.generation();
+        ensure!(generation > 0, "nothing was taken back");
+        let enough = seen.right + 2;
+        seen.look_until(witness, &attachment, |seen| seen.right >= enough && seen.generation == generation)?;
+        attachment.detach()?;
+        drop(painted.export);
+        painted.lender.close(PATIENCE).map_err(|(_, error)| error)?;
+        Ok(format!("{} right, {} torn", seen.right, seen.torn))
+    })
+}
+
+fn survive_all<W: Witness>(
+    guest: &Guest,
+    witness: &mut W,
+    lend: impl Fn() -> Result<Painted>,
+) -> Verdict {
+    for cause in &CAUSES {
+        let column = witness.name();
+        let cell = survive(witness, lend()?, cause).with_context(|| format!("{} under {column}", cause.name))?;
+        guest.cell("revoke", cause.name, column, &cell)?;
+    }
+    Ok(())
+}
+
+/// Memory that QEMU can show to its other devices, behind a function with every kind of reset and sleep.
+fn lend_card(guest: &Guest) -> Result<Painted> {
+    let device = guest.card()?.open()?;
+    let driver = Arc::new(CardDriver::start(&device)?);
+    Painted::lend(device, MEMORY, driver)
+}
+
+/// Memory with an engine behind it, which rests and starts anew.
+fn lend_model(guest: &Guest) -> Result<Painted> {
+    let device = guest.model(0)?.open()?;
+    let driver = Arc::new(ModelGpu::new(&device)?);
+    Painted::lend(device, VRAM_BAR, driver)
+}
+
+fn under_a_screen(guest: &Guest) -> Verdict {
+    survive_all(guest, &mut Screen::new(guest)?, || lend_card(guest))
+}
+
+fn under_shaders(guest: &Guest) -> Verdict {
+    survive_all(guest, &mut Shader::new()?, || lend_card(guest))
+}
+
+fn under_iommufd(guest: &Guest) -> Verdict {
+    let mut engine = CopyEngine::new(guest.model(1)?.address(), Interface::Cdev)?;
+    survive_all(guest, &mut engine, || lend_model(guest))
+}
+
+fn under_type1(guest: &Guest) -> Verdict {
+    let mut engine = CopyEngine::new(guest.model(1)?.address(), Interface::Group)?;
+    survive_all(guest, &mut engine, || lend_model(guest))
+}
+
+fn under_the_holder(guest: &Guest) -> Verdict {
+    survive_all(guest, &mut Holder::new(guest.virtio_gpu()?), || lend_card(guest))
+}
