@@ -140,7 +140,7 @@ impl Machine {
         }
         if denied > 0 {
             unread.push(Unread {
-                what: format!("open files of {denied} processes"),
+                what: format!("open files of {denied} process(es)"),
                 why: "they are another user's, or do not let themselves be looked at".into(),
                 next: RUN_AS_ROOT.into(),
             });
