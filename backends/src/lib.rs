@@ -13,6 +13,7 @@ mod dma_buf;
 pub mod drm;
 mod error;
 mod exporter;
+pub mod holders;
 #[cfg(feature = "host")]
 pub mod host;
 mod image;

@@ -5,6 +5,7 @@ mod demo;
 mod devices;
 mod ending;
 mod export;
+mod holders;
 mod import;
 mod pci_names;
 mod table;
@@ -23,7 +24,8 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
-        peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n\n\
+        peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
+        peervram holders 01:00.0                          whom a reset of it would wait for\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
 )]
 struct Command {
@@ -45,6 +47,7 @@ enum What {
     Export(export::Arguments),
     Import(import::Arguments),
     Demo(demo::Arguments),
+    Holders(holders::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         What::Export(arguments) => export::run(&arguments, command.json),
         What::Import(arguments) => import::run(&arguments, command.json),
         What::Demo(arguments) => demo::run(&arguments, command.json),
+        What::Holders(arguments) => holders::run(&arguments, command.json),
     };
     ending::of(result, command.json)
 }

@@ -30,6 +30,8 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["import", "fd:three"], "fd:3"),
         (&["demo", "--size", "640"], "640x480"),
         (&["demo", "--step"], "--show"),
+        (&["holders", "gpu0"], "0000:01:00.0"),
+        (&["holders", "01:00.0", "--all"], "--all"),
         (&["frobnicate"], "--help"),
     ] {
         let output = peervram(arguments);
@@ -44,6 +46,7 @@ fn an_absent_device_is_exit_code_1_and_says_where_to_look() {
     let value = refused(&["export", "fffe:fe:1f.7"], "not-found", 1);
     assert_eq!(value["error"]["device"], "fffe:fe:1f.7");
     refused(&["import", "fffe:fe:1f.7", "--to", "/dev/dri/card99"], "not-found", 1);
+    refused(&["holders", "fffe:fe:1f.7"], "not-found", 1);
 }
 
 #[test]
@@ -85,8 +88,28 @@ fn devices_lists_as_json_what_it_prints() {
 }
 
 #[test]
+fn holders_runs_anywhere_and_says_what_it_cannot_see() {
+    let output = peervram(&["holders", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (devices, unread) = (value["devices"].as_array().unwrap(), value["unread"].as_array().unwrap());
+    let text = String::from_utf8(peervram(&["holders", "--all"]).stdout).unwrap();
+    for device in devices {
+        assert!(text.contains(device["address"].as_str().unwrap()), "{device}");
+        assert!(device["held_by"].is_array() && device["dma_bufs"].is_array(), "{device}");
+    }
+    // Who reads no debugfs learns that attached devices are missing, and what to do.
+    if std::fs::read("/sys/kernel/debug/dma_buf/bufinfo").is_err() {
+        let is_said =
+            |gap: &Value| gap["why"].as_str().unwrap().contains("bufinfo") && gap["next"].is_string();
+        assert!(unread.iter().any(is_said), "{value}");
+        assert!(text.contains("Not seen:"), "{text}");
+    }
+}
+
+#[test]
 fn help_teaches_each_command() {
-    for command in ["devices", "export", "import", "demo"] {
+    for command in ["devices", "export", "import", "demo", "holders"] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");
