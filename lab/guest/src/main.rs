@@ -17,6 +17,7 @@ mod kernel_log;
 mod lender_process;
 mod model;
 mod program;
+mod slot;
 mod test;
 mod tests;
 

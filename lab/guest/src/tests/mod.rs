@@ -7,6 +7,7 @@ mod lenders;
 mod lockdep;
 mod model;
 mod peer;
+mod slots;
 mod vfio;
 mod vulkan;
 
@@ -23,6 +24,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        slots::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
