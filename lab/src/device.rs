@@ -99,41 +99,51 @@ impl Device {
 
     /// This device behind the port of the same number.
     pub(crate) fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
+        const LIFE: u32 = 0;
+        let memories = self.qemu_memories(index, LIFE);
+        let memories = memories.iter().flat_map(|memory| words(&[("-object", memory)]));
+        let functions = self.qemu_functions(index, topology, LIFE);
+        memories.chain(functions.iter().flat_map(|function| words(&[("-device", function)]))).collect()
+    }
+
+    /// What QEMU calls a function of the row's device of that number.
+    pub(crate) fn qemu_name(index: usize, function: usize) -> String {
+        format!("device{index}.{function}")
+    }
+
+    /// QEMU's words for the memory behind its BARs, function by function. A device that is taken out and put
+    /// in again has another life, with other memory.
+    pub(crate) fn qemu_memories(self, index: usize, life: u32) -> Vec<String> {
+        let sizes_mib: &[u32] = match self {
+            Device::SharedMemory { size_mib } | Device::Card { size_mib } => &[size_mib],
+            Device::Twins { size_mib } => &[size_mib, size_mib],
+            Device::CrowdedGroup => &[1],
+            Device::VirtioGpu | Device::ModelGpu { .. } => &[],
+        };
+        let memory = |(function, size_mib)| {
+            format!("memory-backend-memfd,id=vram{index}.{function}.{life},size={size_mib}M,share=on")
+        };
+        sizes_mib.iter().enumerate().map(memory).collect()
+    }
+
+    /// QEMU's words for its functions, in order.
+    pub(crate) fn qemu_functions(self, index: usize, topology: Topology, life: u32) -> Vec<String> {
+        let name = |function| Device::qemu_name(index, function);
+        let shared_memory = |function: usize| {
+            let place = format!("id={},bus=port{index},addr=0.{function}", name(function));
+            format!("ivshmem-plain,memdev=vram{index}.{function}.{life},{place}")
+        };
         match self {
-            Device::SharedMemory { size_mib } => words(&[
-                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
-                ("-device", &format!("ivshmem-plain,id=device{index},memdev=vram{index},bus=port{index}")),
-            ]),
-            Device::CrowdedGroup => words(&[
-                ("-object", &format!("memory-backend-memfd,id=vram{index},size=1M,share=on")),
-                (
-                    "-device",
-                    &format!("ivshmem-plain,memdev=vram{index},bus=port{index},addr=0.0,multifunction=on"),
-                ),
-                ("-device", &format!("virtio-rng-pci,bus=port{index},addr=0.1")),
-            ]),
-            Device::Twins { size_mib } => (0..2)
-                .flat_map(|function| {
-                    let memory = format!("vram{index}.{function}");
-                    let multifunction = if function == 0 { ",multifunction=on" } else { "" };
-                    words(&[
-                        ("-object", &format!("memory-backend-memfd,id={memory},size={size_mib}M,share=on")),
-                        (
-                            "-device",
-                            &format!(
-                                "ivshmem-plain,id=device{index}.{function},memdev={memory},bus=port{index},addr=0.{function}{multifunction}"
-                            ),
-                        ),
-                    ])
-                })
-                .collect(),
-            Device::Card { size_mib } => words(&[
-                ("-object", &format!("memory-backend-memfd,id=vram{index},size={size_mib}M,share=on")),
-                (
-                    "-device",
-                    &format!("nvme,id=device{index},serial=vram{index},pmrdev=vram{index},bus=port{index}"),
-                ),
-            ]),
+            Device::SharedMemory { .. } => vec![shared_memory(0)],
+            Device::CrowdedGroup => vec![
+                format!("{},multifunction=on", shared_memory(0)),
+                format!("virtio-rng-pci,id={},bus=port{index},addr=0.1", name(1)),
+            ],
+            Device::Twins { .. } => vec![format!("{},multifunction=on", shared_memory(0)), shared_memory(1)],
+            Device::Card { .. } => {
+                let memory = format!("vram{index}.0.{life}");
+                vec![format!("nvme,id={},serial={memory},pmrdev={memory},bus=port{index}", name(0))]
+            }
             Device::VirtioGpu => {
                 // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
                 // would take them for physical ones and refuse late, seen only in the kernel's log.
@@ -144,23 +154,21 @@ impl Device {
                     Topology::RootPorts => "on",
                     Topology::Switch => "off",
                 };
-                words(&[(
-                    "-device",
-                    &format!(
-                        "virtio-gpu-pci,id=gpu{index},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on"
-                    ),
-                )])
+                vec![format!(
+                    "virtio-gpu-pci,id={},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on",
+                    name(0)
+                )]
             }
             // A socket's address is no single word, so the device is written as JSON.
-            Device::ModelGpu { .. } => words(&[(
-                "-device",
-                &json!({
+            Device::ModelGpu { .. } => vec![
+                json!({
                     "driver": "vfio-user-pci",
+                    "id": name(0),
                     "bus": format!("port{index}"),
                     "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
                 })
                 .to_string(),
-            )]),
+            ],
         }
     }
 }
@@ -183,7 +191,7 @@ mod tests {
         let arguments = named("small-revoke").unwrap().qemu_arguments();
         let twins: Vec<&String> = arguments.iter().filter(|word| word.contains("id=device5.")).collect();
         assert!(twins.iter().all(|twin| twin.contains("bus=port5,")), "{twins:?}");
-        assert!(twins[0].contains("memdev=vram5.0,") && twins[0].ends_with("addr=0.0,multifunction=on"));
-        assert!(twins[1].contains("memdev=vram5.1,") && twins[1].ends_with("addr=0.1"));
+        assert!(twins[0].contains("memdev=vram5.0.0,") && twins[0].ends_with("addr=0.0,multifunction=on"));
+        assert!(twins[1].contains("memdev=vram5.1.0,") && twins[1].ends_with("addr=0.1"));
     }
 }

@@ -12,6 +12,7 @@
 //! [`suite`] runs many tests on many machines and [`report`] tells about it.
 
 pub mod cache;
+pub mod change;
 mod cpio;
 mod device;
 mod folder;

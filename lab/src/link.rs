@@ -1,4 +1,5 @@
-//! A program in the guest talks to the lab: its screen, please, or a word with a model GPU.
+//! A program in the guest talks to the lab: its screen, please, a word with a model GPU, or a hand on a
+//! device.
 //!
 //! Whatever the agent runs finds the agent's socket in its environment, so a test, the demo and
 //! a benchmark ask in the same way.
@@ -9,6 +10,7 @@ use std::cell::RefCell;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 
+use crate::change::Change;
 use crate::picture::Picture;
 use crate::wire::{self, Event, Order};
 
@@ -51,6 +53,16 @@ impl Link {
         answer
             .and_then(Answer::into_result)
             .map_err(|reason| anyhow!("device {device} does not {request:?}: {reason}"))
+    }
+
+    /// Asks the host to do something to a device.
+    pub fn change(&self, change: Change) -> Result<()> {
+        self.send(&Event::Change(change))?;
+        let order = wire::receive(&mut *self.stream.borrow_mut())?;
+        let Some(Order::Changed { result }) = order else {
+            bail!("the agent answers {order:?} to a change");
+        };
+        result.map_err(|reason| anyhow!("{change:?}: {reason}"))
     }
 
     /// Tells the agent something.

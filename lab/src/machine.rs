@@ -433,7 +433,7 @@ mod tests {
     fn root_ports_have_no_switch() {
         let arguments = named("epyc-root-ports").unwrap().qemu_arguments().join(" ");
         assert!(arguments.contains("pcie-root-port,id=port1,chassis=2,addr=3.0"));
-        assert!(arguments.contains("virtio-gpu-pci,id=gpu1,bus=port1,blob=true"));
+        assert!(arguments.contains("virtio-gpu-pci,id=device1.0,bus=port1,blob=true"));
         assert!(!arguments.contains("x3130"));
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::change::Change;
 use crate::machine::{Device, Machine};
 use crate::model;
 use crate::qmp::Qmp;
@@ -75,7 +76,8 @@ pub struct Qemu {
     child: Child,
     qmp: Qmp,
     folder: PathBuf,
-    screen: Option<String>,
+    machine: Machine,
+    changes: u32,
 }
 
 impl Qemu {
@@ -100,12 +102,12 @@ impl Qemu {
         let mut starting = Starting { child: Some(child), folder };
         let channel = starting.accept(&channel)?;
         let qmp = Qmp::new(starting.accept(&qmp)?)?;
-        let screen = machine.devices.iter().position(|device| *device == Device::VirtioGpu);
         let qemu = Qemu {
             child: starting.child.take().expect("taken once"),
             qmp,
             folder: folder.into(),
-            screen: screen.map(|index| format!("gpu{index}")),
+            machine: *machine,
+            changes: 0,
         };
         Ok((qemu, channel))
     }
@@ -130,10 +132,18 @@ impl Qemu {
 
     /// Writes what the virtio GPU shows into a file of the shared folder (PPM).
     pub fn screendump(&mut self, name: &str) -> Result<()> {
-        let screen = self.screen.as_ref().context("this machine has no virtio GPU, so no screen")?;
+        let screen = self.machine.devices.iter().position(|device| *device == Device::VirtioGpu);
+        let screen = screen.context("this machine has no virtio GPU, so no screen")?;
+        let screen = Device::qemu_name(screen, 0);
         let file = format!("/lab/share/{name}");
         self.qmp.execute("screendump", json!({ "filename": file, "device": screen }))?;
         Ok(())
+    }
+
+    /// Does something to a device.
+    pub fn change(&mut self, change: Change) -> Result<()> {
+        self.changes += 1;
+        change.make(&self.machine, self.changes, &mut self.qmp)
     }
 
     /// The last lines of the guest's console, QEMU's own complaints after them.

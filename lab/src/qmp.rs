@@ -46,6 +46,12 @@ impl Qmp {
         }
     }
 
+    /// Runs a command of the monitor for people, for what has no other; gives what it says, refusals too.
+    pub fn human(&mut self, line: &str) -> Result<String> {
+        let said = self.execute("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(said.as_str().unwrap_or_default().to_owned())
+    }
+
     fn line(&mut self) -> Result<Value> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {

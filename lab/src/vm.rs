@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use crate::change::Change;
 use crate::folder::Folder;
 use crate::lab::share;
 use crate::machine::Facts;
@@ -138,6 +139,7 @@ impl Vm {
                 }
                 Event::Screendump => self.answer_screendump()?,
                 Event::Control { device, request } => self.answer_control(device, &request)?,
+                Event::Change(change) => self.answer_change(change)?,
                 Event::Cell(cell) => self.cells.push(cell),
                 other => bail!("the agent says {other:?} during the test {name}"),
             }
@@ -181,6 +183,7 @@ impl Vm {
                 Event::Exited { code } => return Ok(Exit { code, stdout, stderr }),
                 Event::Screendump => self.answer_screendump()?,
                 Event::Control { device, request } => self.answer_control(device, &request)?,
+                Event::Change(change) => self.answer_change(change)?,
                 Event::Cell(cell) => self.cells.push(cell),
                 other => bail!("the agent says {other:?} while a program runs"),
             }
@@ -235,6 +238,16 @@ impl Vm {
     fn answer_control(&mut self, device: usize, request: &Request) -> Result<()> {
         let answer = self.control(device, request).map_err(|error| format!("{error:#}"));
         self.order(&Order::Control { answer })
+    }
+
+    /// Takes a device out, puts one in, or has its port report an error.
+    pub fn change(&mut self, change: Change) -> Result<()> {
+        self.qemu.change(change)
+    }
+
+    fn answer_change(&mut self, change: Change) -> Result<()> {
+        let result = self.change(change).map_err(|error| format!("{error:#}"));
+        self.order(&Order::Changed { result })
     }
 
     fn order(&mut self, order: &Order) -> Result<()> {

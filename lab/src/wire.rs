@@ -11,6 +11,7 @@
 //! host:  Run { program, ..} guest: Output .., Exited { .. }
 //!        guest: Screendump  host: Screendump { .. }       in the middle of either
 //!        guest: Control { } host: Control { .. }          so, too
+//!        guest: Change(..)  host: Changed { .. }          so, too
 //!        guest: Cell(..)                                  so, too, and nobody answers
 //! ```
 
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::time::Duration;
 
+use crate::change::Change;
 use crate::machine::Facts;
 
 /// Environment variable with the path of the agent's socket, set for whatever the agent runs.
@@ -71,6 +73,11 @@ pub enum Order {
         /// The model's, or why there is none.
         answer: Result<Answer, String>,
     },
+    /// The answer to [`Event::Change`].
+    Changed {
+        /// Why not, if not.
+        result: Result<(), String>,
+    },
 }
 
 /// Guest to host.
@@ -107,6 +114,8 @@ pub enum Event {
         /// What is asked.
         request: Request,
     },
+    /// Please do something to a device.
+    Change(Change),
     /// A cell of a table that the report prints.
     Cell(Cell),
     /// A line that the program wrote.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use peervram_backends::holders::{Attached, Census, Unread};
+
 use super::keeper::Entry;
 use crate::{Error, Kind};
 
@@ -25,7 +27,8 @@ pub struct Stuck {
     pub waited: Duration,
     /// Which devices had its dma-bufs attached before the call.
     pub importers: Vec<String>,
-    /// Which processes hold those dma-bufs, or the nodes of those devices.
+    /// Which other processes hold those dma-bufs, and which have the nodes of those devices open: one of
+    /// them has the import, where it is not a driver's own.
     pub processes: Vec<String>,
     /// Where in the kernel the call is, innermost first.
     pub stack: Vec<String>,
@@ -34,11 +37,11 @@ pub struct Stuck {
 }
 
 /// What is known before a call.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Snapshot {
+    /// Of the device's dma-bufs.
     inodes: Vec<u64>,
-    importers: Vec<String>,
-    unread: Vec<String>,
+    attached: Result<Vec<Attached>, Unread>,
 }
 
 /// The thread that makes a call.
@@ -55,15 +58,19 @@ impl CallThread {
     fn stack(&self) -> Result<Vec<String>, String> {
         let thread = self.0.load(Ordering::Acquire);
         let read = |name: &str| fs::read_to_string(format!("/proc/self/task/{thread}/{name}"));
-        // Readable by root alone, where the kernel has it.
-        let stack = read("stack").map_err(|error| format!("the kernel's stack: {error}"))?;
+        // Root alone may read it, of a kernel that has it.
+        let stack = read("stack").map_err(|error| format!("where in the kernel the call is: {error}"))?;
         Ok(stack.lines().map(|line| line.trim_start_matches("[<0>] ").to_owned()).collect())
     }
 }
 
 impl Snapshot {
-    pub fn take(_entries: &[Arc<Entry>]) -> Self {
-        Self::default()
+    /// What can only be read before the call.
+    pub fn take(entries: &[Arc<Entry>]) -> Self {
+        let lent = entries.iter().flat_map(|entry| entry.lent());
+        let inodes: Vec<u64> = lent.filter_map(|lent| lent.dma_buf()?.inode().ok()).collect();
+        let attached = if inodes.is_empty() { Ok(Vec::new()) } else { Census::attached_to(&inodes) };
+        Self { inodes, attached }
     }
 }
 
@@ -75,24 +82,59 @@ impl Stuck {
         snapshot: &Snapshot,
         thread: &CallThread,
     ) -> Self {
-        let mut unread = snapshot.unread.clone();
+        let census = Census::take_during_revoke();
+        let mut unread: Vec<String> = Vec::new();
+        let none = Vec::new();
+        let attached = snapshot.attached.as_ref().unwrap_or_else(|gap| {
+            unread.push(gap.to_string());
+            &none
+        });
         let stack = thread.stack().unwrap_or_else(|why| {
             unread.push(why);
             Vec::new()
         });
-        let (importers, processes) = (snapshot.importers.clone(), Vec::new());
+        let own = std::process::id();
+        let with_descriptor = (census.buffers.iter())
+            .filter(|buffer| snapshot.inodes.contains(&buffer.inode))
+            .flat_map(|buffer| &buffer.holders)
+            .filter(|holder| holder.process.pid != own)
+            .map(|holder| format!("{} has a descriptor of the memory", holder.process));
+        let with_node = attached.iter().flat_map(|attached| {
+            let nodes = census.nodes_of(attached);
+            nodes.flat_map(|node| {
+                node.holders.iter().map(|holder| format!("{} has {} open", holder.process, node.path))
+            })
+        });
+        let mut processes: Vec<String> = with_descriptor.chain(with_node).collect();
+        processes.sort();
+        processes.dedup();
+        let importers = attached.iter().map(ToString::to_string).collect();
         Self { device, tried, waited, importers, processes, stack, unread }
     }
 
     /// The same as an error.
     pub fn error(&self) -> Error {
-        let why = format!("the kernel has not come back for {} ms", self.waited.as_millis());
-        Error::new(Kind::Stuck, self.tried, why).on(&self.device)
+        let mut why = format!("the kernel has not come back for {} ms", self.waited.as_millis());
+        for (what, list) in [("attached are", &self.importers), ("of the processes,", &self.processes)] {
+            if !list.is_empty() {
+                why.push_str(&format!("; {what} {}", list.join(", ")));
+            }
+        }
+        Error::new(Kind::Stuck, self.tried, why).on(&self.device).next(
+            "end what holds the import, or have it unmap: the call then ends by itself. It cannot be killed, \
+             and nothing of this device can be used until then",
+        )
     }
 }
 
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.error())
+        write!(f, "{}", self.error())?;
+        for (what, lines) in [("in the kernel", &self.stack), ("not known", &self.unread)] {
+            if !lines.is_empty() {
+                write!(f, "\n  {what}: {}", lines.join("\n    "))?;
+            }
+        }
+        Ok(())
     }
 }

@@ -206,6 +206,20 @@ impl Census {
         Self::of(&Machine::at(Path::new("/")), false)
     }
 
+    /// The devices attached to the buffers of those inodes, and nothing else: bufinfo alone is read, which is
+    /// quick enough to be done before every revoke. Blocks as [`take`](Census::take) can.
+    ///
+    /// # Errors
+    /// Why bufinfo cannot be read.
+    pub fn attached_to(inodes: &[u64]) -> Result<Vec<Attached>, Unread> {
+        let rows = bufinfo::parse(&Machine::at(Path::new("/")).bufinfo()?);
+        let of_them = rows.into_iter().filter(|row| inodes.contains(&row.inode));
+        let mut attached: Vec<Attached> = of_them.flat_map(|row| row.attached).collect();
+        attached.sort();
+        attached.dedup();
+        Ok(attached)
+    }
+
     /// The dma-bufs that are, or may be, of this device's memory.
     pub fn buffers_of(&self, address: PciAddress) -> impl Iterator<Item = &Buffer> {
         self.buffers.iter().filter(move |buffer| buffer.exporter.may_be(address))

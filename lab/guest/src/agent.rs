@@ -87,9 +87,11 @@ impl Agent {
                 self.say(&Event::Exited { code })
             }
             // For a program that is over already.
-            Order::Input { .. } | Order::EndOfInput | Order::Screendump { .. } | Order::Control { .. } => {
-                Ok(())
-            }
+            Order::Input { .. }
+            | Order::EndOfInput
+            | Order::Screendump { .. }
+            | Order::Control { .. }
+            | Order::Changed { .. } => Ok(()),
         }
     }
 

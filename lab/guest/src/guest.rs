@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::card::Card;
 use crate::model::Model;
+use crate::slot::{self, Slot};
 use crate::test::Skip;
 
 const FACTS: &str = "/run/facts.json";
@@ -90,6 +91,16 @@ impl Guest {
         address_of(&self.facts, device)
     }
 
+    /// The slot with the device at that PCI address.
+    pub fn slot_of(&self, address: &str) -> Result<Slot<'_>> {
+        for device in 0..self.facts.devices.len() {
+            if slot::functions(self.facts.topology, device)?.contains(&address.parse()?) {
+                return Ok(Slot::new(self, device));
+            }
+        }
+        bail!("{address} is no device of this machine's row");
+    }
+
     /// The virtio GPU's primary DRM node.
     pub fn virtio_gpu_node(&self) -> Result<PathBuf> {
         node(&self.virtio_gpu()?, "card")
@@ -154,17 +165,21 @@ fn address_of(facts: &Facts, device: usize) -> Result<String> {
     Ok(addresses_of(facts, device)?.swap_remove(0))
 }
 
-/// The functions of a device. Devices of one kind are behind ports in the row's order, so their addresses
-/// are in it, too.
+/// The functions of a device: what is behind its port.
 fn addresses_of(facts: &Facts, device: usize) -> Result<Vec<String>> {
     let wanted = facts.devices.get(device).with_context(|| format!("this machine has no device {device}"))?;
-    let of_its_kind = facts.devices[..device].iter().filter(|device| device.id() == wanted.id());
-    let before = of_its_kind.map(Device::functions).sum();
-    let found: Vec<String> = find(wanted.id())?.into_iter().skip(before).take(wanted.functions()).collect();
-    if found.len() != wanted.functions() {
+    let found = slot::functions(facts.topology, device)?;
+    for address in &found {
+        let Function { vendor_id: vendor, device_id: device, .. } = Function::read(*address)?;
+        let id = PciId { vendor, device };
+        if address.function == 0 && id != wanted.id() {
+            bail!("at {address} is {id}, not {}", wanted.id());
+        }
+    }
+    if found.is_empty() {
         bail!("device {device} of this machine, {}, is not on the bus", wanted.id());
     }
-    Ok(found)
+    Ok(found.iter().map(PciAddress::to_string).collect())
 }
 
 /// Binds a PCI function to a driver through `driver_override`.
@@ -184,13 +199,6 @@ pub fn bind(address: &str, driver: &str) -> Result<()> {
         bail!("{address} is bound to {}, not to {driver}", bound.display());
     }
     Ok(())
-}
-
-/// The PCI functions of that kind, in order of address.
-fn find(id: PciId) -> Result<Vec<String>> {
-    let all = Function::all()?.into_iter();
-    let found = all.filter(|function| (function.vendor_id, function.device_id) == (id.vendor, id.device));
-    Ok(found.map(|function| function.address.to_string()).collect())
 }
 
 /// The DRM node of a PCI function: "card" or "renderD".

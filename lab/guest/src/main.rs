@@ -19,6 +19,7 @@ mod model;
 mod painted;
 mod program;
 mod revocable;
+mod slot;
 mod test;
 mod tests;
 mod witness;

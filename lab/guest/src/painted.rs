@@ -14,7 +14,8 @@ use peervram::picture::Picture;
 use peervram::{Export, Lender};
 
 /// What is lent: a picture of this size.
-pub const LAYOUT: ImageLayout = ImageLayout { width: 640, height: 480, stride_bytes: 640 * 4, offset_bytes: 0 };
+pub const LAYOUT: ImageLayout =
+    ImageLayout { width: 640, height: 480, stride_bytes: 640 * 4, offset_bytes: 0 };
 
 /// A lender, and its painted memory.
 pub struct Painted {

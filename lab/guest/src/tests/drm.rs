@@ -203,9 +203,8 @@ fn somebody_inside_stops_a_revoke(guest: &Guest) -> Verdict {
     let access = attachment.enter()?;
     refused(crossing.lender.set_memory_enabled(false, PATIENCE), Kind::WouldDeadlock)?;
     let short = std::time::Duration::from_millis(20);
-    let from_elsewhere = std::thread::scope(|scope| {
-        scope.spawn(|| crossing.lender.set_memory_enabled(false, short)).join()
-    });
+    let from_elsewhere =
+        std::thread::scope(|scope| scope.spawn(|| crossing.lender.set_memory_enabled(false, short)).join());
     refused(from_elsewhere.map_err(|_| anyhow::anyhow!("it panicked"))?, Kind::TimedOut)?;
     ensure!(crossing.lender.device().memory_enabled()?, "the memory is off all the same");
     ensure!(access.finish() == Outcome::Ok, "a revoke that did not happen tore an access");

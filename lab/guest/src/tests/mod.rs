@@ -11,6 +11,7 @@ mod peer;
 mod power;
 mod revoke;
 mod shadow;
+mod slots;
 mod vfio;
 mod vulkan;
 
@@ -30,6 +31,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         power::TESTS,
         shadow::TESTS,
         adopt::TESTS,
+        slots::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()

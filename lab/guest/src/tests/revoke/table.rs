@@ -43,18 +43,12 @@ const CAUSES: [Cause; 9] = [
     Cause { name: "memory off, on", take: |painted| keep(painted, memory_off_and_on) },
     Cause { name: "D3hot, D0", take: |painted| keep(painted, sleep_and_wake) },
     Cause { name: "low power", take: |painted| keep(painted, low_power) },
-    Cause {
-        name: "FLR",
-        take: |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)),
-    },
+    Cause { name: "FLR", take: |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)) },
     Cause { name: "close", take: close },
     Cause { name: "unbind", take: unbind },
 ];
 
-fn keep(
-    painted: Painted,
-    take: impl FnOnce(&Painted) -> peervram::Result<()>,
-) -> Result<Option<Painted>> {
+fn keep(painted: Painted, take: impl FnOnce(&Painted) -> peervram::Result<()>) -> Result<Option<Painted>> {
     take(&painted)?;
     Ok(Some(painted))
 }
@@ -130,14 +124,11 @@ fn survive<W: Witness>(witness: &mut W, painted: Painted, cause: &Cause) -> Resu
     })
 }
 
-fn survive_all<W: Witness>(
-    guest: &Guest,
-    witness: &mut W,
-    lend: impl Fn() -> Result<Painted>,
-) -> Verdict {
+fn survive_all<W: Witness>(guest: &Guest, witness: &mut W, lend: impl Fn() -> Result<Painted>) -> Verdict {
     for cause in &CAUSES {
         let column = witness.name();
-        let cell = survive(witness, lend()?, cause).with_context(|| format!("{} under {column}", cause.name))?;
+        let cell =
+            survive(witness, lend()?, cause).with_context(|| format!("{} under {column}", cause.name))?;
         guest.cell("revoke", cause.name, column, &cell)?;
     }
     Ok(())
