@@ -4,12 +4,14 @@
 use std::fs;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use peervram::backends::PciAddress;
 use peervram::backends::vfio::{Interface, PowerState};
 use peervram::{AtDeadline, Kind, Terms, Trust};
+use peervram_lab::change::Severity;
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
-use std::time::Duration;
 
 use crate::card::{CardDriver, MEMORY};
 use crate::crossing::PATIENCE;
@@ -32,21 +34,40 @@ const ASKED: &[&str] = &["Relaying device request"];
 /// Why memory is taken back, and how.
 struct Cause {
     name: &'static str,
+    /// What is done to the device from outside, while `take` waits for it. Nobody is told before.
+    happens: Option<fn(&Guest, PciAddress) -> Result<()>>,
     /// Takes it, and gives it back where that is another call. Gives the lender back unless it is closed.
     take: fn(Painted) -> Result<Option<Painted>>,
 }
 
-const CAUSES: [Cause; 9] = [
-    Cause { name: "reset", take: |painted| keep(painted, |lent| lent.lender.reset(PATIENCE)) },
-    Cause { name: "reset at once", take: |painted| keep(painted, reset_at_once) },
-    Cause { name: "hot reset", take: |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE)) },
-    Cause { name: "memory off, on", take: |painted| keep(painted, memory_off_and_on) },
-    Cause { name: "D3hot, D0", take: |painted| keep(painted, sleep_and_wake) },
-    Cause { name: "low power", take: |painted| keep(painted, low_power) },
-    Cause { name: "FLR", take: |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)) },
-    Cause { name: "close", take: close },
-    Cause { name: "unbind", take: unbind },
+const CAUSES: [Cause; 11] = [
+    Cause::ours("reset", |painted| keep(painted, |lent| lent.lender.reset(PATIENCE))),
+    Cause::ours("reset at once", |painted| keep(painted, reset_at_once)),
+    Cause::ours("hot reset", |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE))),
+    Cause::ours("memory off, on", |painted| keep(painted, memory_off_and_on)),
+    Cause::ours("D3hot, D0", |painted| keep(painted, sleep_and_wake)),
+    Cause::ours("low power", |painted| keep(painted, low_power)),
+    Cause::ours("FLR", |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE))),
+    Cause {
+        name: "error",
+        happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::NonFatal)),
+        take: |painted| keep(painted, recover),
+    },
+    Cause {
+        name: "fatal error",
+        happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::Fatal)),
+        take: |painted| keep(painted, recover),
+    },
+    Cause::ours("close", close),
+    Cause::ours("unbind", unbind),
 ];
+
+impl Cause {
+    /// One that nothing from outside is needed for.
+    const fn ours(name: &'static str, take: fn(Painted) -> Result<Option<Painted>>) -> Self {
+        Self { name, happens: None, take }
+    }
+}
 
 fn keep(painted: Painted, take: impl FnOnce(&Painted) -> peervram::Result<()>) -> Result<Option<Painted>> {
     take(&painted)?;
@@ -80,6 +101,22 @@ fn low_power(painted: &Painted) -> peervram::Result<()> {
     painted.lender.leave_low_power()
 }
 
+/// The device has told of an error, and its memory is taken back unasked. A reset gives it back; where the
+/// kernel has reset the link, memory decoding is off besides.
+fn recover(painted: &Painted) -> peervram::Result<()> {
+    while painted.export.generation() == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    // The kernel has the device locked while it recovers by itself.
+    while let Err(error) = painted.lender.reset(PATIENCE) {
+        if error.kind() != Kind::Busy {
+            return Err(error);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    painted.lender.set_memory_enabled(true, PATIENCE)
+}
+
 /// How long memory stays away, while everyone goes on trying.
 const AWAY: Duration = Duration::from_millis(50);
 
@@ -101,17 +138,22 @@ fn unbind(painted: Painted) -> Result<Option<Painted>> {
 }
 
 /// Works on memory while it is taken back for `cause`; what came of it.
-fn survive<W: Witness>(witness: &mut W, painted: Painted, cause: &Cause) -> Result<String> {
+fn survive<W: Witness>(guest: &Guest, witness: &mut W, painted: Painted, cause: &Cause) -> Result<String> {
+    let device = painted.lender.device().address();
     let attachment = painted.export.attach(witness.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
     seen.look_until(witness, &attachment, |seen| seen.right >= 2)?;
     thread::scope(|scope| {
         let revoker = scope.spawn(|| (cause.take)(painted));
+        if let Some(happens) = cause.happens {
+            seen.unannounced = true;
+            happens(guest, device)?;
+        }
         seen.look_until(witness, &attachment, |_| revoker.is_finished())?;
         let left = revoker.join().map_err(|_| anyhow!("taking it back panicked"))??;
         let Some(painted) = left else {
             seen.look_until(witness, &attachment, |seen| seen.gone)?;
-            return Ok(format!("gone; {} right, {} torn", seen.right, seen.torn));
+            return Ok(format!("gone; {}", in_words(&seen)));
         };
         let generation = painted.export.generation();
         ensure!(generation > 0, "nothing was taken back");
@@ -120,15 +162,22 @@ fn survive<W: Witness>(witness: &mut W, painted: Painted, cause: &Cause) -> Resu
         attachment.detach()?;
         drop(painted.export);
         painted.lender.close(PATIENCE).map_err(|(_, error)| error)?;
-        Ok(format!("{} right, {} torn", seen.right, seen.torn))
+        Ok(in_words(&seen))
     })
+}
+
+fn in_words(seen: &Seen) -> String {
+    match seen.wrong {
+        0 => format!("{} right, {} torn", seen.right, seen.torn),
+        wrong => format!("{} right, {} torn, {wrong} wrong unannounced", seen.right, seen.torn),
+    }
 }
 
 fn survive_all<W: Witness>(guest: &Guest, witness: &mut W, lend: impl Fn() -> Result<Painted>) -> Verdict {
     for cause in &CAUSES {
         let column = witness.name();
-        let cell =
-            survive(witness, lend()?, cause).with_context(|| format!("{} under {column}", cause.name))?;
+        let cell = survive(guest, witness, lend()?, cause)
+            .with_context(|| format!("{} under {column}", cause.name))?;
         guest.cell("revoke", cause.name, column, &cell)?;
     }
     Ok(())
