@@ -82,12 +82,15 @@ impl Seen {
                 witness.recover()
             }
             Outcome::Ok => {
-                if looked? {
-                    (self.right, self.generation) = (self.right + 1, generation);
-                } else if self.unannounced && generation == 0 {
-                    self.wrong += 1;
-                } else {
-                    bail!("{} sees wrong bytes in generation {generation}", witness.name());
+                let may_be_wrong = self.unannounced && generation == 0;
+                match looked {
+                    Ok(true) => (self.right, self.generation) = (self.right + 1, generation),
+                    Ok(false) | Err(_) if may_be_wrong => {
+                        self.wrong += 1;
+                        witness.recover()?;
+                    }
+                    Ok(false) => bail!("{} sees wrong bytes in generation {generation}", witness.name()),
+                    Err(error) => return Err(error),
                 }
                 Ok(())
             }
