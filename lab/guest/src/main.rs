@@ -16,6 +16,7 @@ mod kernel_log;
 mod lender_process;
 mod model;
 mod program;
+mod sw_sync;
 mod test;
 mod tests;
 

@@ -2,10 +2,12 @@
 
 mod drm;
 mod holder;
+mod holders;
 mod lab;
 mod lockdep;
 mod model;
 mod peer;
+mod signal;
 mod vfio;
 mod vulkan;
 
@@ -18,6 +20,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vfio::TESTS,
         drm::TESTS,
         holder::TESTS,
+        holders::TESTS,
+        signal::TESTS,
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
