@@ -54,7 +54,7 @@ struct DeviceReport {
     driver: Option<String>,
     held_by: Vec<HolderReport>,
     dma_bufs: Vec<BufferReport>,
-    /// Nothing where the attached devices of a dma-buf are not known.
+    /// Nothing where the attached devices are not known, or not those of every dma-buf.
     reset_waits_for: Option<Vec<ImporterReport>>,
 }
 
@@ -147,6 +147,9 @@ fn device_report(census: &Census, device: &Device) -> DeviceReport {
 
 /// The devices attached to these buffers, and who may have done it.
 fn importers(census: &Census, buffers: &[&Buffer]) -> Option<Vec<ImporterReport>> {
+    if !census.has_bufinfo {
+        return None;
+    }
     let mut inodes: BTreeMap<&Attached, Vec<u64>> = BTreeMap::new();
     for buffer in buffers {
         for device in buffer.attached.as_ref()? {
@@ -325,6 +328,7 @@ mod tests {
             holders: vec![holder(12, "len\nder", &[6, 7], 0)],
         };
         Census {
+            has_bufinfo: attached.is_some(),
             buffers: vec![
                 buffer(7, Exporter::Known(lender)),
                 buffer(8, Exporter::OneOf(vec![lender])),
@@ -367,8 +371,12 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_nobody() {
-        let unknown = text(&census(None));
-        assert!(unknown.contains("a reset waits for  unknown"), "{unknown}");
+        let mut census_without = census(None);
+        for _with_buffers_then_without in 0..2 {
+            let unknown = text(&census_without);
+            assert!(unknown.contains("a reset waits for  unknown"), "{unknown}");
+            census_without.buffers.clear();
+        }
         let none = text(&census(Some(Vec::new())));
         assert!(none.contains("a reset waits for  nobody"), "{none}");
         assert!(text(&Census::default()).contains("No device is bound"));

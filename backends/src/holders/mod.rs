@@ -41,6 +41,8 @@ pub struct Census {
     pub devices: Vec<Device>,
     /// Nodes of devices that import, those that somebody has open.
     pub nodes: Vec<Node>,
+    /// Whether bufinfo was read: otherwise there may be more buffers, and what is attached is unknown.
+    pub has_bufinfo: bool,
     /// What could not be read, and why.
     pub unread: Vec<Unread>,
 }
@@ -337,6 +339,7 @@ impl Census {
             buffers: buffers.into_values().collect(),
             devices: devices.into_iter().map(|(address, holders)| Device { address, holders }).collect(),
             nodes: nodes.into_values().collect(),
+            has_bufinfo: rows.is_some(),
             unread,
         }
     }

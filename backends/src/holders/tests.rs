@@ -108,7 +108,7 @@ fn lender_importer_and_a_process_in_between_are_named() {
     copy.bufinfo(&row(7, "vfio_pci_core", "peervram 0000:01:00.0", &[IMPORTER, "iommu"]));
 
     let census = copy.census();
-    assert_eq!(census.unread, []);
+    assert_eq!((census.has_bufinfo, &census.unread[..]), (true, &[][..]));
     let [buffer] = &census.buffers[..] else { panic!("{census:?}") };
     assert_eq!(buffer.exporter, Exporter::Known(address(LENDER)));
     assert_eq!((buffer.inode, buffer.size_bytes, buffer.references), (7, 4096, 3));
@@ -191,6 +191,7 @@ fn what_cannot_be_read_is_said() {
     assert!(said[0].contains("debugfs"), "{said:#?}");
     assert!(said[1].contains("descriptor 5 of process 10 (old kernel)"), "{said:#?}");
     assert!(said[2].contains("process 11 (odd)"), "{said:#?}");
+    assert!(!census.has_bufinfo);
     assert_eq!(census.buffers[0].attached, None, "unknown is not none");
     let anybody = Exporter::OneOf(vec![address(LENDER), address(OTHER_LENDER)]);
     assert_eq!(census.buffers[0].exporter, anybody, "whoever has it open may be out of sight");

@@ -20,6 +20,7 @@ mod painted;
 mod program;
 mod revocable;
 mod slot;
+mod sw_sync;
 mod test;
 mod tests;
 mod witness;

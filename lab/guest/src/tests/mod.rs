@@ -3,6 +3,7 @@
 mod adopt;
 mod drm;
 mod holder;
+mod holders;
 mod lab;
 mod lenders;
 mod lockdep;
@@ -11,6 +12,7 @@ mod peer;
 mod power;
 mod revoke;
 mod shadow;
+mod signal;
 mod slots;
 mod vfio;
 mod vulkan;
@@ -25,6 +27,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         drm::TESTS,
         lenders::TESTS,
         holder::TESTS,
+        holders::TESTS,
+        signal::TESTS,
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
