@@ -13,10 +13,12 @@ pub fn cargo() -> Command {
 
 /// Builds packages and gives the path of each one's program or library, in the same order.
 pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
-    build(packages, &[])
+    let messages = build(packages, &[])?;
+    packages.iter().map(|package| path(&messages, package)).collect()
 }
 
-fn build(packages: &[&str], options: &[&str]) -> Result<Vec<PathBuf>> {
+/// Builds packages and gives cargo's messages.
+fn build(packages: &[&str], options: &[&str]) -> Result<String> {
     let mut command = cargo();
     command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(options);
     for package in packages {
@@ -26,17 +28,16 @@ fn build(packages: &[&str], options: &[&str]) -> Result<Vec<PathBuf>> {
     if !output.status.success() {
         bail!("`cargo build` of {}: {}", packages.join(", "), output.status);
     }
-    let messages = String::from_utf8_lossy(&output.stdout);
-    packages
-        .iter()
-        .map(|package| {
-            messages
-                .lines()
-                .filter_map(|line| serde_json::from_str(line).ok())
-                .find_map(|message| artifact(&message, package))
-                .with_context(|| format!("cargo built {package} but names no program of it"))
-        })
-        .collect()
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The path of a program or library in cargo's messages.
+fn path(messages: &str, name: &str) -> Result<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .find_map(|message| artifact(&message, name))
+        .with_context(|| format!("cargo built {name} but names no program of it"))
 }
 
 /// What the lab needs of this workspace.
@@ -50,12 +51,20 @@ pub fn lab_programs() -> Result<Programs> {
 
 /// The benchmarks, optimised.
 pub fn benches() -> Result<PathBuf> {
-    let program = build(&["peervram-benches"], &["--release"])?.pop();
-    program.context("cargo built no benchmarks")
+    path(&build(&["peervram-benches"], &["--release"])?, "peervram-benches")
 }
 
-/// The path in cargo's message, if it is about the program or C library of that package.
-fn artifact(message: &Value, package: &str) -> Option<PathBuf> {
+/// The package of the samples.
+pub const SAMPLES: &str = "peervram-samples";
+
+/// A sample.
+pub fn sample(name: &str) -> Result<PathBuf> {
+    path(&build(&[SAMPLES], &["--bin", name])?, name)
+}
+
+/// The path in cargo's message, if it is about the program or C library of that name, or named after that
+/// package.
+fn artifact(message: &Value, wanted: &str) -> Option<PathBuf> {
     if message["reason"] != "compiler-artifact" {
         return None;
     }
@@ -63,9 +72,8 @@ fn artifact(message: &Value, package: &str) -> Option<PathBuf> {
     if !kinds.iter().any(|kind| kind == "bin" || kind == "cdylib") {
         return None;
     }
-    // The manifest's folder may be called otherwise; targets are named after the package.
     let name = message["target"]["name"].as_str()?;
-    if name.replace('_', "-") != package {
+    if name.replace('_', "-") != wanted.replace('_', "-") {
         return None;
     }
     Some(message["filenames"].as_array()?.first()?.as_str()?.into())
@@ -85,5 +93,6 @@ mod tests {
         let path = artifact(&message, "peervram-lab-shim").unwrap();
         assert_eq!(path, PathBuf::from("/target/debug/libpeervram_lab_shim.so"));
         assert_eq!(artifact(&message, "peervram-lab"), None);
+        assert!(artifact(&message, "peervram_lab_shim").is_some());
     }
 }

@@ -8,15 +8,16 @@ use peervram_lab::machine;
 use peervram_lab::picture::Picture;
 use peervram_lab::progress::step;
 use peervram_lab::wire::{self, Stream};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use crate::build;
+use crate::in_guest::Devices;
 use crate::lab::{self, Setup};
+use crate::png;
 use crate::terminal::{self, Exit, FAILED, Steps, USAGE};
 
 /// Longest silence of the program in the guest: a shader is compiled by an emulated CPU.
@@ -106,11 +107,8 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     let mut vm = step(&steps, &booting, || lab.boot(machine))?;
     println!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
 
-    let devices = vm.run(&program, &["devices", "--json"])?;
-    let devices: Value = serde_json::from_str(&devices.stdout)
-        .with_context(|| format!("`peervram devices` says {}{}", devices.stdout, devices.stderr))?;
-    let lender = find(&devices, "lend", |device| device["address"].as_str())?;
-    let node = find(&devices, "import", |device| device["drm_nodes"][0].as_str())?;
+    let Devices { lender, node } = Devices::find(&mut vm, &program)?;
+    let node = node.context("`peervram devices` names no node of a device that can import")?;
 
     let guest_file = |name: &str| format!("{}/{name}", wire::SHARE);
     let mut screens = Vec::new();
@@ -121,7 +119,7 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
             "--lender",
             &lender,
             "--show",
-            &format!("/dev/dri/{node}"),
+            &node,
             "--step",
             "--card",
             &guest_file("card.png"),
@@ -156,20 +154,12 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(if equal == [true, true] { 0 } else { FAILED }))
 }
 
-/// What `pick` finds on the first device of which `peervram devices` says that it can.
-fn find(devices: &Value, can: &str, pick: impl Fn(&Value) -> Option<&str>) -> Result<String> {
-    let list = devices["devices"].as_array().map_or(&[][..], Vec::as_slice);
-    (list.iter().filter(|device| device[can]["can"] == true))
-        .find_map(|device| pick(device).map(str::to_owned))
-        .with_context(|| format!("`peervram devices` names none that can {can}:\n{devices:#}"))
-}
-
 /// Compares what was in VRAM, as the lender saw it, with what the other GPU showed; keeps both.
 fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_name: &str) -> Result<bool> {
     let folder = &arguments.folder;
     fs::copy(vm.shared_folder().join(name), folder.join(name)).with_context(|| format!("fetching {name}"))?;
-    let memory = read_png(&folder.join(name))?;
-    write_png(&folder.join(screen_name), screen)?;
+    let memory = png::read(&folder.join(name))?;
+    png::write(&folder.join(screen_name), screen)?;
     let same_size = (memory.width, memory.height) == (screen.width, screen.height);
     let wrong = memory.rgb.chunks(3).zip(screen.rgb.chunks(3)).filter(|(a, b)| a != b).count();
     let equal = same_size && wrong == 0;
@@ -185,22 +175,4 @@ fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_
         }
     );
     Ok(equal)
-}
-
-fn read_png(path: &Path) -> Result<Picture> {
-    let file = fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut reader = png::Decoder::new(std::io::BufReader::new(file)).read_info()?;
-    let (width, height) = (reader.info().width, reader.info().height);
-    let mut rgb = vec![0; reader.output_buffer_size().context("a picture beyond memory")?];
-    reader.next_frame(&mut rgb)?;
-    Ok(Picture { width, height, rgb })
-}
-
-fn write_png(path: &Path, picture: &Picture) -> Result<()> {
-    let file = fs::File::create(path).with_context(|| format!("making {}", path.display()))?;
-    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), picture.width, picture.height);
-    encoder.set_color(png::ColorType::Rgb);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(&picture.rgb)?;
-    Ok(writer.finish()?)
 }

@@ -4,7 +4,10 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod in_guest;
 mod lab;
+mod png;
+mod sample;
 mod shaders;
 mod terminal;
 mod test;
@@ -23,6 +26,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Task {
     Demo(demo::Arguments),
+    Sample(sample::Arguments),
     Test(test::Arguments),
     Ci(ci::Arguments),
     Bench(bench::Bench),
@@ -35,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
+        Task::Sample(arguments) => sample::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(arguments),
         Task::Bench(arguments) => bench::run(&arguments),

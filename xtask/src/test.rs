@@ -13,9 +13,9 @@ use std::thread;
 use crate::build::cargo;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{demo, shaders};
+use crate::{demo, sample, shaders};
 
-/// Every test: unit and integration tests here, the demo, and the lab
+/// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
 /// The last line is `N passed, N failed, N skipped` over all of it. A skip says why and is no pass.
 #[derive(Args)]
@@ -48,6 +48,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(lab) => {
             println!("\ndemo on a real kernel");
             add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(true))))));
+            println!("\nsamples");
+            add(&mut counts, sample::run_all(lab)?);
             println!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);
