@@ -2,10 +2,12 @@
 //!
 //! Each subscriber hears every event of its device once, in order. A callback runs on whatever thread
 //! the news came from, one event at a time, with no lock of this crate held: it may enter, take the
-//! current import, or subscribe. It must not wait for a revoke.
+//! current import, or subscribe. It must not wait for whoever takes the memory back, who waits for it:
+//! when a revoke returns, every callback has heard of its end.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -165,7 +167,9 @@ impl Subscriber {
             let Some(event) = queue.events.pop_front() else { return };
             queue.delivering = true;
             drop(queue);
-            callback(&event);
+            if catch_unwind(AssertUnwindSafe(|| callback(&event))).is_err() {
+                tracing::error!(device = &*event.device, event = event.what.code(), "a callback panicked");
+            }
             self.queue.lock().delivering = false;
         }
     }

@@ -413,12 +413,18 @@ impl Keeper {
                 kept.entries.remove(&entry.id);
             }
         }
-        if let Some(progress) = kept.changes.get_mut(&change) {
-            progress.done = Some(result);
+        drop(kept);
+        // Before whoever asked goes on: when they do, everyone has been told.
+        deliver(&entries);
+        self.note(change, |progress| progress.done = Some(result));
+    }
+
+    /// Notes how far a change is; nobody may wait for it any more.
+    fn note(&self, change: ChangeId, note: impl FnOnce(&mut Progress)) {
+        if let Some(progress) = self.state.lock().changes.get_mut(&change) {
+            note(progress);
         }
         self.changed.notify_all();
-        drop(kept);
-        deliver(&entries);
     }
 
     /// Waits for the call, up to its limit.
@@ -500,12 +506,13 @@ impl Keeper {
                     kept.progress(*change, |progress| progress.stuck = true);
                     continue;
                 }
-                Action::Done { change, late } => {
+                Action::Done { change, .. } => {
+                    // One that was called ends with its call, when everyone has been told.
                     kept.progress(*change, |progress| {
-                        if !late.is_empty() {
+                        if !progress.call {
                             progress.entries.iter().for_each(|entry| entry.queue(What::CalledOff));
+                            progress.done = Some(Ok(()));
                         }
-                        progress.done = Some(Ok(()));
                     });
                     continue;
                 }
