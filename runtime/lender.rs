@@ -199,7 +199,8 @@ impl Lender<vfio::Device> {
     /// where the kernel does not come back: it goes on. Otherwise what the device says; everything was
     /// taken back all the same.
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
-        self.revoke(RevokeCause::Reset, "reset a device", terms.into(), vfio::Device::reset)
+        const TRIED: &str = "reset a device";
+        self.owned(TRIED)?.revoke(RevokeCause::Reset, TRIED, terms.into(), vfio::Device::reset)
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -208,8 +209,9 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// As [`Lender::reset`].
     pub fn function_level_reset(&self, terms: impl Into<Terms>) -> Result<()> {
+        const TRIED: &str = "reset a function";
         let call = vfio::Device::function_level_reset;
-        self.revoke(RevokeCause::FunctionReset, "reset a function", terms.into(), call)
+        self.owned(TRIED)?.revoke(RevokeCause::FunctionReset, TRIED, terms.into(), call)
     }
 
     /// Who is reset with the device by a hot reset, itself included.
@@ -229,6 +231,7 @@ impl Lender<vfio::Device> {
     pub fn hot_reset(&self, others: &[&Self], terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "hot reset a device";
         let all: Vec<&Self> = std::iter::once(self).chain(others.iter().copied()).collect();
+        all.iter().try_for_each(|lender| lender.owned(TRIED).map(drop))?;
         for address in self.reset_set()? {
             let is_given = all.iter().any(|lender| lender.device.address() == address);
             if !is_given && self.keeper.find(&address.to_string()).is_some() {
@@ -259,14 +262,14 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// As [`Lender::reset`].
     pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<Terms>) -> Result<()> {
-        if enabled == self.device.memory_enabled()? {
+        let tried = if enabled { "switch a device's memory on" } else { "switch a device's memory off" };
+        if enabled == self.owned(tried)?.device.memory_enabled()? {
             return Ok(());
         }
         let call = move |device: &vfio::Device| device.set_memory_enabled(enabled);
         if enabled {
-            return self.restore("switch a device's memory on", call);
+            return self.restore(tried, call);
         }
-        let tried = "switch a device's memory off";
         self.revoke(RevokeCause::MemoryDisabled, tried, terms.into(), call)
     }
 
@@ -278,9 +281,10 @@ impl Lender<vfio::Device> {
     pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<Terms>) -> Result<()> {
         let call = move |device: &vfio::Device| device.set_power_state(state);
         if state == vfio::PowerState::D0 {
-            return self.restore("wake a device", call);
+            return self.owned("wake a device")?.restore("wake a device", call);
         }
-        self.revoke(RevokeCause::PowerState, "send a device to sleep", terms.into(), call)
+        const TRIED: &str = "send a device to sleep";
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
     }
 
     /// Lets the kernel put the device to sleep, which takes everything back. Touching the device wakes it
@@ -290,7 +294,8 @@ impl Lender<vfio::Device> {
     /// As [`Lender::reset`].
     pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
         let call = vfio::Device::enter_low_power;
-        self.revoke(RevokeCause::PowerState, "let a device sleep", terms.into(), call)
+        const TRIED: &str = "let a device sleep";
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
     }
 
     /// Ends the sleep, and lets in.
@@ -298,7 +303,19 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// [`Kind::InvalidInput`] where the memory is not away; else as [`Lender::reset`].
     pub fn leave_low_power(&self) -> Result<()> {
-        self.restore("end a device's sleep", vfio::Device::leave_low_power)
+        const TRIED: &str = "end a device's sleep";
+        self.owned(TRIED)?.restore(TRIED, vfio::Device::leave_low_power)
+    }
+
+    /// Itself, unless another process owns the device: then nothing is taken back.
+    fn owned(&self, tried: &'static str) -> Result<&Self> {
+        if !self.device.is_adopted() {
+            return Ok(self);
+        }
+        let why = "its owner is another process";
+        Err(Error::new(Kind::Unsupported, tried, why)
+            .on(self.device.address())
+            .next("ask the owner to do it"))
     }
 }
 

@@ -6,12 +6,15 @@
 //! go.
 
 use anyhow::{Context, Result, bail, ensure};
-use peervram::backends::{DmaBuf, DmaRanges, Exporter, vfio};
+use peervram::backends::{Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, RawBytes, drm, vfio};
+use peervram::{Lender, Trust};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::crossing::scattered;
@@ -23,6 +26,8 @@ pub struct LenderProcess {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// Its descriptor of the device.
+    device: i32,
 }
 
 impl LenderProcess {
@@ -37,12 +42,26 @@ impl LenderProcess {
             .context("starting a lender")?;
         let input = child.stdin.take().context("the lender has no input")?;
         let output = BufReader::new(child.stdout.take().context("the lender has no output")?);
-        let mut lender = LenderProcess { child, input, output };
-        let number = lender.hear()?.parse().context("the lender's descriptor")?;
-        let process = pidfd_open(lender.pid(), PidfdFlags::empty())?;
-        let buffer = pidfd_getfd(process, number, PidfdGetfdFlags::empty())
-            .with_context(|| format!("taking descriptor {number} of the lender"))?;
+        let mut lender = LenderProcess { child, input, output, device: -1 };
+        lender.device = lender.hear()?.parse().context("the lender's descriptor of the device")?;
+        let number = lender.hear()?.parse().context("the lender's descriptor of the dma-buf")?;
+        let buffer = lender.descriptor(number)?;
         Ok((lender, DmaBuf::from_fd(buffer)?))
+    }
+
+    /// Its device, as if it had sent us the descriptor.
+    pub fn adopt_device(&self, function: &str) -> Result<vfio::Device> {
+        Ok(vfio::Device::adopt(self.descriptor(self.device)?, function.parse()?)?)
+    }
+
+    /// What tells of its end.
+    pub fn pidfd(&self) -> Result<OwnedFd> {
+        Ok(pidfd_open(self.pid(), PidfdFlags::empty())?)
+    }
+
+    fn descriptor(&self, number: i32) -> Result<OwnedFd> {
+        pidfd_getfd(self.pidfd()?, number, PidfdGetfdFlags::empty())
+            .with_context(|| format!("taking descriptor {number} of the lender"))
     }
 
     /// Has it reset the device; does not wait.
@@ -111,12 +130,57 @@ pub fn lend(function: &str, size_bytes: &str, ranges: &str) -> Result<()> {
     let device = vfio::Device::open(function.parse()?)?;
     let ranges: DmaRanges = scattered(&device, size_bytes.parse()?, ranges.parse()?)?;
     let buffer = device.export(&ranges)?;
+    say(&device.as_fd().as_raw_fd().to_string())?;
     say(&buffer.as_fd().as_raw_fd().to_string())?;
     for line in io::stdin().lines() {
         ensure!(line? == RESET, "the only order is {RESET:?}");
         let start = Instant::now();
         device.reset()?;
         say(&start.elapsed().as_micros().to_string())?;
+    }
+    Ok(())
+}
+
+/// Starts a process that takes its memory back again and again under an import of the node, and kills it
+/// that long after the first time.
+pub fn revoke_until_killed(function: &str, node: &Path, after: Duration) -> Result<()> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg("revoke")
+        .arg(function)
+        .arg(node)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting a process that takes back")?;
+    let output = child.stdout.take().context("it has no output")?;
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line)?;
+    std::thread::sleep(after);
+    let was_running = child.try_wait()?.is_none();
+    child.kill()?;
+    child.wait()?;
+    ensure!(was_running && !line.is_empty(), "it ended by itself; standard error has its reason");
+    Ok(())
+}
+
+/// That process.
+pub fn revoke(function: &str, node: &str) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let device = vfio::Device::open(function.parse()?)?;
+    let memory = device.regions().iter().filter(|region| region.index < 6 && region.flags.mmap);
+    let memory = memory.max_by_key(|region| region.size_bytes).context("it has no memory")?;
+    let ranges = DmaRanges::new(memory, &[DmaRange::new(0, 1 << 20)])?;
+    let lender = Lender::new(device);
+    let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let node = Arc::new(drm::Node::open(Path::new(node))?);
+    let attachment = export.attach(node, Trust::Unverified)?;
+    for round in 0.. {
+        lender.reset(PATIENCE)?;
+        attachment.current()?;
+        attachment.enter()?.finish();
+        if round == 0 {
+            say("taken back")?;
+        }
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //!   a child of its own, so that a test that is killed takes nothing with it.
 //! - `test NAME`: such a child.
 //! - `lend FUNCTION BYTES RANGES`: the child of a test that lends, because it may get stuck.
+//! - `revoke FUNCTION NODE`: the child of a test that is killed in the middle of taking memory back.
 //! - `list` on the host: machines' facts in, the names of the tests for each out.
 //!
 //! Tests live in [`tests`], one file for each part of the project.
@@ -35,8 +36,11 @@ fn main() -> Result<()> {
         ["agent", port] => agent::run(port),
         ["test", name] => test::run_child(name),
         ["lend", function, size_bytes, ranges] => lender_process::lend(function, size_bytes, ranges),
+        ["revoke", function, node] => lender_process::revoke(function, node),
         ["list"] => list(),
-        _ => bail!("usage: agent PORT | test NAME | lend FUNCTION BYTES RANGES | list"),
+        _ => {
+            bail!("usage: agent PORT | test NAME | lend FUNCTION BYTES RANGES | revoke FUNCTION NODE | list")
+        }
     }
 }
 

@@ -125,6 +125,11 @@ impl<'guest> Screen<'guest> {
     pub fn new(guest: &'guest Guest) -> Result<Self> {
         Ok(Self { guest, node: open_node(guest)? })
     }
+
+    /// Another one on the same node: a screen has one master.
+    pub fn beside(&self) -> Self {
+        Self { guest: self.guest, node: Arc::clone(&self.node) }
+    }
 }
 
 impl Witness for Screen<'_> {

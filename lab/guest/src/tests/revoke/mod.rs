@@ -3,11 +3,14 @@
 //! [`table`] is every cause against every importer; the others are what a table does not show: a thousand
 //! times in a row, importers that do not answer, and a kernel that refuses.
 
+mod endurance;
+mod late;
+mod refusals;
 mod table;
 
 use crate::test::Test;
 
 /// Every test of a revoke.
 pub fn tests() -> impl Iterator<Item = &'static Test> {
-    [table::TESTS].into_iter().flatten()
+    [table::TESTS, late::TESTS, refusals::TESTS, endurance::TESTS].into_iter().flatten()
 }
