@@ -31,7 +31,8 @@ pub struct Lender<E: Exporter + 'static> {
     device: Arc<E>,
     keeper: Arc<Keeper>,
     entry: Arc<Entry>,
-    watcher: Option<Watcher>,
+    /// Ends with the lender.
+    _watcher: Option<Watcher>,
 }
 
 impl<E: Exporter + 'static> Lender<E> {
@@ -53,7 +54,7 @@ impl<E: Exporter + 'static> Lender<E> {
         let exporter: Arc<dyn Exporter> = Arc::clone(&device) as _;
         let entry = keeper.add(&exporter, reachable.is_ok());
         let watcher = watch::interrupts(&keeper, &entry, &exporter);
-        Self { device, keeper, entry, watcher }
+        Self { device, keeper, entry, _watcher: watcher }
     }
 
     /// The device. Do not reset it, switch its memory off or change its power behind the lender's back.
@@ -111,19 +112,30 @@ impl<E: Exporter + 'static> Lender<E> {
         close(&self.keeper, &self.entry, &(Arc::clone(&self.device) as _), RevokeCause::ExporterGone, terms)
     }
 
-    /// Takes everything back around `call`.
-    pub(crate) fn revoke(
+    /// Takes everything back around `call`, which may do what it likes with the memory or the device: for
+    /// exporters that this crate has no call for, and for an operator who wants everyone out. `tried` says in
+    /// messages what it is, as a verb phrase. Afterwards the memory is where
+    /// [`Exporter::check_reachable`] says.
+    ///
+    /// # Errors
+    /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
+    /// where `call` does not come back: it goes on. Otherwise what `call` says; everything was taken back all
+    /// the same.
+    pub fn revoke(
         &self,
         cause: RevokeCause,
         tried: &'static str,
-        terms: Terms,
+        terms: impl Into<Terms>,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        self.change(Change::Take(cause), tried, terms, call)
+        self.change(Change::Take(cause), tried, terms.into(), call)
     }
 
-    /// Gives back what is away, by `call`.
-    pub(crate) fn restore(
+    /// Gives back what is away, by `call`, and lets in.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where it is not away; else as [`Lender::revoke`].
+    pub fn restore(
         &self,
         tried: &'static str,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
@@ -187,7 +199,7 @@ impl Lender<vfio::Device> {
         }
         let mut lender = Self::new(device);
         let exporter: Arc<dyn Exporter> = Arc::clone(&lender.device) as _;
-        lender.watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
+        lender._watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
         Ok(lender)
     }
 
@@ -202,7 +214,7 @@ impl Lender<vfio::Device> {
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a device";
         self.device.check_can_reset()?;
-        self.revoke(RevokeCause::Reset, TRIED, terms.into(), vfio::Device::reset)
+        self.revoke(RevokeCause::Reset, TRIED, terms, vfio::Device::reset)
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -214,7 +226,7 @@ impl Lender<vfio::Device> {
         const TRIED: &str = "reset a function";
         self.device.check_can_reset_function()?;
         let call = vfio::Device::function_level_reset;
-        self.revoke(RevokeCause::FunctionReset, TRIED, terms.into(), call)
+        self.revoke(RevokeCause::FunctionReset, TRIED, terms, call)
     }
 
     /// Who is reset with the device by a hot reset, itself included.
@@ -273,7 +285,7 @@ impl Lender<vfio::Device> {
         if enabled {
             return self.restore(tried, call);
         }
-        self.revoke(RevokeCause::MemoryDisabled, tried, terms.into(), call)
+        self.revoke(RevokeCause::MemoryDisabled, tried, terms, call)
     }
 
     /// Sends the device to a power state. D3hot takes everything back, as [`Lender::reset`]; D0 gives it
@@ -287,7 +299,7 @@ impl Lender<vfio::Device> {
             return self.owned("wake a device")?.restore("wake a device", call);
         }
         const TRIED: &str = "send a device to sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
     }
 
     /// Lets the kernel put the device to sleep, which takes everything back. Touching the device wakes it
@@ -298,7 +310,7 @@ impl Lender<vfio::Device> {
     pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
         let call = vfio::Device::enter_low_power;
         const TRIED: &str = "let a device sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
     }
 
     /// Ends the sleep, and lets in.

@@ -248,6 +248,7 @@ impl Keeper {
     }
 
     /// The device of that name that lends, if there is one.
+    #[cfg(feature = "vfio")]
     pub fn find(&self, name: &str) -> Option<Arc<Entry>> {
         self.state.lock().entries.values().find(|entry| &*entry.name == name).cloned()
     }

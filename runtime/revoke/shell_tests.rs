@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
 
 fn reset(lender: &Lender<Card>, terms: impl Into<Terms>) -> Result<()> {
-    lender.revoke(RevokeCause::Reset, "reset a card", terms.into(), |_| Ok(()))
+    lender.revoke(RevokeCause::Reset, "reset a card", terms, |_| Ok(()))
 }
 
 fn go_on(timeout: Duration) -> Terms {
@@ -71,7 +71,7 @@ fn what_must_be_freed_is_freed_before_the_call_and_imported_after_it() {
     let at_the_call = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = Arc::clone(&at_the_call);
     lender
-        .revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), move |_| {
+        .revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
             seen.store(reader.alive(), Ordering::SeqCst);
             Ok(())
         })
@@ -192,7 +192,7 @@ fn a_call_that_fails_has_revoked() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
     let refuse = |_: &Card| Err(Error::new(Kind::Busy, "reset a card", "not now"));
-    let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), refuse);
+    let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, refuse);
     assert_eq!(result.unwrap_err().kind(), Kind::Busy);
     assert_eq!(export.generation(), 1);
     assert_eq!(attachment.enter().unwrap_err().generation, 1);
@@ -240,7 +240,7 @@ fn memory_that_is_away_is_refused_until_it_is_given_back() {
         card.set_away(true);
         Ok(())
     };
-    lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE.into(), off).unwrap();
+    lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE, off).unwrap();
     let revoked = attachment.enter().unwrap_err();
     assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::MemoryDisabled));
     assert_eq!(attachment.current().unwrap_err().kind(), Kind::Revoked);
@@ -392,7 +392,7 @@ fn owners_rest_around_the_call() {
         at_the_call.lines.lock().push("call");
         Ok(())
     };
-    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), call).unwrap();
+    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, call).unwrap();
     assert_eq!(*diary.lines.lock(), ["quiesce", "call", "resume"]);
 
     diary.panics.store(true, Ordering::SeqCst);

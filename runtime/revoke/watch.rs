@@ -81,6 +81,7 @@ pub(crate) fn interrupts(
 }
 
 /// Waits for the end of the process that owns an adopted device. `owner` is its pidfd.
+#[cfg(feature = "vfio")]
 pub(crate) fn owner(
     keeper: &Arc<Keeper>,
     entry: &Arc<Entry>,
