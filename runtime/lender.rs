@@ -16,7 +16,9 @@ use peervram_backends::{PciAddress, vfio};
 
 use crate::Result;
 use crate::export::Export;
-use crate::revoke::keeper::{Ask, Entry, Keeper};
+use crate::revoke::call::Call;
+use crate::revoke::entry::Entry;
+use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::{After, AtDeadline, Change};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
@@ -151,14 +153,14 @@ impl<E: Exporter + 'static> Lender<E> {
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let device = Arc::clone(&self.device);
-        self.keeper.change(Ask {
+        let call = Call {
             what,
             tried,
             entries: vec![Arc::clone(&self.entry)],
-            terms,
-            call: Box::new(move || call(&device)),
+            make: Box::new(move || call(&device)),
             after: None,
-        })
+        };
+        self.keeper.change(call, terms)
     }
 }
 
@@ -171,14 +173,14 @@ pub(crate) fn close(
     terms: Terms,
 ) -> Result<()> {
     let device = Arc::clone(exporter);
-    keeper.change(Ask {
+    let call = Call {
         what: Change::Take(cause),
         tried: "close a device",
         entries: vec![Arc::clone(entry)],
-        terms,
-        call: Box::new(move || device.let_go()),
+        make: Box::new(move || device.let_go()),
         after: Some(After::Closed),
-    })
+    };
+    keeper.change(call, terms)
 }
 
 #[cfg(feature = "vfio")]
@@ -261,14 +263,14 @@ impl Lender<vfio::Device> {
             let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| &**device).collect();
             devices[0].hot_reset(&others)
         };
-        self.keeper.change(Ask {
+        let call = Call {
             what: Change::Take(RevokeCause::HotReset),
             tried: TRIED,
             entries: all.iter().map(|lender| Arc::clone(&lender.entry)).collect(),
-            terms: terms.into(),
-            call: Box::new(call),
+            make: Box::new(call),
             after: None,
-        })
+        };
+        self.keeper.change(call, terms.into())
     }
 
     /// Switches the device's memory decoding. Off takes everything back, as [`Lender::reset`]; on gives it

@@ -85,6 +85,13 @@ pub struct Terms {
 impl Terms {
     /// Long enough for a reset: the kernel gives a device a second, and a stubborn one a minute.
     const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+    /// The same, with times that can be added to a clock.
+    pub(crate) fn within_reason(self) -> Self {
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        let (timeout, call_limit) = (self.timeout.min(LONGEST), self.call_limit.min(LONGEST));
+        Self { timeout, call_limit, ..self }
+    }
 }
 
 impl From<Duration> for Terms {

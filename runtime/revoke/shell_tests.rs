@@ -293,6 +293,25 @@ fn events_come_in_order_by_callback_and_by_descriptor() {
 }
 
 #[test]
+fn a_callback_may_take_back_again() {
+    let (lender, export) = Card::lend();
+    let (lender, heard) = (Arc::new(lender), Arc::new(AtomicUsize::new(0)));
+    let (again, count) = (Arc::downgrade(&lender), Arc::clone(&heard));
+    let _subscription = export.on_event(move |event| {
+        count.fetch_add(1, Ordering::SeqCst);
+        if let (What::Restored, 1, Some(lender)) = (&event.what, event.generation, again.upgrade()) {
+            reset(&lender, PATIENCE).unwrap();
+        }
+        // What panics here is nobody's problem but its own.
+        assert!(!matches!(event.what, What::Restored) || event.generation < 2, "a callback's own fault");
+    });
+    reset(&lender, Duration::MAX).unwrap();
+    assert_eq!((export.generation(), heard.load(Ordering::SeqCst)), (2, 4));
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(heard.load(Ordering::SeqCst), 6);
+}
+
+#[test]
 fn a_closed_device_lets_nobody_in() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
