@@ -346,7 +346,7 @@ impl Keeper {
         terms: Terms,
         thread: &CallThread,
     ) -> Result<()> {
-        let limit = Instant::now() + terms.call_limit;
+        let mut limit = Instant::now() + terms.call_limit;
         let mut kept = self.state.lock();
         loop {
             let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };
@@ -354,24 +354,29 @@ impl Keeper {
                 kept.changes.remove(&change);
                 return result;
             }
-            if progress.stuck {
-                break;
+            if std::mem::take(&mut progress.stuck) {
+                drop(kept);
+                let stuck = Stuck::describe(tried, names(entries), terms.call_limit, thread);
+                let stuck = Arc::new(stuck);
+                kept = self.state.lock();
+                // Where it came back meanwhile, that is told, and what it said is the answer.
+                if entries.iter().all(|entry| kept.machine.state(entry.id) == Some(State::Calling(change))) {
+                    // Nobody waits for it any more; what comes of it is told by events.
+                    kept.changes.remove(&change);
+                    entries.iter().for_each(|entry| entry.queue(What::Stuck(Arc::clone(&stuck))));
+                    drop(kept);
+                    deliver(entries);
+                    return Err(stuck.error());
+                }
+                continue;
             }
             let timed_out;
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
             if timed_out {
                 self.handle(&mut kept, Input::Tick);
+                limit = Instant::now() + terms.call_limit;
             }
         }
-        // Nobody waits for it any more; what comes of it is told by events.
-        kept.changes.remove(&change);
-        drop(kept);
-        let stuck = Arc::new(Stuck::describe(tried, names(entries), terms.call_limit, thread));
-        for entry in entries {
-            entry.queue(What::Stuck(Arc::clone(&stuck)));
-        }
-        deliver(entries);
-        Err(stuck.error())
     }
 
     fn now(&self) -> Duration {

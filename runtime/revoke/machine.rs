@@ -139,7 +139,7 @@ pub(crate) enum Input {
     Answered { attachment: AttachmentId, generation: u64 },
     /// The call of a change came back, whatever it said.
     Returned { change: ChangeId, after: Vec<(DeviceId, After)> },
-    /// Time passed.
+    /// Time passed, and everyone has had the chance to answer: who has not, and should have, is late.
     Tick,
 }
 
@@ -269,9 +269,8 @@ impl Machine {
                 }
             }
             Input::Returned { change, after } => self.returned(change, &after, &mut actions),
-            Input::Tick => {}
+            Input::Tick => self.pass_deadlines(now, &mut actions),
         }
-        self.pass_deadlines(now, &mut actions);
         actions
     }
 

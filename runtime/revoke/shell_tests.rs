@@ -122,6 +122,15 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
 }
 
 #[test]
+fn no_time_at_all_is_enough_where_nobody_is_inside() {
+    let (lender, export) = Card::lend();
+    let attach = || export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let _attachments = [attach(), attach(), attach()];
+    reset(&lender, Duration::ZERO).unwrap();
+    assert_eq!(export.generation(), 1);
+}
+
+#[test]
 fn who_is_late_is_torn_where_the_revoke_goes_on() {
     let (lender, export) = Card::lend();
     let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
@@ -181,9 +190,17 @@ fn a_lost_signal_is_named_and_can_be_given_up() {
     }
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    let in_flight = attachment.enter().unwrap().finish_when(Lost);
-    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::TimedOut);
-    assert_eq!(in_flight.abandon(), Outcome::Ok);
+    struct Broken;
+    impl peervram_backends::Signal for Broken {
+        fn wait(&self, _: Duration) -> Result<bool> {
+            panic!("a signal's own fault")
+        }
+    }
+    let lost = attachment.enter().unwrap().finish_when(Lost);
+    let broken = attachment.enter().unwrap().finish_when(Broken);
+    let error = reset(&lender, SHORT).unwrap_err();
+    assert!(error.kind() == Kind::TimedOut && error.why().contains("inside 2 times"), "{error}");
+    assert_eq!((lost.abandon(), broken.abandon()), (Outcome::Ok, Outcome::Ok));
     reset(&lender, SHORT).unwrap();
 }
 
