@@ -31,7 +31,7 @@ pub const SOCKET_VARIABLE: &str = "PEERVRAM_LAB_SOCKET";
 pub const SHARE: &str = "/lab";
 
 /// How long one test may run before the agent ends it.
-pub const TEST_LIMIT: Duration = Duration::from_secs(60);
+pub const TEST_LIMIT: Duration = Duration::from_secs(120);
 
 /// Host to guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::Node;
@@ -31,6 +32,8 @@ struct Kept {
 
 impl Kept {
     fn now() -> Result<Kept> {
+        // What the last revoke was done with has ended by then.
+        std::thread::sleep(Duration::from_millis(100));
         let count = |folder: &str| -> Result<usize> { Ok(fs::read_dir(folder)?.count()) };
         let bufinfo = fs::read_to_string("/sys/kernel/debug/dma_buf/bufinfo").context("bufinfo")?;
         let total = bufinfo.lines().rev().find_map(|line| line.strip_prefix("Total ")?.split(' ').next());
