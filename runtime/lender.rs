@@ -196,11 +196,13 @@ impl Lender<vfio::Device> {
     ///
     /// # Errors
     /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
-    /// where the kernel does not come back: it goes on. Otherwise what the device says; everything was
-    /// taken back all the same.
+    /// where the kernel does not come back: it goes on. [`Kind::Unsupported`] where the device has no reset
+    /// of its own: nothing was taken back. Otherwise what the device says; everything was taken back all
+    /// the same.
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a device";
-        self.owned(TRIED)?.revoke(RevokeCause::Reset, TRIED, terms.into(), vfio::Device::reset)
+        self.device.check_can_reset()?;
+        self.revoke(RevokeCause::Reset, TRIED, terms.into(), vfio::Device::reset)
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -210,8 +212,9 @@ impl Lender<vfio::Device> {
     /// As [`Lender::reset`].
     pub fn function_level_reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a function";
+        self.device.check_can_reset_function()?;
         let call = vfio::Device::function_level_reset;
-        self.owned(TRIED)?.revoke(RevokeCause::FunctionReset, TRIED, terms.into(), call)
+        self.revoke(RevokeCause::FunctionReset, TRIED, terms.into(), call)
     }
 
     /// Who is reset with the device by a hot reset, itself included.

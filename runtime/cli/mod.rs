@@ -8,6 +8,7 @@ mod export;
 mod holders;
 mod import;
 mod pci_names;
+mod reset;
 mod table;
 
 use std::process::ExitCode;
@@ -25,7 +26,8 @@ use clap::{Parser, Subcommand};
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
         peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
-        peervram holders 01:00.0                          whom a reset of it would wait for\n\n\
+        peervram holders 01:00.0                          whom a reset of it would wait for\n  \
+        peervram reset 01:00.0                            reset it, and show whom that waits for\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
 )]
 struct Command {
@@ -48,6 +50,7 @@ enum What {
     Import(import::Arguments),
     Demo(demo::Arguments),
     Holders(holders::Arguments),
+    Reset(reset::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
         What::Import(arguments) => import::run(&arguments, command.json),
         What::Demo(arguments) => demo::run(&arguments, command.json),
         What::Holders(arguments) => holders::run(&arguments, command.json),
+        What::Reset(arguments) => reset::run(&arguments, command.json),
     };
     ending::of(result, command.json)
 }

@@ -392,7 +392,7 @@ impl Keeper {
             (Err(error), entries.iter().map(|entry| (entry.id, After::Away)).collect())
         });
         if let Err(error) = &result {
-            tracing::error!(%error, "a call on a device that lends failed");
+            tracing::warn!(%error, "a call on a device that lends failed");
         }
         let mut kept = self.state.lock();
         let actions = kept.machine.handle(Input::Returned { change, after: after.clone() }, self.now());

@@ -32,6 +32,8 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["demo", "--step"], "--show"),
         (&["holders", "gpu0"], "0000:01:00.0"),
         (&["holders", "01:00.0", "--all"], "--all"),
+        (&["reset", "01:00.0", "--hot", "--function"], "--help"),
+        (&["reset", "01:00.0", "--with", "card0"], "/dev/dri/card0"),
         (&["frobnicate"], "--help"),
     ] {
         let output = peervram(arguments);
@@ -47,6 +49,7 @@ fn an_absent_device_is_exit_code_1_and_says_where_to_look() {
     assert_eq!(value["error"]["device"], "fffe:fe:1f.7");
     refused(&["import", "fffe:fe:1f.7", "--to", "/dev/dri/card99"], "not-found", 1);
     refused(&["holders", "fffe:fe:1f.7"], "not-found", 1);
+    refused(&["reset", "fffe:fe:1f.7"], "not-found", 1);
 }
 
 #[test]

@@ -29,6 +29,8 @@ const PCI_AF_CAP_FLR: u8 = 1 << 1;
 const PCI_AF_CTRL: u64 = 4;
 const PCI_AF_CTRL_FLR: u8 = 1 << 0;
 
+const DEVICE: &str = "reset a VFIO device";
+const FUNCTION: &str = "reset a function";
 const HOT: &str = "hot-reset a VFIO device";
 const ASK_SET: &str = "ask what a hot reset touches";
 
@@ -41,22 +43,30 @@ impl Device {
     /// [`Kind::TimedOut`] where it was reset and did not come back. The dma-bufs were revoked all the same
     /// then.
     pub fn reset(&self) -> Result<()> {
-        const TRIED: &str = "reset a VFIO device";
-        self.check_owned(TRIED)?;
-        self.check_awake(TRIED)?;
-        if !self.can_reset {
-            return Err(Error::new(Kind::Unsupported, TRIED, "the kernel knows no reset for it")
-                .on(self.address())
-                .next("a hot reset of its bus is the other way"));
-        }
+        self.check_can_reset()?;
         uapi::device_reset(self).map_err(|errno| match errno {
-            Errno::AGAIN => Error::new(Kind::Busy, TRIED, "the kernel could not lock the device or its bus")
+            Errno::AGAIN => Error::new(Kind::Busy, DEVICE, "the kernel could not lock the device or its bus")
                 .on(self.address())
                 .errno(errno)
                 .next("try again"),
-            Errno::NOTTY => not_back(TRIED).on(self.address()).errno(errno),
-            errno => Error::os(TRIED, errno).on(self.address()),
+            Errno::NOTTY => not_back(DEVICE).on(self.address()).errno(errno),
+            errno => Error::os(DEVICE, errno).on(self.address()),
         })
+    }
+
+    /// Fails as [`Device::reset`] would before it takes anything back.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] and [`Kind::MemoryDisabled`], as there.
+    pub fn check_can_reset(&self) -> Result<()> {
+        self.check_owned(DEVICE)?;
+        self.check_awake(DEVICE)?;
+        if self.can_reset {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Unsupported, DEVICE, "the kernel knows no reset for it")
+            .on(self.address())
+            .next("a hot reset of its bus is the other way"))
     }
 
     /// Resets the function by the bit that it has for it, in the PCI Express capability or in that for
@@ -69,24 +79,37 @@ impl Device {
     /// [`Kind::Unsupported`] where the function has no such bit, and of an adopted device;
     /// [`Kind::MemoryDisabled`] in low power; else what its configuration space says.
     pub fn function_level_reset(&self) -> Result<()> {
-        const TRIED: &str = "reset a function";
-        self.check_owned(TRIED)?;
+        let (at, value) = self.function_reset_bit()?;
+        self.write_config(at, &value.to_le_bytes())
+    }
+
+    /// Fails as [`Device::function_level_reset`] would before it takes anything back.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] and [`Kind::MemoryDisabled`], as there.
+    pub fn check_can_reset_function(&self) -> Result<()> {
+        self.function_reset_bit().map(drop)
+    }
+
+    /// Where the bit is in configuration space, and the word to write there.
+    fn function_reset_bit(&self) -> Result<(u64, u16)> {
+        self.check_owned(FUNCTION)?;
         if let Some(express) = self.capability(PCI_CAP_ID_EXP)?.map(u64::from) {
             // The kernel resets only where this says so; the bit is in the upper word.
             let able = self.read_config_word(express + PCI_EXP_DEVCAP + 2)?;
             if u32::from(able) << 16 & PCI_EXP_DEVCAP_FLR != 0 {
                 let control = self.read_config_word(express + PCI_EXP_DEVCTL)?;
-                let control = control | PCI_EXP_DEVCTL_BCR_FLR;
-                return self.write_config(express + PCI_EXP_DEVCTL, &control.to_le_bytes());
+                return Ok((express + PCI_EXP_DEVCTL, control | PCI_EXP_DEVCTL_BCR_FLR));
             }
         }
         if let Some(advanced) = self.capability(PCI_CAP_ID_AF)?.map(u64::from) {
             let [_, able] = self.read_config_word(advanced + PCI_AF_LENGTH)?.to_le_bytes();
             if able & PCI_AF_CAP_FLR != 0 && able & PCI_AF_CAP_TP != 0 {
-                return self.write_config(advanced + PCI_AF_CTRL, &[PCI_AF_CTRL_FLR]);
+                // The byte behind it is the status, which is read only.
+                return Ok((advanced + PCI_AF_CTRL, PCI_AF_CTRL_FLR.into()));
             }
         }
-        Err(Error::new(Kind::Unsupported, TRIED, "it has no function-level reset")
+        Err(Error::new(Kind::Unsupported, FUNCTION, "it has no function-level reset")
             .on(self.address())
             .next("a reset by VFIO, or a hot reset of its bus, are the other ways"))
     }

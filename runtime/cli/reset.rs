@@ -1,0 +1,266 @@
+//! `peervram reset`: take a device's memory back by a reset, and show whom that waits for.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use peervram::backends::holders::Census;
+use peervram::backends::vulkan::Instance;
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm, vfio};
+use peervram::{AtDeadline, Attachment, Event, Export, Kind, Lender, Result, Terms, Trust, What};
+use serde::Serialize;
+
+use super::arguments::largest_memory;
+use super::ending::{ErrorReport, print_json};
+use super::import::Target;
+
+/// How much is lent to the importers that watch: all of it is taken back in any case.
+const LENT_BYTES: u64 = 1 << 20;
+
+/// Reset a VFIO device, with what happens meanwhile shown as it happens.
+///
+/// Everyone who uses the device's memory is told and waited for, then the kernel is asked. With --with,
+/// other devices import the memory first, so that you see whether a reset under such an import comes back,
+/// how long it takes, and whether the import is good again afterwards. Without it the device is only reset.
+///
+/// The kernel waits for importers without a limit, and nothing can end that. When it is not back after
+/// --call-limit-ms, this says which devices and processes it waits for, where in the kernel, and what to do.
+///
+/// The device must not be open elsewhere, and opening it may reset it too. Its memory's content is lost.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    peervram reset 01:00.0                                     by the best way that the kernel knows\n  \
+    peervram reset 01:00.0 --hot                               its whole slot or bus; the set is shown first\n  \
+    peervram reset 01:00.0 --with vulkan --with /dev/dri/card0 under imports of both\n\n\
+Exit codes: 0 reset, and every import is good again; 1 not, or stuck; 2 wrong usage; 4 cannot run on this\n\
+machine.")]
+pub struct Arguments {
+    /// The device's PCI address.
+    device: PciAddress,
+
+    /// Reset the function by its own configuration space (FLR). The kernel does not say whether it worked.
+    #[arg(long, conflicts_with = "hot")]
+    function: bool,
+
+    /// Reset the whole slot or bus, and every device on it.
+    #[arg(long)]
+    hot: bool,
+
+    /// Who imports the memory first: `vulkan`, `vulkan:WHICH`, or a DRM node like /dev/dri/card0. May be given
+    /// several times.
+    #[arg(long = "with", value_name = "IMPORTER")]
+    importers: Vec<Target>,
+
+    /// How long those who use the memory have to finish.
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    timeout_ms: u64,
+
+    /// Go on at the timeout, whoever is late, instead of calling it off.
+    #[arg(long)]
+    go_on: bool,
+
+    /// After how long the kernel's call counts as stuck.
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    call_limit_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    how: &'static str,
+    /// Every device that is reset.
+    reset: Vec<String>,
+    events: Vec<EventReport>,
+    took_ms: f64,
+    generation: u64,
+    importers: Vec<ImporterReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorReport>,
+}
+
+#[derive(Serialize)]
+struct EventReport {
+    at_ms: f64,
+    event: &'static str,
+    generation: u64,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct ImporterReport {
+    importer: String,
+    path: &'static str,
+    /// Whether it can be used again.
+    good: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorReport>,
+}
+
+/// An attachment of whatever importer.
+trait Attached {
+    /// Imports again where that is needed, and enters once.
+    fn try_again(&self) -> ImporterReport;
+}
+
+impl<I: Importer> Attached for Attachment<I> {
+    fn try_again(&self) -> ImporterReport {
+        let entered = || -> Result<()> {
+            if !self.is_current() {
+                self.current()?;
+            }
+            self.enter()?.finish();
+            Ok(())
+        };
+        let result = entered();
+        ImporterReport {
+            importer: self.importer().name(),
+            path: self.path().name(),
+            good: result.is_ok(),
+            error: result.as_ref().err().map(ErrorReport::from),
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    let device = open(arguments.device)?;
+    let reset: Vec<String> = match arguments.hot {
+        true => device.reset_set()?.iter().map(ToString::to_string).collect(),
+        false => vec![arguments.device.to_string()],
+    };
+    let memory = largest_memory(&device)?;
+    let lent = DmaRange::new(0, memory.size_bytes.min(LENT_BYTES));
+    let ranges = DmaRanges::new(memory, &[lent])?;
+    let lender = Lender::new(device);
+    let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let attachments = arguments.importers.iter().map(|to| attach(&export, to)).collect::<Result<Vec<_>>>()?;
+
+    let how = match (arguments.hot, arguments.function) {
+        (true, _) => "hot",
+        (_, true) => "function",
+        _ => "device",
+    };
+    if !json && arguments.hot {
+        println!("reset with it: {}", reset.join(", "));
+    }
+    let begun = Instant::now();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&events);
+    let subscription = lender.on_event(move |event| {
+        let report = EventReport::new(event, begun.elapsed());
+        if !json {
+            // Nobody reads it any more: the reset goes on.
+            let _ = writeln!(io::stdout().lock(), "{report}");
+        }
+        log.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+    });
+    let terms = Terms {
+        timeout: Duration::from_millis(arguments.timeout_ms),
+        at_deadline: if arguments.go_on { AtDeadline::GoOn } else { AtDeadline::CallOff },
+        call_limit: Duration::from_millis(arguments.call_limit_ms),
+    };
+    let result = match how {
+        "hot" => lender.hot_reset(&[], terms),
+        "function" => lender.function_level_reset(terms),
+        _ => lender.reset(terms),
+    };
+    let took_ms = begun.elapsed().as_secs_f64() * 1e3;
+    drop(subscription);
+
+    let importers: Vec<ImporterReport> = attachments.iter().map(|attached| attached.try_again()).collect();
+    let all_good = importers.iter().all(|importer| importer.good);
+    let report = Report {
+        device: arguments.device.to_string(),
+        how,
+        reset,
+        events: std::mem::take(&mut events.lock().unwrap_or_else(PoisonError::into_inner)),
+        took_ms,
+        generation: lender.generation(),
+        importers,
+        error: result.as_ref().err().map(ErrorReport::from),
+    };
+    if json {
+        print_json(&report)?;
+        return Ok(ExitCode::from(u8::from(result.is_err() || !all_good)));
+    }
+    print(&report, result.is_ok(), &mut io::stdout().lock())?;
+    result?;
+    Ok(ExitCode::from(u8::from(!all_good)))
+}
+
+/// Opens the device; where somebody else has it, says who.
+fn open(address: PciAddress) -> Result<vfio::Device> {
+    vfio::Device::open(address).map_err(|error| {
+        if error.kind() != Kind::Busy {
+            return error;
+        }
+        let census = Census::take();
+        let holders = census.device(address).map_or(&[][..], |device| &device.holders[..]);
+        let names: Vec<String> = holders.iter().map(|holder| holder.process.to_string()).collect();
+        match names.is_empty() {
+            true => error.next(format!("sudo peervram holders {address} says who has it")),
+            false => error.next(format!("have {} reset it, or end it", names.join(", "))),
+        }
+    })
+}
+
+fn attach(export: &Export, to: &Target) -> Result<Box<dyn Attached>> {
+    Ok(match to {
+        Target::Vulkan(selector) => {
+            let device = Arc::new(Instance::open()?.open_device(selector)?);
+            Box::new(export.attach(device, Trust::Unverified)?)
+        }
+        Target::Drm(path) => {
+            let node = Arc::new(drm::Node::open(path)?);
+            Box::new(export.attach(node, Trust::Unverified)?)
+        }
+    })
+}
+
+impl EventReport {
+    fn new(event: &Event, at: Duration) -> Self {
+        let text = match &event.what {
+            What::Draining { cause, deadline } => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                format!("{cause}: everyone is told, and has {} ms", left.as_millis())
+            }
+            What::Late { who } => format!("late: {}", who.join("; ")),
+            What::CalledOff => "called off: nothing was taken back".into(),
+            What::Stuck(stuck) => stuck.to_string(),
+            What::Revoked { cause } => format!("taken back, and away: {cause}"),
+            What::Restored => "taken back, and there again: its content is unknown".into(),
+            What::Gone => "gone for good".into(),
+            other => other.code().into(),
+        };
+        let at_ms = at.as_secs_f64() * 1e3;
+        Self { at_ms, event: event.what.code(), generation: event.generation, text }
+    }
+}
+
+impl fmt::Display for EventReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:8.1} ms  {:10}  {}", self.at_ms, self.event, self.text)
+    }
+}
+
+fn print(report: &Report, is_reset: bool, output: &mut impl Write) -> io::Result<()> {
+    for importer in &report.importers {
+        let state = match &importer.error {
+            None => "good again",
+            Some(error) => error.message(),
+        };
+        writeln!(output, "{}, by {}: {state}", importer.importer, importer.path)?;
+    }
+    if is_reset {
+        writeln!(
+            output,
+            "{} was reset in {:.0} ms; its memory is of generation {} now",
+            report.reset.join(", "),
+            report.took_ms,
+            report.generation
+        )?;
+    }
+    Ok(())
+}
