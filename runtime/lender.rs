@@ -97,7 +97,7 @@ impl<E: Exporter + 'static> Lender<E> {
     /// mapped memory of it is shadow memory: all ones, and nobody's.
     ///
     /// # Errors
-    /// Who is late, and nothing was taken back; or [`Kind::Stuck`](crate::Kind::Stuck), and it is closed
+    /// Who is late, and nothing was taken back; or [`Kind::Stuck`], and it is closed
     /// when the kernel comes back. With the lender given back.
     pub fn close(self, terms: impl Into<Terms>) -> Result<(), (Self, Error)> {
         // A lender that is closed already has nothing left to do.

@@ -10,7 +10,7 @@ use crate::sync::thread_local;
 
 thread_local! {
     /// One for each access; few, and mostly the last one ends first.
-    static HELD: RefCell<Vec<DeviceId>> = RefCell::new(Vec::new());
+    static HELD: RefCell<Vec<DeviceId>> = const { RefCell::new(Vec::new()) };
 }
 
 pub(crate) fn enter(device: DeviceId) {

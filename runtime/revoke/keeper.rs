@@ -27,7 +27,7 @@ use super::event::{Event, Subscribers, What};
 use super::machine::{
     Action, After, AttachmentId, Change, ChangeId, DeviceId, ExportId, Input, Machine, Refusal, State, Terms,
 };
-use super::stuck::{CallThread, Snapshot, Stuck};
+use super::stuck::{CallThread, Stuck};
 use super::watch::Watch;
 use super::{RevokeCause, held};
 use crate::Result;
@@ -281,11 +281,12 @@ impl Keeper {
             attachment.free();
         }
         let thread = Arc::new(CallThread::default());
-        let snapshot = Arc::new(Snapshot::take(&entries));
         let work = Work { change, what, tried, entries: entries.clone(), call, after };
         let (keeper, of_call) = (Arc::clone(self), Arc::clone(&thread));
         let carry_out = move || {
-            of_call.begin();
+            // Reading the kernel's list can stand in line behind a call of ours that hangs.
+            let others = keeper.state.lock().machine.is_calling_besides(change);
+            of_call.begin((!others).then_some(&work.entries));
             keeper.carry_out(work);
         };
         // What could not be given to a thread runs here: `spawn` drops it, so it is kept outside.
@@ -303,7 +304,7 @@ impl Keeper {
                 carry_out();
             }
         }
-        self.wait(change, tried, &entries, terms, &snapshot, &thread)
+        self.wait(change, tried, &entries, terms, &thread)
     }
 
     /// Closes the gates of everyone attached; says who must answer.
@@ -434,7 +435,6 @@ impl Keeper {
         tried: &'static str,
         entries: &[Arc<Entry>],
         terms: Terms,
-        snapshot: &Snapshot,
         thread: &CallThread,
     ) -> Result<()> {
         let limit = Instant::now() + terms.call_limit;
@@ -457,7 +457,7 @@ impl Keeper {
         // Nobody waits for it any more; what comes of it is told by events.
         kept.changes.remove(&change);
         drop(kept);
-        let stuck = Arc::new(Stuck::describe(tried, names(entries), terms.call_limit, snapshot, thread));
+        let stuck = Arc::new(Stuck::describe(tried, names(entries), terms.call_limit, thread));
         for entry in entries {
             entry.queue(What::Stuck(Arc::clone(&stuck)));
         }

@@ -283,6 +283,12 @@ impl Machine {
         Some(self.devices.get(&device)?.generation)
     }
 
+    /// Whether a call of another change is under way.
+    pub fn is_calling_besides(&self, change: ChangeId) -> bool {
+        let is_other = |device: &Device| matches!(device.state, State::Calling(other) if other != change);
+        self.devices.values().any(is_other)
+    }
+
     /// Whether an export is known.
     #[cfg(test)]
     pub fn has_export(&self, export: ExportId) -> bool {

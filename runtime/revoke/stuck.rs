@@ -6,10 +6,11 @@
 
 use std::fmt;
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use peervram_backends::holders::{Attached, Census, Unread};
 
 use super::keeper::Entry;
@@ -36,27 +37,37 @@ pub struct Stuck {
     pub unread: Vec<String>,
 }
 
-/// What is known before a call.
-#[derive(Debug)]
-pub(crate) struct Snapshot {
-    /// Of the device's dma-bufs.
-    inodes: Vec<u64>,
-    attached: Result<Vec<Attached>, Unread>,
+/// The thread that makes a call, and what it found out before.
+#[derive(Debug, Default)]
+pub(crate) struct CallThread {
+    id: AtomicI32,
+    before: Mutex<Before>,
 }
 
-/// The thread that makes a call.
+/// What can only be read before the call.
 #[derive(Debug, Default)]
-pub(crate) struct CallThread(AtomicI32);
+struct Before {
+    /// Of the device's dma-bufs.
+    inodes: Vec<u64>,
+    /// None where the kernel did not say, or was not asked.
+    attached: Option<Result<Vec<Attached>, Unread>>,
+}
 
 impl CallThread {
-    /// Said by the thread itself.
-    pub fn begin(&self) {
-        self.0.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+    /// Said by the thread itself, before it makes the call. The devices are none where their importers cannot
+    /// be asked for safely.
+    pub fn begin(&self, entries: Option<&Vec<Arc<Entry>>>) {
+        self.id.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+        let Some(entries) = entries else { return };
+        let lent = entries.iter().flat_map(|entry| entry.lent());
+        let inodes: Vec<u64> = lent.filter_map(|lent| lent.dma_buf()?.inode().ok()).collect();
+        let attached = if inodes.is_empty() { Some(Ok(Vec::new())) } else { attached_to(inodes.clone()) };
+        *self.before.lock() = Before { inodes, attached };
     }
 
     /// Where in the kernel it is.
     fn stack(&self) -> Result<Vec<String>, String> {
-        let thread = self.0.load(Ordering::Acquire);
+        let thread = self.id.load(Ordering::Acquire);
         let read = |name: &str| fs::read_to_string(format!("/proc/self/task/{thread}/{name}"));
         // Root alone may read it, of a kernel that has it.
         let stack = read("stack").map_err(|error| format!("where in the kernel the call is: {error}"))?;
@@ -64,14 +75,14 @@ impl CallThread {
     }
 }
 
-impl Snapshot {
-    /// What can only be read before the call.
-    pub fn take(entries: &[Arc<Entry>]) -> Self {
-        let lent = entries.iter().flat_map(|entry| entry.lent());
-        let inodes: Vec<u64> = lent.filter_map(|lent| lent.dma_buf()?.inode().ok()).collect();
-        let attached = if inodes.is_empty() { Ok(Vec::new()) } else { Census::attached_to(&inodes) };
-        Self { inodes, attached }
-    }
+/// Who is attached, if the kernel says so in time: its list is behind the locks of every dma-buf of the
+/// machine, and somebody may have one of them for long. No revoke waits for that.
+fn attached_to(inodes: Vec<u64>) -> Option<Result<Vec<Attached>, Unread>> {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let (tell, told) = mpsc::channel();
+    let ask = move || tell.send(Census::attached_to(&inodes));
+    std::thread::Builder::new().name("peervram-census".into()).spawn(ask).ok()?;
+    told.recv_timeout(LIMIT).ok()
 }
 
 impl Stuck {
@@ -79,23 +90,29 @@ impl Stuck {
         tried: &'static str,
         device: String,
         waited: Duration,
-        snapshot: &Snapshot,
         thread: &CallThread,
     ) -> Self {
         let census = Census::take_during_revoke();
         let mut unread: Vec<String> = Vec::new();
-        let none = Vec::new();
-        let attached = snapshot.attached.as_ref().unwrap_or_else(|gap| {
-            unread.push(gap.to_string());
-            &none
-        });
+        let before = thread.before.lock();
+        let attached = match &before.attached {
+            Some(Ok(attached)) => &attached[..],
+            Some(Err(gap)) => {
+                unread.push(gap.to_string());
+                &[]
+            }
+            None => {
+                unread.push("the importers: the kernel did not list them in time, before the call".into());
+                &[]
+            }
+        };
         let stack = thread.stack().unwrap_or_else(|why| {
             unread.push(why);
             Vec::new()
         });
         let own = std::process::id();
         let with_descriptor = (census.buffers.iter())
-            .filter(|buffer| snapshot.inodes.contains(&buffer.inode))
+            .filter(|buffer| before.inodes.contains(&buffer.inode))
             .flat_map(|buffer| &buffer.holders)
             .filter(|holder| holder.process.pid != own)
             .map(|holder| format!("{} has a descriptor of the memory", holder.process));

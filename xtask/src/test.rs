@@ -41,7 +41,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&demo::missing_vulkan(), arguments.setup.yes)?;
 
     let mut counts = Counts::default();
-    add(&mut counts, host_tests(lab.as_ref())?);
+    println!("unit and integration tests on this machine");
+    add(&mut counts, cargo_test(lab.as_ref(), &["--workspace"], &[])?);
+    println!("\nthe threads of a revoke, in many orders");
+    let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
+    add(&mut counts, cargo_test(None, &shell, &["interleavings"])?);
     println!("\ndemo on the embedded default");
     add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
     match &lab {
@@ -87,15 +91,14 @@ fn report(result: Result<()>) -> bool {
     }
 }
 
-/// Runs `cargo test` for the workspace and adds its counts up.
-fn host_tests(lab: Option<&Lab>) -> Result<Counts> {
+/// Runs `cargo test` on `what`, only tests of those names, and adds its counts up.
+fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts> {
     let mut command = cargo();
-    command.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
+    command.arg("test").args(what).args(["--no-fail-fast", "--"]).args(names).arg("--show-output");
     command.env("PEERVRAM_REQUIRE_VULKAN", "1");
     if let Some(lab) = lab {
         command.env("PEERVRAM_KERNEL_HEADERS", lab.root().join("usr/include"));
     }
-    println!("unit and integration tests on this machine");
     let mut child =
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting cargo test")?;
     // Cargo's progress, and what a test says past libtest, comes on standard error: passed on as it comes.

@@ -118,12 +118,8 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     elsewhere.close()?;
 
     hold.unmap()?;
-    loop {
-        match events.next_within(PATIENCE)?.context("the call did not come back")?.what {
-            What::Restored => break,
-            other => bail!("heard of {other:?}"),
-        }
-    }
+    let event = events.next_within(PATIENCE)?.context("the call did not come back")?;
+    ensure!(matches!(event.what, What::Restored), "heard of {:?}", event.what);
     let mut seen = Seen::default();
     seen.look_until(&mut screen, &attachment, |seen| seen.right >= 1 && seen.generation == 1)?;
     hold.release()?;
