@@ -104,7 +104,7 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
-    /// Does not block but for the owner's flush.
+    /// Does not block but for the owner's flush, and for another thread that imports anew.
     ///
     /// # Errors
     /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::attachment::Attachment;
-use crate::revoke::keeper::{Entry, Keeper};
+use crate::revoke::entry::Entry;
+use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::{ExportId, State};
 use crate::revoke::{Event, Events, Subscription};
 use crate::{Path, Result, Trust};

@@ -13,10 +13,11 @@
 //! What only a refusal or a drain needs lies beside it under a lock.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::Signal;
+use peervram_backends::{Error, Kind, Signal};
 
 use crate::RevokeCause;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -138,7 +139,9 @@ impl Gate {
         if let Ok(outcome) = *in_flight.end.lock() {
             return Some(outcome);
         }
-        match in_flight.signal.wait(timeout) {
+        // A signal may be somebody else's code, which must not end a revoke halfway.
+        let waited = catch_unwind(AssertUnwindSafe(|| in_flight.signal.wait(timeout)));
+        match waited.unwrap_or_else(|_| Err(Error::new(Kind::Os, "wait for a signal", "it panicked"))) {
             Ok(true) => Some(self.end(in_flight)),
             Ok(false) => None,
             Err(error) => {

@@ -16,7 +16,9 @@ use peervram_backends::{PciAddress, vfio};
 
 use crate::Result;
 use crate::export::Export;
-use crate::revoke::keeper::{Ask, Entry, Keeper};
+use crate::revoke::call::Call;
+use crate::revoke::entry::Entry;
+use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::{After, AtDeadline, Change};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
@@ -31,7 +33,8 @@ pub struct Lender<E: Exporter + 'static> {
     device: Arc<E>,
     keeper: Arc<Keeper>,
     entry: Arc<Entry>,
-    watcher: Option<Watcher>,
+    /// Ends with the lender.
+    _watcher: Option<Watcher>,
 }
 
 impl<E: Exporter + 'static> Lender<E> {
@@ -53,7 +56,7 @@ impl<E: Exporter + 'static> Lender<E> {
         let exporter: Arc<dyn Exporter> = Arc::clone(&device) as _;
         let entry = keeper.add(&exporter, reachable.is_ok());
         let watcher = watch::interrupts(&keeper, &entry, &exporter);
-        Self { device, keeper, entry, watcher }
+        Self { device, keeper, entry, _watcher: watcher }
     }
 
     /// The device. Do not reset it, switch its memory off or change its power behind the lender's back.
@@ -111,19 +114,30 @@ impl<E: Exporter + 'static> Lender<E> {
         close(&self.keeper, &self.entry, &(Arc::clone(&self.device) as _), RevokeCause::ExporterGone, terms)
     }
 
-    /// Takes everything back around `call`.
-    pub(crate) fn revoke(
+    /// Takes everything back around `call`, which may do what it likes with the memory or the device: for
+    /// exporters that this crate has no call for, and for an operator who wants everyone out. `tried` says in
+    /// messages what it is, as a verb phrase. Afterwards the memory is where
+    /// [`Exporter::check_reachable`] says.
+    ///
+    /// # Errors
+    /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
+    /// where `call` does not come back: it goes on. Otherwise what `call` says; everything was taken back all
+    /// the same.
+    pub fn revoke(
         &self,
         cause: RevokeCause,
         tried: &'static str,
-        terms: Terms,
+        terms: impl Into<Terms>,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        self.change(Change::Take(cause), tried, terms, call)
+        self.change(Change::Take(cause), tried, terms.into(), call)
     }
 
-    /// Gives back what is away, by `call`.
-    pub(crate) fn restore(
+    /// Gives back what is away, by `call`, and lets in.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where it is not away; else as [`Lender::revoke`].
+    pub fn restore(
         &self,
         tried: &'static str,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
@@ -139,14 +153,14 @@ impl<E: Exporter + 'static> Lender<E> {
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let device = Arc::clone(&self.device);
-        self.keeper.change(Ask {
+        let call = Call {
             what,
             tried,
             entries: vec![Arc::clone(&self.entry)],
-            terms,
-            call: Box::new(move || call(&device)),
+            make: Box::new(move || call(&device)),
             after: None,
-        })
+        };
+        self.keeper.change(call, terms)
     }
 }
 
@@ -159,14 +173,14 @@ pub(crate) fn close(
     terms: Terms,
 ) -> Result<()> {
     let device = Arc::clone(exporter);
-    keeper.change(Ask {
+    let call = Call {
         what: Change::Take(cause),
         tried: "close a device",
         entries: vec![Arc::clone(entry)],
-        terms,
-        call: Box::new(move || device.let_go()),
+        make: Box::new(move || device.let_go()),
         after: Some(After::Closed),
-    })
+    };
+    keeper.change(call, terms)
 }
 
 #[cfg(feature = "vfio")]
@@ -187,7 +201,7 @@ impl Lender<vfio::Device> {
         }
         let mut lender = Self::new(device);
         let exporter: Arc<dyn Exporter> = Arc::clone(&lender.device) as _;
-        lender.watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
+        lender._watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
         Ok(lender)
     }
 
@@ -202,7 +216,7 @@ impl Lender<vfio::Device> {
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a device";
         self.device.check_can_reset()?;
-        self.revoke(RevokeCause::Reset, TRIED, terms.into(), vfio::Device::reset)
+        self.revoke(RevokeCause::Reset, TRIED, terms, vfio::Device::reset)
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -214,7 +228,7 @@ impl Lender<vfio::Device> {
         const TRIED: &str = "reset a function";
         self.device.check_can_reset_function()?;
         let call = vfio::Device::function_level_reset;
-        self.revoke(RevokeCause::FunctionReset, TRIED, terms.into(), call)
+        self.revoke(RevokeCause::FunctionReset, TRIED, terms, call)
     }
 
     /// Who is reset with the device by a hot reset, itself included.
@@ -249,14 +263,14 @@ impl Lender<vfio::Device> {
             let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| &**device).collect();
             devices[0].hot_reset(&others)
         };
-        self.keeper.change(Ask {
+        let call = Call {
             what: Change::Take(RevokeCause::HotReset),
             tried: TRIED,
             entries: all.iter().map(|lender| Arc::clone(&lender.entry)).collect(),
-            terms: terms.into(),
-            call: Box::new(call),
+            make: Box::new(call),
             after: None,
-        })
+        };
+        self.keeper.change(call, terms.into())
     }
 
     /// Switches the device's memory decoding. Off takes everything back, as [`Lender::reset`]; on gives it
@@ -273,7 +287,7 @@ impl Lender<vfio::Device> {
         if enabled {
             return self.restore(tried, call);
         }
-        self.revoke(RevokeCause::MemoryDisabled, tried, terms.into(), call)
+        self.revoke(RevokeCause::MemoryDisabled, tried, terms, call)
     }
 
     /// Sends the device to a power state. D3hot takes everything back, as [`Lender::reset`]; D0 gives it
@@ -287,7 +301,7 @@ impl Lender<vfio::Device> {
             return self.owned("wake a device")?.restore("wake a device", call);
         }
         const TRIED: &str = "send a device to sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
     }
 
     /// Lets the kernel put the device to sleep, which takes everything back. Touching the device wakes it
@@ -298,7 +312,7 @@ impl Lender<vfio::Device> {
     pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
         let call = vfio::Device::enter_low_power;
         const TRIED: &str = "let a device sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms.into(), call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
     }
 
     /// Ends the sleep, and lets in.

@@ -5,11 +5,13 @@
 //! block without a limit. So a dropped `DmaBuf` goes to the *reaper*, one thread that does nothing
 //! but close, and [`DmaBuf::close`] is there for callers that want to wait.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, OnceLock};
 use std::thread;
 
+use crate::uapi::dma_buf as uapi;
 use crate::{Error, Kind, Result};
 
 /// A dma-buf, or what an importer takes for one (a memfd, for Vulkan drivers that map it by CPU).
@@ -79,6 +81,19 @@ impl DmaBuf {
     /// What `fstat` says.
     pub fn inode(&self) -> Result<u64> {
         Ok(rustix::fs::fstat(self).map_err(|errno| Error::os("identify a dma-buf", errno))?.st_ino)
+    }
+
+    /// Gives it a name, of up to 31 bytes, that `/proc/PID/fdinfo` and bufinfo show.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the name is too long; else what the kernel says of a file that is no
+    /// dma-buf.
+    pub fn set_name(&self, name: &CStr) -> Result<()> {
+        if name.to_bytes_with_nul().len() > uapi::NAME_BYTES_MAX {
+            let why = format!("{name:?} is longer than {} bytes", uapi::NAME_BYTES_MAX - 1);
+            return Err(Error::new(Kind::InvalidInput, "name a dma-buf", why));
+        }
+        uapi::set_name(self, name).map_err(|errno| Error::os("name a dma-buf", errno))
     }
 
     /// Another descriptor of the same buffer, close-on-exec, owned by the caller.

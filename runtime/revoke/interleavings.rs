@@ -9,7 +9,6 @@ use std::time::Duration;
 use peervram_backends::{Flag, OnRevoke};
 
 use super::fakes::{Card, Reader};
-use super::machine::Terms;
 use crate::sync::thread;
 use crate::{Attachment, Kind, Lender, Outcome, Result, RevokeCause, Trust};
 
@@ -33,7 +32,7 @@ fn in_every_order(scene: impl Fn() + Send + Sync + 'static) {
 /// A reset that must find nobody inside.
 fn reset(lender: &Lender<Card>, inside: &Arc<AtomicUsize>) -> Result<()> {
     let inside = Arc::clone(inside);
-    lender.revoke(RevokeCause::Reset, "reset a card", Terms::from(PATIENCE), move |_| {
+    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
         assert_eq!(inside.load(Ordering::SeqCst), 0, "somebody is inside");
         Ok(())
     })

@@ -17,88 +17,23 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use peervram_backends::{Error, Exporter, Kind};
 
-use super::event::{Event, Subscribers, What};
+use super::call::Call;
+use super::entry::{Entry, names};
+use super::event::What;
 use super::machine::{
-    Action, After, AttachmentId, Change, ChangeId, DeviceId, ExportId, Input, Machine, Refusal, State, Terms,
+    Action, AttachmentId, Change, ChangeId, DeviceId, ExportId, Input, Machine, Refusal, State, Terms,
 };
 use super::stuck::{CallThread, Stuck};
-use super::watch::Watch;
 use super::{RevokeCause, held};
 use crate::Result;
 use crate::export::Lent;
 use crate::gate::Gate;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, thread, wait_until};
-
-/// A device that lends, as everyone who holds a part of it sees it.
-pub(crate) struct Entry {
-    pub id: DeviceId,
-    /// For messages. Spelling it anew was over a third of what the library adds to a crossing.
-    pub name: Arc<str>,
-    pub subscribers: Subscribers,
-    exporter: Weak<dyn Exporter>,
-    generation: AtomicU64,
-    watched: AtomicBool,
-    lent: Mutex<Vec<Weak<Lent>>>,
-}
-
-impl Entry {
-    /// How often its memory was taken back.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// Whether revokes that others cause can be heard of.
-    pub fn watch(&self) -> Watch {
-        if self.watched.load(Ordering::Acquire) { Watch::Watched } else { Watch::Unwatched }
-    }
-
-    /// They can.
-    pub fn set_watched(&self) {
-        self.watched.store(true, Ordering::Release);
-    }
-
-    /// The device, unless its lender is gone.
-    pub fn exporter(&self) -> Result<Arc<dyn Exporter>> {
-        self.exporter.upgrade().ok_or_else(|| {
-            Error::new(Kind::Gone, "use a device", "the lender closed it").on(Arc::clone(&self.name))
-        })
-    }
-
-    /// Everything of it that is exported.
-    pub fn lent(&self) -> Vec<Arc<Lent>> {
-        self.lent.lock().iter().filter_map(Weak::upgrade).collect()
-    }
-
-    fn queue(&self, what: What) {
-        self.subscribers.queue(&Event {
-            device: Arc::clone(&self.name),
-            generation: self.generation(),
-            what,
-        });
-    }
-}
-
-impl fmt::Debug for Entry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
-            .field("name", &self.name)
-            .field("generation", &self.generation())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Keeper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keeper").finish_non_exhaustive()
-    }
-}
 
 /// An attachment, as a revoke sees it.
 pub(crate) trait Gated: Send + Sync {
@@ -109,20 +44,6 @@ pub(crate) trait Gated: Send + Sync {
     fn free(&self);
     /// Whose it is and who is inside, for messages.
     fn describe(&self) -> String;
-}
-
-/// A change that somebody asks for.
-pub(crate) struct Ask {
-    pub what: Change,
-    /// What it is, as a verb phrase for messages: "reset a device".
-    pub tried: &'static str,
-    /// All devices that it touches.
-    pub entries: Vec<Arc<Entry>>,
-    pub terms: Terms,
-    /// The kernel's call. Runs on a thread of its own.
-    pub call: Box<dyn FnOnce() -> Result<()> + Send>,
-    /// Where the memory is afterwards; asked of the device where this is none.
-    pub after: Option<After>,
 }
 
 /// Decides and acts for all devices of a process.
@@ -165,6 +86,12 @@ impl Default for Keeper {
     }
 }
 
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
+}
+
 impl Keeper {
     /// The one of this process.
     pub fn of_process() -> Arc<Self> {
@@ -177,15 +104,7 @@ impl Keeper {
     pub fn add(&self, exporter: &Arc<dyn Exporter>, reachable: bool) -> Arc<Entry> {
         let mut kept = self.state.lock();
         let device = DeviceId(new_id());
-        let entry = Arc::new(Entry {
-            id: device,
-            name: exporter.name().into(),
-            exporter: Arc::downgrade(exporter),
-            subscribers: Subscribers::default(),
-            generation: AtomicU64::new(0),
-            watched: AtomicBool::new(false),
-            lent: Mutex::default(),
-        });
+        let entry = Arc::new(Entry::new(device, exporter));
         kept.entries.insert(device, Arc::clone(&entry));
         self.handle(&mut kept, Input::Add { device, reachable });
         entry
@@ -198,9 +117,7 @@ impl Keeper {
         self.handle(&mut kept, Input::Export { export, device: entry.id });
         drop(kept);
         let lent = Arc::new(make(export));
-        let mut all = entry.lent.lock();
-        all.retain(|lent| lent.strong_count() > 0);
-        all.push(Arc::downgrade(&lent));
+        entry.add(&lent);
         lent
     }
 
@@ -248,6 +165,7 @@ impl Keeper {
     }
 
     /// The device of that name that lends, if there is one.
+    #[cfg(feature = "vfio")]
     pub fn find(&self, name: &str) -> Option<Arc<Entry>> {
         self.state.lock().entries.values().find(|entry| &*entry.name == name).cloned()
     }
@@ -258,8 +176,9 @@ impl Keeper {
     /// [`Kind::TimedOut`] or [`Kind::StillInUse`] where somebody was late, [`Kind::Busy`],
     /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: it goes on.
     /// Else what the call said; everything was taken back all the same.
-    pub fn change(self: &Arc<Self>, ask: Ask) -> Result<()> {
-        let Ask { what, tried, entries, terms, call, after } = ask;
+    pub fn change(self: &Arc<Self>, call: Call, terms: Terms) -> Result<()> {
+        let (what, tried, entries, terms) =
+            (call.what, call.tried, call.entries.clone(), terms.within_reason());
         if let Change::Take(_) = what
             && let Some(entry) = entries.iter().find(|entry| held::by_this_thread(entry.id))
         {
@@ -281,13 +200,12 @@ impl Keeper {
             attachment.free();
         }
         let thread = Arc::new(CallThread::default());
-        let work = Work { change, what, tried, entries: entries.clone(), call, after };
         let (keeper, of_call) = (Arc::clone(self), Arc::clone(&thread));
         let carry_out = move || {
             // Reading the kernel's list can stand in line behind a call of ours that hangs.
             let others = keeper.state.lock().machine.is_calling_besides(change);
-            of_call.begin((!others).then_some(&work.entries));
-            keeper.carry_out(work);
+            of_call.begin((!others).then_some(&call.entries));
+            keeper.carry_out(change, call);
         };
         // What could not be given to a thread runs here: `spawn` drops it, so it is kept outside.
         let slot = Arc::new(Mutex::new(Some(carry_out)));
@@ -384,24 +302,15 @@ impl Keeper {
     }
 
     /// The part of a change that runs on a thread of its own.
-    fn carry_out(&self, work: Work) {
-        let Work { change, what, tried, entries, call, after } = work;
-        // Owners' hooks are somebody else's code.
-        let around = catch_unwind(AssertUnwindSafe(|| around_call(what, &entries, call, after)));
-        let (result, after) = around.unwrap_or_else(|_| {
-            let error = Error::new(Kind::Os, tried, "an owner's hook panicked").on(names(&entries));
-            (Err(error), entries.iter().map(|entry| (entry.id, After::Away)).collect())
-        });
-        if let Err(error) = &result {
-            tracing::warn!(%error, "a call on a device that lends failed");
-        }
+    fn carry_out(&self, change: ChangeId, call: Call) {
+        let entries = call.entries.clone();
+        let (result, after) = call.make();
         let mut kept = self.state.lock();
-        let actions = kept.machine.handle(Input::Returned { change, after: after.clone() }, self.now());
+        let actions = kept.machine.handle(Input::Returned { change, after }, self.now());
         for entry in &entries {
             // A closed one is not known any more.
             let last = entry.generation() + 1;
-            let generation = kept.machine.generation(entry.id).unwrap_or(last);
-            entry.generation.store(generation, Ordering::Release);
+            entry.set_generation(kept.machine.generation(entry.id).unwrap_or(last));
         }
         self.act(&mut kept, actions);
         for entry in &entries {
@@ -437,7 +346,7 @@ impl Keeper {
         terms: Terms,
         thread: &CallThread,
     ) -> Result<()> {
-        let limit = Instant::now() + terms.call_limit;
+        let mut limit = Instant::now() + terms.call_limit;
         let mut kept = self.state.lock();
         loop {
             let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };
@@ -445,24 +354,29 @@ impl Keeper {
                 kept.changes.remove(&change);
                 return result;
             }
-            if progress.stuck {
-                break;
+            if std::mem::take(&mut progress.stuck) {
+                drop(kept);
+                let stuck = Stuck::describe(tried, names(entries), terms.call_limit, thread);
+                let stuck = Arc::new(stuck);
+                kept = self.state.lock();
+                // Where it came back meanwhile, that is told, and what it said is the answer.
+                if entries.iter().all(|entry| kept.machine.state(entry.id) == Some(State::Calling(change))) {
+                    // Nobody waits for it any more; what comes of it is told by events.
+                    kept.changes.remove(&change);
+                    entries.iter().for_each(|entry| entry.queue(What::Stuck(Arc::clone(&stuck))));
+                    drop(kept);
+                    deliver(entries);
+                    return Err(stuck.error());
+                }
+                continue;
             }
             let timed_out;
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
             if timed_out {
                 self.handle(&mut kept, Input::Tick);
+                limit = Instant::now() + terms.call_limit;
             }
         }
-        // Nobody waits for it any more; what comes of it is told by events.
-        kept.changes.remove(&change);
-        drop(kept);
-        let stuck = Arc::new(Stuck::describe(tried, names(entries), terms.call_limit, thread));
-        for entry in entries {
-            entry.queue(What::Stuck(Arc::clone(&stuck)));
-        }
-        deliver(entries);
-        Err(stuck.error())
     }
 
     fn now(&self) -> Duration {
@@ -527,57 +441,6 @@ impl Keeper {
     }
 }
 
-/// What the thread of a call is given.
-struct Work {
-    change: ChangeId,
-    what: Change,
-    tried: &'static str,
-    entries: Vec<Arc<Entry>>,
-    call: Box<dyn FnOnce() -> Result<()> + Send>,
-    after: Option<After>,
-}
-
-/// The call, and what surrounds it on every device that it touches.
-fn around_call(
-    what: Change,
-    entries: &[Arc<Entry>],
-    call: Box<dyn FnOnce() -> Result<()> + Send>,
-    after: Option<After>,
-) -> (Result<()>, Vec<(DeviceId, After)>) {
-    // What is given back was quiesced and shadowed when it was taken.
-    for entry in entries.iter().filter(|_| what != Change::Restore) {
-        entry.lent().iter().for_each(|lent| lent.quiesce());
-        if let Ok(exporter) = entry.exporter()
-            && let Err(error) = exporter.shadow()
-        {
-            tracing::error!(%error, "mapped memory stays under a revoke: touching it is a SIGBUS");
-        }
-    }
-    let mut result = call();
-    let come_back = |entry: &Arc<Entry>| -> Result<()> {
-        let exporter = entry.exporter()?;
-        exporter.check_reachable()?;
-        exporter.unshadow()?;
-        entry.lent().iter().try_for_each(|lent| lent.resume())
-    };
-    let after = (entries.iter())
-        .map(|entry| {
-            let after = after.unwrap_or_else(|| match come_back(entry) {
-                Ok(()) => After::Here,
-                Err(error) if error.kind() == Kind::MemoryDisabled => After::Away,
-                Err(error) => {
-                    if result.is_ok() {
-                        result = Err(error);
-                    }
-                    After::Away
-                }
-            });
-            (entry.id, after)
-        })
-        .collect();
-    (result, after)
-}
-
 impl Progress {
     fn of(entries: &[Arc<Entry>]) -> Self {
         let entries = entries.to_vec();
@@ -635,11 +498,6 @@ fn explain(why: Refusal, tried: &'static str) -> Error {
         Refusal::NotAway(_) => Error::new(Kind::InvalidInput, tried, "its memory is not away"),
         Refusal::Closed => Error::new(Kind::Gone, tried, "the lender closed it"),
     }
-}
-
-fn names(entries: &[Arc<Entry>]) -> String {
-    let names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
-    names.join(", ")
 }
 
 fn deliver(entries: &[Arc<Entry>]) {

@@ -85,6 +85,13 @@ pub struct Terms {
 impl Terms {
     /// Long enough for a reset: the kernel gives a device a second, and a stubborn one a minute.
     const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+    /// The same, with times that can be added to a clock.
+    pub(crate) fn within_reason(self) -> Self {
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        let (timeout, call_limit) = (self.timeout.min(LONGEST), self.call_limit.min(LONGEST));
+        Self { timeout, call_limit, ..self }
+    }
 }
 
 impl From<Duration> for Terms {
@@ -132,7 +139,7 @@ pub(crate) enum Input {
     Answered { attachment: AttachmentId, generation: u64 },
     /// The call of a change came back, whatever it said.
     Returned { change: ChangeId, after: Vec<(DeviceId, After)> },
-    /// Time passed.
+    /// Time passed, and everyone has had the chance to answer: who has not, and should have, is late.
     Tick,
 }
 
@@ -262,9 +269,8 @@ impl Machine {
                 }
             }
             Input::Returned { change, after } => self.returned(change, &after, &mut actions),
-            Input::Tick => {}
+            Input::Tick => self.pass_deadlines(now, &mut actions),
         }
-        self.pass_deadlines(now, &mut actions);
         actions
     }
 

@@ -264,10 +264,7 @@ impl Observer {
     ) -> Result<(), String> {
         if let Input::Answered { attachment, generation } = input {
             let is_stale = self.attachments.get(attachment).is_none_or(|seen| seen.generation != *generation);
-            let only_time_passed = actions.iter().all(|action| {
-                matches!(action, Action::Late { .. } | Action::Stuck { .. } | Action::CalledOff { .. })
-            });
-            if is_stale && actions.is_empty() && before != after && !only_time_passed {
+            if is_stale && (before != after || !actions.is_empty()) {
                 return Err("a stale answer changed something".into());
             }
         }

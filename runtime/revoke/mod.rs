@@ -6,11 +6,13 @@
 //!
 //! - [`machine`] decides, in pure code: who must be told, who is late, when the call may be made, what
 //!   everyone hears of its outcome. No clock, thread or descriptor is in it.
-//! - [`keeper`] acts: it closes gates, waits, makes the call on a thread of its own, and opens again.
+//! - [`keeper`] acts: it closes gates, waits, has the [`call`] made on a thread of its own, and opens again.
 //! - [`stuck`] says what a call that does not come back is waiting for.
 //! - [`watch`] hears of what is not ours: the kernel wants a device back, it failed, its owner ended.
 
+pub(crate) mod call;
 mod cause;
+pub(crate) mod entry;
 pub(crate) mod event;
 #[cfg(all(test, feature = "host"))]
 mod fakes;

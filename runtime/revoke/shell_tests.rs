@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
 
 fn reset(lender: &Lender<Card>, terms: impl Into<Terms>) -> Result<()> {
-    lender.revoke(RevokeCause::Reset, "reset a card", terms.into(), |_| Ok(()))
+    lender.revoke(RevokeCause::Reset, "reset a card", terms, |_| Ok(()))
 }
 
 fn go_on(timeout: Duration) -> Terms {
@@ -71,7 +71,7 @@ fn what_must_be_freed_is_freed_before_the_call_and_imported_after_it() {
     let at_the_call = Arc::new(AtomicUsize::new(usize::MAX));
     let seen = Arc::clone(&at_the_call);
     lender
-        .revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), move |_| {
+        .revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
             seen.store(reader.alive(), Ordering::SeqCst);
             Ok(())
         })
@@ -119,6 +119,15 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
     leave.send(()).unwrap();
     assert_eq!(holder.join().unwrap(), Outcome::Ok);
     reset(&lender, SHORT).unwrap();
+}
+
+#[test]
+fn no_time_at_all_is_enough_where_nobody_is_inside() {
+    let (lender, export) = Card::lend();
+    let attach = || export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let _attachments = [attach(), attach(), attach()];
+    reset(&lender, Duration::ZERO).unwrap();
+    assert_eq!(export.generation(), 1);
 }
 
 #[test]
@@ -181,9 +190,17 @@ fn a_lost_signal_is_named_and_can_be_given_up() {
     }
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    let in_flight = attachment.enter().unwrap().finish_when(Lost);
-    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::TimedOut);
-    assert_eq!(in_flight.abandon(), Outcome::Ok);
+    struct Broken;
+    impl peervram_backends::Signal for Broken {
+        fn wait(&self, _: Duration) -> Result<bool> {
+            panic!("a signal's own fault")
+        }
+    }
+    let lost = attachment.enter().unwrap().finish_when(Lost);
+    let broken = attachment.enter().unwrap().finish_when(Broken);
+    let error = reset(&lender, SHORT).unwrap_err();
+    assert!(error.kind() == Kind::TimedOut && error.why().contains("inside 2 times"), "{error}");
+    assert_eq!((lost.abandon(), broken.abandon()), (Outcome::Ok, Outcome::Ok));
     reset(&lender, SHORT).unwrap();
 }
 
@@ -192,7 +209,7 @@ fn a_call_that_fails_has_revoked() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
     let refuse = |_: &Card| Err(Error::new(Kind::Busy, "reset a card", "not now"));
-    let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), refuse);
+    let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, refuse);
     assert_eq!(result.unwrap_err().kind(), Kind::Busy);
     assert_eq!(export.generation(), 1);
     assert_eq!(attachment.enter().unwrap_err().generation, 1);
@@ -240,7 +257,7 @@ fn memory_that_is_away_is_refused_until_it_is_given_back() {
         card.set_away(true);
         Ok(())
     };
-    lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE.into(), off).unwrap();
+    lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE, off).unwrap();
     let revoked = attachment.enter().unwrap_err();
     assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::MemoryDisabled));
     assert_eq!(attachment.current().unwrap_err().kind(), Kind::Revoked);
@@ -290,6 +307,25 @@ fn events_come_in_order_by_callback_and_by_descriptor() {
     }
     assert_eq!(taken[..5], expected);
     assert_eq!(taken[5..], [("draining", 1), ("restored", 2)]);
+}
+
+#[test]
+fn a_callback_may_take_back_again() {
+    let (lender, export) = Card::lend();
+    let (lender, heard) = (Arc::new(lender), Arc::new(AtomicUsize::new(0)));
+    let (again, count) = (Arc::downgrade(&lender), Arc::clone(&heard));
+    let _subscription = export.on_event(move |event| {
+        count.fetch_add(1, Ordering::SeqCst);
+        if let (What::Restored, 1, Some(lender)) = (&event.what, event.generation, again.upgrade()) {
+            reset(&lender, PATIENCE).unwrap();
+        }
+        // What panics here is nobody's problem but its own.
+        assert!(!matches!(event.what, What::Restored) || event.generation < 2, "a callback's own fault");
+    });
+    reset(&lender, Duration::MAX).unwrap();
+    assert_eq!((export.generation(), heard.load(Ordering::SeqCst)), (2, 4));
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(heard.load(Ordering::SeqCst), 6);
 }
 
 #[test]
@@ -392,7 +428,7 @@ fn owners_rest_around_the_call() {
         at_the_call.lines.lock().push("call");
         Ok(())
     };
-    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE.into(), call).unwrap();
+    lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, call).unwrap();
     assert_eq!(*diary.lines.lock(), ["quiesce", "call", "resume"]);
 
     diary.panics.store(true, Ordering::SeqCst);

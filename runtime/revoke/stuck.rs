@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use peervram_backends::holders::{Attached, Census, Unread};
 
-use super::keeper::Entry;
+use super::entry::Entry;
 use crate::{Error, Kind};
 
 /// A call that has not come back.

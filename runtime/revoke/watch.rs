@@ -13,7 +13,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 
 use super::RevokeCause;
-use super::keeper::{Ask, Entry, Keeper};
+use super::call::Call;
+use super::entry::Entry;
+use super::keeper::Keeper;
 use super::machine::{After, AtDeadline, Change, Terms};
 use crate::lender::close;
 use crate::{Kind, Result};
@@ -81,6 +83,7 @@ pub(crate) fn interrupts(
 }
 
 /// Waits for the end of the process that owns an adopted device. `owner` is its pidfd.
+#[cfg(feature = "vfio")]
 pub(crate) fn owner(
     keeper: &Arc<Keeper>,
     entry: &Arc<Entry>,
@@ -151,15 +154,15 @@ impl Lent {
     fn take_back(&self, cause: RevokeCause) -> Result<()> {
         let Some(exporter) = self.exporter.upgrade() else { return Ok(()) };
         let result = if cause == RevokeCause::DeviceError {
-            self.keeper.change(Ask {
+            let call = Call {
                 what: Change::Take(cause),
                 tried: "take memory of a failed device back",
                 entries: vec![Arc::clone(&self.entry)],
-                terms: TERMS,
                 // What the kernel does about the error is its own; a reset gives the memory back.
-                call: Box::new(|| Ok(())),
+                make: Box::new(|| Ok(())),
                 after: Some(After::Away),
-            })
+            };
+            self.keeper.change(call, TERMS)
         } else {
             close(&self.keeper, &self.entry, &exporter, cause, TERMS)
         };

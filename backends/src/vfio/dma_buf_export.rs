@@ -11,7 +11,7 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_R
 
 use super::Device;
 use crate::pci::Function;
-use crate::uapi::{dma_buf, vfio as uapi};
+use crate::uapi::vfio as uapi;
 use crate::{DmaBuf, DmaRanges, Error, Kind, Result};
 
 const TRIED: &str = "export a dma-buf";
@@ -66,14 +66,14 @@ impl Device {
             slices,
         )
         .map_err(|errno| self.explain(errno, ranges.region_index()))?;
+        // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
+        let dma_buf = DmaBuf::of_size(fd, ranges.size_bytes());
         // So that whoever looks at /proc/PID/fdinfo or at bufinfo can tell whose memory it is.
         let name = CString::new(format!("peervram {}", self.address())).expect("an address has no NUL");
-        debug_assert!(name.as_bytes_with_nul().len() <= dma_buf::NAME_BYTES_MAX, "{name:?} is too long");
-        if let Err(errno) = dma_buf::set_name(&fd, &name) {
-            tracing::debug!(%errno, ?name, "could not name a dma-buf");
+        if let Err(error) = dma_buf.set_name(&name) {
+            tracing::debug!(%error, ?name, "could not name a dma-buf");
         }
-        // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
-        Ok(DmaBuf::of_size(fd, ranges.size_bytes()))
+        Ok(dma_buf)
     }
 
     fn explain(&self, errno: Errno, region_index: u32) -> Error {
