@@ -251,6 +251,13 @@ pub const MACHINES: &[Machine] = &[
     },
     REVOKE,
     Machine {
+        name: "lockdep-revoke",
+        about: "every kind of lender and importer, with a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..REVOKE
+    },
+    Machine {
         name: "epyc-root-ports",
         about: "Debian's Linux 7.3, a trusted host bridge between lender and importer",
         ..DEBIAN

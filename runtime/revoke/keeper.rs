@@ -196,7 +196,7 @@ impl Keeper {
             return Err(error(tried, waited).on(names(&entries)));
         }
 
-        for attachment in notified.iter().filter_map(|(attachment, _)| self.gated(*attachment)) {
+        for attachment in notified.iter().filter_map(|attachment| self.gated(*attachment)) {
             attachment.free();
         }
         let thread = Arc::new(CallThread::default());
@@ -232,7 +232,7 @@ impl Keeper {
         tried: &'static str,
         entries: &[Arc<Entry>],
         terms: Terms,
-    ) -> Result<(ChangeId, Vec<(AttachmentId, u64)>)> {
+    ) -> Result<(ChangeId, Vec<AttachmentId>)> {
         let mut kept = self.state.lock();
         let change = ChangeId(new_id());
         let devices = entries.iter().map(|entry| entry.id).collect();
@@ -244,7 +244,7 @@ impl Keeper {
         }
         let notified = (actions.iter())
             .filter_map(|action| match action {
-                Action::Notify { attachment, generation, .. } => Some((*attachment, *generation)),
+                Action::Notify { attachment, .. } => Some(*attachment),
                 _ => None,
             })
             .collect();
@@ -257,14 +257,14 @@ impl Keeper {
     }
 
     /// Waits for everyone who was told, up to the deadline.
-    fn drain(&self, change: ChangeId, notified: &[(AttachmentId, u64)], terms: Terms) {
+    fn drain(&self, change: ChangeId, notified: &[AttachmentId], terms: Terms) {
         let deadline = Instant::now() + terms.timeout;
         let mut late = Vec::new();
-        for &(attachment, generation) in notified {
+        for &attachment in notified {
             // One that is gone has answered by that.
             let Some(gated) = self.gated(attachment) else { continue };
             if gated.wait_idle(deadline) {
-                self.handle(&mut self.state.lock(), Input::Answered { attachment, generation });
+                self.handle(&mut self.state.lock(), Input::Answered { attachment, change });
             } else {
                 late.push((attachment, gated.describe()));
             }

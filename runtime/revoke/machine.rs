@@ -20,7 +20,7 @@
 //! - No revoking call is made before every attachment of its devices has answered, or the deadline
 //!   passed; none at all while an attachment that must be freed first has not answered.
 //! - An attachment hears of a revoke before it hears of its outcome; who is late is torn before the call.
-//! - A generation never falls. An answer to an older notice changes nothing.
+//! - A generation never falls. An answer to a notice of another change changes nothing.
 //! - A revoking call that fails has revoked: the generation of everything it touched moves on.
 //! - What is detached, closed or lost leaves nothing behind, and is never spoken of again.
 //! - A device is in at most one revoke at a time.
@@ -135,8 +135,8 @@ pub(crate) enum Input {
     Detach { attachment: AttachmentId },
     /// Somebody wants a change of one device, or of all that are reset together.
     Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, terms: Terms },
-    /// An attachment is out of the memory, after the notice of that generation.
-    Answered { attachment: AttachmentId, generation: u64 },
+    /// An attachment is out of the memory, after the notice of that change.
+    Answered { attachment: AttachmentId, change: ChangeId },
     /// The call of a change came back, whatever it said.
     Returned { change: ChangeId, after: Vec<(DeviceId, After)> },
     /// Time passed, and everyone has had the chance to answer: who has not, and should have, is late.
@@ -160,7 +160,13 @@ pub(crate) enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     /// Let nobody in; answer when nobody is inside.
-    Notify { attachment: AttachmentId, generation: u64, cause: RevokeCause, deadline: Duration },
+    Notify {
+        attachment: AttachmentId,
+        change: ChangeId,
+        generation: u64,
+        cause: RevokeCause,
+        deadline: Duration,
+    },
     /// These are late; said once.
     Late { change: ChangeId, attachments: Vec<AttachmentId> },
     /// Whoever is inside is torn from now on: the call is made without waiting for them.
@@ -212,7 +218,7 @@ struct Pending {
     what: Change,
     /// Each with what it was away for before.
     devices: BTreeMap<DeviceId, Option<RevokeCause>>,
-    /// Who was told and has not answered.
+    /// Who was told and has not answered; empty once the call is made.
     unanswered: BTreeSet<AttachmentId>,
     at_deadline: AtDeadline,
     /// Of the drain; once the call is made, when it counts as stuck. None when that was said.
@@ -263,9 +269,9 @@ impl Machine {
             Input::Ask { change, what, devices, terms } => {
                 self.ask(change, what, devices, terms, now, &mut actions);
             }
-            Input::Answered { attachment, generation } => {
-                if self.device_of(attachment).is_some_and(|device| device.generation == generation) {
-                    self.answered(attachment, now, &mut actions);
+            Input::Answered { attachment, change } => {
+                if self.changes.get_mut(&change).is_some_and(|it| it.unanswered.remove(&attachment)) {
+                    self.call_if_all_answered(change, now, &mut actions);
                 }
             }
             Input::Returned { change, after } => self.returned(change, &after, &mut actions),
@@ -359,7 +365,7 @@ impl Machine {
             if let (None, Change::Take(cause)) = (away, what) {
                 let generation = self.devices[&device].generation;
                 for attachment in self.attachments_of(device) {
-                    actions.push(Action::Notify { attachment, generation, cause, deadline });
+                    actions.push(Action::Notify { attachment, change, generation, cause, deadline });
                     unanswered.insert(attachment);
                 }
             }
@@ -378,8 +384,9 @@ impl Machine {
         self.call_if_all_answered(change, now, actions);
     }
 
-    /// An attachment is out of the memory, or is no more: nobody waits for it.
-    fn answered(&mut self, attachment: AttachmentId, now: Duration, actions: &mut Vec<Action>) {
+    /// An attachment is no more, and nobody waits for it.
+    fn forget(&mut self, attachment: AttachmentId, now: Duration, actions: &mut Vec<Action>) {
+        self.attachments.remove(&attachment);
         let waiting = self
             .changes
             .iter_mut()
@@ -387,11 +394,6 @@ impl Machine {
         if let Some(change) = waiting {
             self.call_if_all_answered(change, now, actions);
         }
-    }
-
-    fn forget(&mut self, attachment: AttachmentId, now: Duration, actions: &mut Vec<Action>) {
-        self.attachments.remove(&attachment);
-        self.answered(attachment, now, actions);
     }
 
     fn call_if_all_answered(&mut self, change: ChangeId, now: Duration, actions: &mut Vec<Action>) {
@@ -408,7 +410,8 @@ impl Machine {
     fn call(&mut self, change: ChangeId, now: Duration, actions: &mut Vec<Action>) {
         let Some(pending) = self.changes.get_mut(&change) else { return };
         pending.deadline = Some(now + pending.call_limit);
-        let (what, late) = (pending.what, pending.unanswered.clone());
+        // Nobody waits for the late any more.
+        let (what, late) = (pending.what, std::mem::take(&mut pending.unanswered));
         for attachment in late {
             let Change::Take(cause) = what else { continue };
             // The generation that is to come: the kernel takes the memory before the call returns.

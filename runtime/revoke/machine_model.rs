@@ -66,14 +66,11 @@ impl Model for World {
             let attachment = AttachmentId(moment.attached as u64);
             inputs.push(Input::Attach { attachment, export: ExportId(export), free_before });
         }
-        for (attachment, _) in moment.observer.attachments() {
+        for attachment in moment.observer.attachments() {
             inputs.push(Input::Detach { attachment });
-        }
-        for (attachment, generation) in moment.observer.unanswered() {
-            inputs.push(Input::Answered { attachment, generation });
-            if let Some(stale) = generation.checked_sub(1) {
-                inputs.push(Input::Answered { attachment, generation: stale });
-            }
+            // To every notice that there was, also those that nobody waits for an answer to any more.
+            let changes = (0..moment.asked).map(ChangeId);
+            inputs.extend(changes.map(|change| Input::Answered { attachment, change }));
         }
         for (change, devices) in moment.observer.calls() {
             for place in [After::Here, After::Away, After::Closed] {

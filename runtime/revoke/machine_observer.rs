@@ -13,8 +13,8 @@ use super::machine::*;
 enum Told {
     /// It may use the memory.
     In,
-    /// It is to get out; whether it has said that it is.
-    Notified { answered: bool },
+    /// It is to get out, for that change; whether it has said that it is.
+    Notified { change: ChangeId, answered: bool },
     /// It did not get out in time.
     Torn,
     /// The memory is away.
@@ -50,16 +50,17 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Attachments that live, with the generation of each.
-    pub fn attachments(&self) -> impl Iterator<Item = (AttachmentId, u64)> + '_ {
-        self.attachments.iter().map(|(id, seen)| (*id, seen.generation))
+    /// Attachments that live.
+    pub fn attachments(&self) -> impl Iterator<Item = AttachmentId> + '_ {
+        self.attachments.keys().copied()
     }
 
-    /// Attachments that were told to get out, and have not said that they are.
-    pub fn unanswered(&self) -> impl Iterator<Item = (AttachmentId, u64)> + '_ {
-        let is_waited_for = |seen: &Seen| seen.told == Told::Notified { answered: false };
-        let all = self.attachments.iter();
-        all.filter(move |(_, seen)| is_waited_for(seen)).map(|(id, seen)| (*id, seen.generation))
+    /// Attachments that were told to get out, and have not said that they are; each with the change.
+    pub fn unanswered(&self) -> impl Iterator<Item = (AttachmentId, ChangeId)> + '_ {
+        self.attachments.iter().filter_map(|(id, seen)| match seen.told {
+            Told::Notified { change, answered: false } => Some((*id, change)),
+            _ => None,
+        })
     }
 
     /// Calls that are made and have not come back, with the devices of each.
@@ -81,6 +82,12 @@ impl Observer {
     pub fn step(&mut self, machine: &mut Machine, input: &Input, now: Duration) -> Result<(), String> {
         let before = machine.clone();
         let actions = machine.handle(input.clone(), now);
+        if let Input::Answered { attachment, change } = input
+            && !self.unanswered().any(|waited_for| waited_for == (*attachment, *change))
+            && (&before != machine || !actions.is_empty())
+        {
+            return Err(format!("a stale answer of {attachment:?} changed something"));
+        }
         self.expect(&before, input, now);
         if let Input::Returned { change, .. } = input
             && self.uncalled().any(|uncalled| uncalled == *change)
@@ -91,8 +98,7 @@ impl Observer {
         for action in &actions {
             self.hear(action, now).map_err(|why| format!("{why}: {action:?} after {input:?}"))?;
         }
-        self.check(&before, machine, input, &actions)
-            .map_err(|why| format!("{why} after {input:?}, with {actions:?}"))
+        self.check(machine, input, &actions).map_err(|why| format!("{why} after {input:?}, with {actions:?}"))
     }
 
     /// What the input itself changes.
@@ -130,10 +136,10 @@ impl Observer {
                 };
                 self.changes.insert(*change, asked);
             }
-            Input::Answered { attachment, generation } => {
+            Input::Answered { attachment, change } => {
                 if let Some(seen) = self.attachments.get_mut(attachment)
-                    && seen.generation == *generation
-                    && let Told::Notified { answered } = &mut seen.told
+                    && let Told::Notified { change: asked, answered } = &mut seen.told
+                    && asked == change
                 {
                     *answered = true;
                 }
@@ -144,7 +150,7 @@ impl Observer {
 
     fn hear(&mut self, action: &Action, now: Duration) -> Result<(), String> {
         match action {
-            Action::Notify { attachment, generation, .. } => {
+            Action::Notify { attachment, change, generation, .. } => {
                 let seen = self.seen(*attachment)?;
                 if seen.told != Told::In {
                     return Err("told twice to get out".into());
@@ -152,7 +158,7 @@ impl Observer {
                 if seen.generation != *generation {
                     return Err("told of another generation".into());
                 }
-                seen.told = Told::Notified { answered: false };
+                seen.told = Told::Notified { change: *change, answered: false };
             }
             Action::Late { change, attachments } => {
                 let asked = self.changes.get_mut(change).ok_or("an unknown change")?;
@@ -160,14 +166,15 @@ impl Observer {
                     return Err("late said twice, or too early".into());
                 }
                 for attachment in attachments {
-                    if self.seen(*attachment)?.told != (Told::Notified { answered: false }) {
+                    if self.seen(*attachment)?.told != (Told::Notified { change: *change, answered: false }) {
                         return Err("called late without need".into());
                     }
                 }
             }
             Action::Tear { attachment, generation, .. } => {
                 let seen = self.seen(*attachment)?;
-                if seen.told != (Told::Notified { answered: false }) || *generation != seen.generation + 1 {
+                let is_late = matches!(seen.told, Told::Notified { answered: false, .. });
+                if !is_late || *generation != seen.generation + 1 {
                     return Err("torn without need, or of another generation".into());
                 }
                 if seen.free_before {
@@ -219,13 +226,13 @@ impl Observer {
             }
             match seen.told {
                 Told::In => return Err(format!("{attachment:?} may be inside, and was not told")),
-                Told::Notified { answered: false } => {
+                Told::Notified { answered: false, .. } => {
                     return Err(format!("{attachment:?} may be inside, and is not torn"));
                 }
                 Told::Torn if now < asked.deadline || asked.at_deadline == AtDeadline::CallOff => {
                     return Err(format!("{attachment:?} had time left"));
                 }
-                Told::Notified { answered: true } | Told::Torn | Told::Away => {}
+                Told::Notified { answered: true, .. } | Told::Torn | Told::Away => {}
             }
         }
         let asked = self.changes.get_mut(&change).expect("it was found above");
@@ -255,19 +262,7 @@ impl Observer {
         self.attachments.get_mut(&attachment).ok_or_else(|| "spoke of what is not there".into())
     }
 
-    fn check(
-        &mut self,
-        before: &Machine,
-        after: &Machine,
-        input: &Input,
-        actions: &[Action],
-    ) -> Result<(), String> {
-        if let Input::Answered { attachment, generation } = input {
-            let is_stale = self.attachments.get(attachment).is_none_or(|seen| seen.generation != *generation);
-            if is_stale && (before != after || !actions.is_empty()) {
-                return Err("a stale answer changed something".into());
-            }
-        }
+    fn check(&mut self, after: &Machine, input: &Input, actions: &[Action]) -> Result<(), String> {
         if let Input::Returned { change, after: places } = input
             && self.changes.get(change).is_some_and(|asked| asked.called)
         {

@@ -33,7 +33,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         5 => (prop::collection::vec(0..DEVICES, 1..4), prop::bool::weighted(0.7), any::<bool>(), 0..50_u64)
             .prop_map(|(devices, take, go_on, timeout_ms)| Happening::Ask { devices, take, go_on, timeout_ms }),
         12 => any::<usize>().prop_map(Happening::Answer),
-        2 => (any::<usize>(), 0..4_u64).prop_map(|(at, back)| Happening::AnswerLate(at, back)),
+        2 => (any::<usize>(), 0..40_u64).prop_map(|(at, back)| Happening::AnswerLate(at, back)),
         6 => (any::<usize>(), prop::collection::vec(0..9_u8, 0..5))
             .prop_map(|(at, places)| Happening::Return(at, places)),
         4 => (0..40_u64).prop_map(Happening::Wait),
@@ -80,7 +80,7 @@ impl Life {
             Happening::Detach(at) => {
                 let all: Vec<_> = self.observer.attachments().collect();
                 match pick(&all, at) {
-                    Some((attachment, _)) => self.take(&Input::Detach { attachment }),
+                    Some(attachment) => self.take(&Input::Detach { attachment }),
                     None => Ok(()),
                 }
             }
@@ -102,17 +102,16 @@ impl Life {
             Happening::Answer(at) => {
                 let all: Vec<_> = self.observer.unanswered().collect();
                 match pick(&all, at) {
-                    Some((attachment, generation)) => self.take(&Input::Answered { attachment, generation }),
+                    Some((attachment, change)) => self.take(&Input::Answered { attachment, change }),
                     None => Ok(()),
                 }
             }
             Happening::AnswerLate(at, back) => {
                 let all: Vec<_> = self.observer.attachments().collect();
+                // Numbers are given in order, so this is a change of before, or no change at all.
+                let change = ChangeId(self.next_id.saturating_sub(back));
                 match pick(&all, at) {
-                    Some((attachment, generation)) => {
-                        let generation = generation.wrapping_sub(back);
-                        self.take(&Input::Answered { attachment, generation })
-                    }
+                    Some(attachment) => self.take(&Input::Answered { attachment, change }),
                     None => Ok(()),
                 }
             }
@@ -162,8 +161,8 @@ proptest! {
         // Whatever is under way ends when everyone answers and every call comes back.
         for _ in 0..3 {
             let unanswered: Vec<_> = life.observer.unanswered().collect();
-            for (attachment, generation) in unanswered {
-                life.take(&Input::Answered { attachment, generation })?;
+            for (attachment, change) in unanswered {
+                life.take(&Input::Answered { attachment, change })?;
             }
             let calls: Vec<_> = life.observer.calls().map(|(change, of)| (change, of.clone())).collect();
             for (change, devices) in calls {

@@ -12,6 +12,10 @@ use peervram::backends::{
 };
 use peervram::picture::Picture;
 use peervram::{Export, Lender};
+use peervram_model_driver::{ModelGpu, VRAM_BAR};
+
+use crate::card::{CardDriver, MEMORY};
+use crate::guest::Guest;
 
 /// What is lent: a picture of this size.
 pub const LAYOUT: ImageLayout =
@@ -33,6 +37,21 @@ struct Painter {
 }
 
 impl Painted {
+    /// Lends the card's memory: QEMU can show it to its other devices, and the card has every kind of reset
+    /// and sleep.
+    pub fn card(guest: &Guest) -> Result<Painted> {
+        let device = guest.card()?.open()?;
+        let driver = Arc::new(CardDriver::start(&device)?);
+        Painted::lend(device, MEMORY, driver)
+    }
+
+    /// Lends the first model GPU's memory: an engine is behind it, which rests and starts anew.
+    pub fn model(guest: &Guest) -> Result<Painted> {
+        let device = guest.model(0)?.open()?;
+        let driver = Arc::new(ModelGpu::new(&device)?);
+        Painted::lend(device, VRAM_BAR, driver)
+    }
+
     /// Lends the start of that region, for which `owner` answers.
     pub fn lend(device: vfio::Device, region: u32, owner: Arc<dyn Owner>) -> Result<Painted> {
         let size_bytes = LAYOUT.end_bytes().next_multiple_of(page_size_bytes());

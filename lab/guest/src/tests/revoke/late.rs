@@ -4,11 +4,10 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use peervram::backends::holders::Census;
 use peervram::{Kind, Outcome, Terms, Trust, What};
 
-use crate::card::{CardDriver, MEMORY};
 use crate::crossing::{PATIENCE, open_node, refused};
 use crate::guest::Guest;
 use crate::holder::{Hold, Mode};
@@ -21,14 +20,8 @@ pub const TESTS: &[Test] = &[
     Test::of_revoke("revoke/an-importer-that-never-unmaps-is-named", never_unmaps),
 ];
 
-fn lend_card(guest: &Guest) -> Result<Painted> {
-    let device = guest.card()?.open()?;
-    let driver = Arc::new(CardDriver::start(&device)?);
-    Painted::lend(device, MEMORY, driver)
-}
-
 fn who_does_not_answer(guest: &Guest) -> Verdict {
-    let painted = lend_card(guest)?;
+    let painted = Painted::card(guest)?;
     let (mut holder, mut screen) = (Holder::new(guest.virtio_gpu()?), Screen::new(guest)?);
     let other = painted.export.attach(holder.importer(), Trust::Unverified)?;
     let silent = Arc::new(painted.export.attach(screen.importer(), Trust::Unverified)?);
@@ -66,7 +59,7 @@ fn who_does_not_answer(guest: &Guest) -> Verdict {
 
 /// A driver of somebody else's: the kernel waits for it, and nothing can end that but the driver.
 fn never_unmaps(guest: &Guest) -> Verdict {
-    let painted = lend_card(guest)?;
+    let painted = Painted::card(guest)?;
     let events = painted.lender.events()?;
     let mut screen = Screen::new(guest)?;
     let attachment = painted.export.attach(screen.importer(), Trust::Unverified)?;

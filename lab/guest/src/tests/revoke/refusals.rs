@@ -10,9 +10,7 @@ use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
 use peervram::backends::{DmaRange, DmaRanges, Exporter, RawBytes};
 use peervram::{Kind, Lender, Trust, Watch};
 use peervram_model::misbehaviour::Misbehaviour;
-use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
-use crate::card::{CardDriver, MEMORY};
 use crate::crossing::{PATIENCE, VRAM, open_node, refused};
 use crate::guest::Guest;
 use crate::holder::{Hold, Mode};
@@ -31,18 +29,10 @@ pub const TESTS: &[Test] = &[
     Test::of_revoke("revoke/killed-in-mid-revoke-leaves-the-device-usable", killed_in_mid_revoke),
 ];
 
-fn lend_card(guest: &Guest) -> Result<Painted> {
-    let device = guest.card()?.open()?;
-    let driver = Arc::new(CardDriver::start(&device)?);
-    Painted::lend(device, MEMORY, driver)
-}
-
 /// Somebody else has the device locked: it is reset through sysfs, and takes its time.
 fn a_refused_reset(guest: &Guest) -> Verdict {
     let model = guest.model(0)?;
-    let device = model.open()?;
-    let driver = Arc::new(ModelGpu::new(&device)?);
-    let painted = Painted::lend(device, VRAM_BAR, driver)?;
+    let painted = Painted::model(guest)?;
     let mut engine = CopyEngine::new(guest.model(1)?.address(), Interface::Cdev)?;
     let attachment = painted.export.attach(engine.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
@@ -135,7 +125,7 @@ fn hot_reset_halfway(guest: &Guest) -> Verdict {
 
 fn taken_out(guest: &Guest) -> Verdict {
     let slot = guest.slot_of(&guest.card()?.address().to_string())?;
-    let painted = lend_card(guest)?;
+    let painted = Painted::card(guest)?;
     let mut shader = Shader::new()?;
     let attachment = painted.export.attach(shader.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
@@ -146,7 +136,7 @@ fn taken_out(guest: &Guest) -> Verdict {
     drop((attachment, painted));
     slot.plug()?;
 
-    let painted = lend_card(guest)?;
+    let painted = Painted::card(guest)?;
     let attachment = painted.export.attach(shader.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
     seen.look_until(&mut shader, &attachment, |seen| seen.right >= 1)
@@ -190,7 +180,8 @@ fn killed_in_mid_revoke(guest: &Guest) -> Verdict {
     let node = guest.virtio_gpu_node()?;
     for after_ms in [0, 3, 10, 30, 60, 100, 150, 250] {
         lender_process::revoke_until_killed(&address, &node, Duration::from_millis(after_ms))?;
-        let painted = lend_card(guest).with_context(|| format!("killed {after_ms} ms into its revokes"))?;
+        let painted =
+            Painted::card(guest).with_context(|| format!("killed {after_ms} ms into its revokes"))?;
         let mut screen = Screen::new(guest)?;
         let attachment = painted.export.attach(screen.importer(), Trust::Unverified)?;
         let mut seen = Seen::default();

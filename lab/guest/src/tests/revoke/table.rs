@@ -2,7 +2,6 @@
 //! or an honest end.
 
 use std::fs;
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,9 +10,7 @@ use peervram::backends::PciAddress;
 use peervram::backends::vfio::{Interface, PowerState};
 use peervram::{AtDeadline, Kind, Terms, Trust};
 use peervram_lab::change::Severity;
-use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
-use crate::card::{CardDriver, MEMORY};
 use crate::crossing::PATIENCE;
 use crate::guest::{self, Guest};
 use crate::painted::Painted;
@@ -183,38 +180,24 @@ fn survive_all<W: Witness>(guest: &Guest, witness: &mut W, lend: impl Fn() -> Re
     Ok(())
 }
 
-/// Memory that QEMU can show to its other devices, behind a function with every kind of reset and sleep.
-fn lend_card(guest: &Guest) -> Result<Painted> {
-    let device = guest.card()?.open()?;
-    let driver = Arc::new(CardDriver::start(&device)?);
-    Painted::lend(device, MEMORY, driver)
-}
-
-/// Memory with an engine behind it, which rests and starts anew.
-fn lend_model(guest: &Guest) -> Result<Painted> {
-    let device = guest.model(0)?.open()?;
-    let driver = Arc::new(ModelGpu::new(&device)?);
-    Painted::lend(device, VRAM_BAR, driver)
-}
-
 fn under_a_screen(guest: &Guest) -> Verdict {
-    survive_all(guest, &mut Screen::new(guest)?, || lend_card(guest))
+    survive_all(guest, &mut Screen::new(guest)?, || Painted::card(guest))
 }
 
 fn under_shaders(guest: &Guest) -> Verdict {
-    survive_all(guest, &mut Shader::new()?, || lend_card(guest))
+    survive_all(guest, &mut Shader::new()?, || Painted::card(guest))
 }
 
 fn under_iommufd(guest: &Guest) -> Verdict {
     let mut engine = CopyEngine::new(guest.model(1)?.address(), Interface::Cdev)?;
-    survive_all(guest, &mut engine, || lend_model(guest))
+    survive_all(guest, &mut engine, || Painted::model(guest))
 }
 
 fn under_type1(guest: &Guest) -> Verdict {
     let mut engine = CopyEngine::new(guest.model(1)?.address(), Interface::Group)?;
-    survive_all(guest, &mut engine, || lend_model(guest))
+    survive_all(guest, &mut engine, || Painted::model(guest))
 }
 
 fn under_the_holder(guest: &Guest) -> Verdict {
-    survive_all(guest, &mut Holder::new(guest.virtio_gpu()?), || lend_card(guest))
+    survive_all(guest, &mut Holder::new(guest.virtio_gpu()?), || Painted::card(guest))
 }
