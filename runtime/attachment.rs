@@ -18,7 +18,8 @@ use crate::gate::{Closed, Gate};
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
-use crate::sync::{Mutex, thread};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, pause};
 use crate::{Error, Import, Path, Result, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
@@ -28,7 +29,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// memory then ([`InFlight`](crate::InFlight)) is waited for as long as it is kept.
 pub struct Attachment<I: Importer>(Arc<Handle<I>>);
 
-/// What applications hold. The last of it ends the attachment.
+/// What applications hold. The last of it ends the attachment, but for imports that were given out.
 pub(crate) struct Handle<I: Importer>(Arc<Attached<I>>);
 
 /// What applications and a revoke share.
@@ -39,6 +40,8 @@ pub(crate) struct Attached<I: Importer> {
     trust: Trust,
     gate: Arc<Gate>,
     last: Mutex<Last<I>>,
+    /// How many imports are alive, whoever holds them.
+    imports: AtomicUsize,
 }
 
 /// The last import.
@@ -60,6 +63,7 @@ impl<I: Importer> Attachment<I> {
             importer,
             trust,
             last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new() }),
+            imports: AtomicUsize::new(0),
         })?;
         // From here on, dropping it detaches.
         let attachment = Self(Arc::new(Handle(attached)));
@@ -197,15 +201,37 @@ impl<I: Importer> Handle<I> {
 }
 
 impl<I: Importer> Attached<I> {
+    pub(crate) fn lent(&self) -> &Arc<Lent> {
+        &self.lent
+    }
+
+    pub(crate) fn importer(&self) -> &Arc<I> {
+        &self.importer
+    }
+
+    pub(crate) fn imports(&self) -> &AtomicUsize {
+        &self.imports
+    }
+
+    /// Whether anybody but the attachment holds an import.
+    fn is_given_out(&self) -> bool {
+        let last = self.last.lock();
+        let alive = self.imports.load(Ordering::Acquire);
+        match &last.import {
+            Some(import) => alive > 1 || Arc::strong_count(import) > 1,
+            None => alive > 0,
+        }
+    }
+
     /// Inside the gate: the import of `generation`, made if it is not there.
-    fn import_of(&self, generation: u64) -> Result<Arc<Import<I>>> {
+    fn import_of(self: &Arc<Self>, generation: u64) -> Result<Arc<Import<I>>> {
         // Held while importing, so that one of several threads does it.
         let mut last = self.last.lock();
         if let Some(import) = last.import.as_ref().filter(|import| import.is_of(generation)) {
             return Ok(Arc::clone(import));
         }
         drop(last.import.take());
-        let (import, refused) = Import::new(&self.lent, &self.importer, generation)?;
+        let (import, refused) = Import::new(self, generation)?;
         let path = import.path();
         let import = Arc::new(import);
         *last = Last { import: Some(Arc::clone(&import)), path, refused };
@@ -226,13 +252,11 @@ impl<I: Importer> Gated for Attached<I> {
             return true;
         }
         // Nobody is let in, so nobody can take another one.
-        let is_given_out =
-            || self.last.lock().import.as_ref().is_some_and(|import| Arc::strong_count(import) > 1);
-        while is_given_out() {
+        while self.is_given_out() {
             if Instant::now() >= deadline {
                 return false;
             }
-            thread::sleep(LOOK_INTERVAL);
+            pause(LOOK_INTERVAL);
         }
         true
     }
@@ -255,10 +279,16 @@ impl<I: Importer> Gated for Attached<I> {
 
 impl<I: Importer> Drop for Handle<I> {
     fn drop(&mut self) {
-        // Freed before it is forgotten: no revoke is made in between.
+        // It leads back to what it is in: an import that nobody took ends here, and the attachment with it.
         let import = self.0.last.lock().import.take();
         drop(import);
-        self.0.lent.keeper().detach(self.0.id);
+    }
+}
+
+impl<I: Importer> Drop for Attached<I> {
+    fn drop(&mut self) {
+        // Everything is freed, so no revoke need know of it.
+        self.lent.keeper().detach(self.id);
     }
 }
 

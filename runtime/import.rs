@@ -10,12 +10,15 @@ use std::sync::Arc;
 
 use peervram_backends::{Importer, OnRevoke};
 
+use crate::attachment::Attached;
 use crate::export::Lent;
+use crate::sync::atomic::Ordering;
 use crate::{Error, Kind, Path, Result};
 
-/// Memory of one device, imported by another. Freed with its last owner.
+/// Memory of one device, imported by another. Freed with its last owner; until then a revoke knows of it,
+/// also where the attachment was dropped.
 pub struct Import<I: Importer> {
-    importer: Arc<I>,
+    attached: Arc<Attached<I>>,
     /// Empty only while it is being freed.
     memory: Option<I::Memory>,
     generation: u64,
@@ -24,13 +27,15 @@ pub struct Import<I: Importer> {
 
 impl<I: Importer> Import<I> {
     /// By the first path that works, with the reasons why those before did not.
-    pub(crate) fn new(lent: &Lent, importer: &Arc<I>, generation: u64) -> Result<(Self, Vec<(Path, Error)>)> {
+    pub(crate) fn new(attached: &Arc<Attached<I>>, generation: u64) -> Result<(Self, Vec<(Path, Error)>)> {
+        let (lent, importer) = (attached.lent(), attached.importer());
         let mut refused = Vec::new();
         for path in Path::IN_ORDER {
             match lent.import(&**importer, path) {
                 Ok(memory) => {
-                    let (importer, memory) = (Arc::clone(importer), Some(memory));
-                    return Ok((Self { importer, memory, generation, path }, refused));
+                    attached.imports().fetch_add(1, Ordering::Relaxed);
+                    let (attached, memory) = (Arc::clone(attached), Some(memory));
+                    return Ok((Self { attached, memory, generation, path }, refused));
                 }
                 Err(error) => {
                     tracing::debug!(%path, %error, "a path was refused");
@@ -64,7 +69,7 @@ impl<I: Importer> Import<I> {
     /// Whether it is good again after a revoke without being made again. Mapped memory is: the runtime
     /// itself puts shadow memory under it meanwhile.
     fn outlives_revokes(&self) -> bool {
-        match self.importer.on_revoke() {
+        match self.attached.importer().on_revoke() {
             OnRevoke::SelfHeals => true,
             OnRevoke::Reimport => self.path == Path::HostPointer,
             // What is not known is made again.
@@ -74,15 +79,21 @@ impl<I: Importer> Import<I> {
 
     /// Frees it, and says what the importer says.
     pub(crate) fn release(mut self) -> Result<()> {
-        self.memory.take().map_or(Ok(()), |memory| self.importer.release(memory))
+        self.free()
+    }
+
+    fn free(&mut self) -> Result<()> {
+        let Some(memory) = self.memory.take() else { return Ok(()) };
+        let result = self.attached.importer().release(memory);
+        // After it is free: a revoke that sees this goes on.
+        self.attached.imports().fetch_sub(1, Ordering::Release);
+        result
     }
 }
 
 impl<I: Importer> Drop for Import<I> {
     fn drop(&mut self) {
-        if let Some(memory) = self.memory.take()
-            && let Err(error) = self.importer.release(memory)
-        {
+        if let Err(error) = self.free() {
             tracing::error!(%error, "could not release an import");
         }
     }
@@ -91,7 +102,7 @@ impl<I: Importer> Drop for Import<I> {
 impl<I: Importer> fmt::Debug for Import<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Import")
-            .field("importer", &self.importer.name())
+            .field("importer", &self.attached.importer().name())
             .field("generation", &self.generation)
             .field("path", &self.path)
             .finish_non_exhaustive()

@@ -22,7 +22,7 @@ use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::{After, AtDeadline, Change};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
-use crate::sync::thread;
+use crate::sync::{pause, thread};
 
 /// A device, or its stand-in, that lends memory.
 ///
@@ -359,7 +359,7 @@ impl<E: Exporter + 'static> Drop for Lender<E> {
             if is_over(&result) {
                 return;
             }
-            thread::sleep(PATIENCE.timeout);
+            pause(PATIENCE.timeout);
         };
         if let Err(error) = thread::Builder::new().name("peervram-close".into()).spawn(insist) {
             tracing::error!(%error, "no thread to close a device on: it closes with what is attached to it");

@@ -3,16 +3,21 @@
 //!
 //! Shuttle knows no time: what waits with a deadline waits there until it is woken.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[cfg(not(feature = "shuttle"))]
 mod real {
-    use super::Instant;
+    use super::{Duration, Instant};
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
     pub(crate) use std::sync::atomic;
     pub(crate) use std::thread;
     pub(crate) use std::thread_local;
+
+    /// Lets others go on, for a while.
+    pub(crate) fn pause(length: Duration) {
+        thread::sleep(length);
+    }
 
     /// Waits to be woken, at most until `deadline`. Says whether that passed.
     pub(crate) fn wait_until<'a, T>(
@@ -27,7 +32,7 @@ mod real {
 
 #[cfg(feature = "shuttle")]
 mod real {
-    use super::Instant;
+    use super::{Duration, Instant};
 
     pub(crate) use shuttle::sync::atomic;
     pub(crate) use shuttle::sync::{Condvar, MutexGuard};
@@ -46,6 +51,11 @@ mod real {
         pub fn lock(&self) -> MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
         }
+    }
+
+    /// Lets others go on.
+    pub(crate) fn pause(_: Duration) {
+        thread::yield_now();
     }
 
     /// Waits to be woken; a deadline that has passed is all that is seen of time.

@@ -99,6 +99,21 @@ fn an_import_in_somebodys_hands_is_not_freed_under_them() {
 }
 
 #[test]
+fn an_import_that_outlives_its_attachment_is_waited_for() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let reader = Arc::clone(attachment.importer());
+    let current = attachment.current().unwrap();
+    drop(attachment);
+    assert_eq!(reader.alive(), 1);
+    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::StillInUse);
+    drop(current);
+    assert_eq!(reader.alive(), 0);
+    reset(&lender, SHORT).unwrap();
+    export.close().map_err(|(_, error)| error).unwrap();
+}
+
+#[test]
 fn who_is_late_is_named_and_nobody_else_is_harmed() {
     let (lender, export) = Card::lend();
     let attach = || Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
