@@ -59,3 +59,8 @@ pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Te
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The programs in the book compile.
+#[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
+#[doc = include_str!("../docs/revoke.md")]
+struct Revoke;
