@@ -26,17 +26,14 @@ pub struct Revoked {
 
 impl Revoked {
     pub(crate) fn away(device: &str, closed: Closed) -> Self {
-        let Closed { generation, cause } = closed;
-        let kind = match cause {
-            RevokeCause::ExporterGone | RevokeCause::DeviceRequested => Kind::Gone,
-            _ => Kind::Revoked,
-        };
+        let Closed { generation, cause, is_gone } = closed;
+        let kind = if is_gone { Kind::Gone } else { Kind::Revoked };
         let error = Error::new(kind, TRIED, cause.to_string()).on(device);
         Self { generation, cause, error: error.next("an event tells when it is there again, if ever") }
     }
 
     pub(crate) fn stale(device: &str, now: Closed, imported: Option<u64>) -> Self {
-        let Closed { generation, cause } = now;
+        let Closed { generation, cause, .. } = now;
         let why = match imported {
             Some(imported) => format!("generation {imported} was taken back; it is {generation} now"),
             None => format!("it was taken back, and is of generation {generation} now"),

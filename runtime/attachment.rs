@@ -14,12 +14,12 @@ use peervram_backends::{Importer, OnRevoke};
 
 use crate::access::{Access, Revoked};
 use crate::export::Lent;
-use crate::gate::{Closed, Gate};
+use crate::gate::Gate;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Mutex, pause};
+use crate::sync::{Mutex, pause, thread};
 use crate::{Error, Import, Path, Result, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
@@ -127,7 +127,7 @@ impl<I: Importer> Attachment<I> {
             }
             other => {
                 attached.gate.leave(generation);
-                let now = Closed { generation, cause: attached.gate.cause() };
+                let now = attached.gate.closed(generation);
                 let imported = other.map(|import| import.generation());
                 Err(Revoked::stale(attached.lent.device_name(), now, imported))
             }
@@ -282,6 +282,16 @@ impl<I: Importer> Drop for Handle<I> {
         // It leads back to what it is in: an import that nobody took ends here, and the attachment with it.
         let import = self.0.last.lock().import.take();
         drop(import);
+        // So does work that a device has not finished. It keeps what it needs, and somebody must see its end.
+        let left = self.0.gate.reap();
+        if left.is_empty() {
+            return;
+        }
+        let gate = Arc::clone(&self.0.gate);
+        let outlive = move || left.iter().for_each(|in_flight| gate.outlive(in_flight));
+        if let Err(error) = thread::Builder::new().name("peervram-outlive".into()).spawn(outlive) {
+            tracing::error!(%error, "no thread to wait for a device: what it works on is kept");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use peervram_backends::{Error, Kind, Signal};
 
 use crate::RevokeCause;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, wait_until};
 
 /// How an access ended.
@@ -40,8 +40,8 @@ const GENERATION_SHIFT: u32 = 32;
 const GENERATION_MASK: u64 = (1 << 31) - 1;
 const USERS_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
 
-/// Between two looks at work that a device has not finished, where somebody else may leave first.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// Between two looks at work that a device has not finished.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 fn generation_of(state: u64) -> u64 {
     state >> GENERATION_SHIFT & GENERATION_MASK
@@ -58,6 +58,8 @@ pub(crate) struct Gate {
 struct Beside {
     /// Why it was last closed.
     cause: RevokeCause,
+    /// It never opens again.
+    is_gone: bool,
     /// Accesses that end when a device is done.
     in_flight: Vec<Arc<InFlight>>,
 }
@@ -67,11 +69,15 @@ struct Beside {
 pub(crate) struct Closed {
     pub generation: u64,
     pub cause: RevokeCause,
+    /// For good.
+    pub is_gone: bool,
 }
 
 /// An access that ends when a signal fires.
 pub(crate) struct InFlight {
     signal: Box<dyn Signal>,
+    /// Nobody knows any more whether it fires; said once.
+    is_lost: AtomicBool,
     generation: u64,
     /// How it ended; and until then what the work needs.
     end: Mutex<Result<Outcome, OnEnd>>,
@@ -85,7 +91,11 @@ impl Gate {
     pub fn entered(generation: u64) -> Self {
         Self {
             state: AtomicU64::new((generation & GENERATION_MASK) << GENERATION_SHIFT | 1),
-            beside: Mutex::new(Beside { cause: RevokeCause::MemoryDisabled, in_flight: Vec::new() }),
+            beside: Mutex::new(Beside {
+                cause: RevokeCause::MemoryDisabled,
+                is_gone: false,
+                in_flight: Vec::new(),
+            }),
             idle: Condvar::new(),
         }
     }
@@ -97,7 +107,13 @@ impl Gate {
             return Ok(generation_of(state));
         }
         self.leave(generation_of(state));
-        Err(Closed { generation: generation_of(state), cause: self.cause() })
+        Err(self.closed(generation_of(state)))
+    }
+
+    /// What there is to say of why it was last closed.
+    pub fn closed(&self, generation: u64) -> Closed {
+        let beside = self.beside.lock();
+        Closed { generation, cause: beside.cause, is_gone: beside.is_gone }
     }
 
     /// Leaves what was entered in `generation`.
@@ -126,7 +142,7 @@ impl Gate {
         on_end: impl FnOnce() + Send + 'static,
     ) -> Arc<InFlight> {
         let end = Mutex::new(Err(Some(Box::new(on_end) as Box<dyn FnOnce() + Send>)));
-        let in_flight = Arc::new(InFlight { signal, generation, end });
+        let in_flight = Arc::new(InFlight { signal, is_lost: AtomicBool::new(false), generation, end });
         // Nobody looks at what is over before the next drain; so that the list stays short, this does.
         self.reap();
         self.beside.lock().in_flight.push(Arc::clone(&in_flight));
@@ -145,8 +161,20 @@ impl Gate {
             Ok(true) => Some(self.end(in_flight)),
             Ok(false) => None,
             Err(error) => {
-                tracing::error!(%error, "whether a device is done with lent memory cannot be known");
+                if !in_flight.is_lost.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "whether a device is done with lent memory cannot be known");
+                }
                 None
+            }
+        }
+    }
+
+    /// Waits for the end of what is in flight, for as long as somebody can know of it. Where nobody can, the
+    /// device is lost, and what it worked on with it.
+    pub fn outlive(&self, in_flight: &InFlight) {
+        while self.settle(in_flight, Duration::from_secs(1)).is_none() {
+            if in_flight.is_lost.load(Ordering::Relaxed) {
+                self.end(in_flight);
             }
         }
     }
@@ -168,7 +196,7 @@ impl Gate {
     }
 
     /// Ends what is over, and says how much is not.
-    fn reap(&self) -> Vec<Arc<InFlight>> {
+    pub fn reap(&self) -> Vec<Arc<InFlight>> {
         let all = self.beside.lock().in_flight.clone();
         if all.is_empty() {
             return all;
@@ -182,11 +210,6 @@ impl Gate {
     /// The present generation: how often the memory was taken back.
     pub fn generation(&self) -> u64 {
         generation_of(self.state.load(Ordering::Acquire))
-    }
-
-    /// Why it was last closed.
-    pub fn cause(&self) -> RevokeCause {
-        self.beside.lock().cause
     }
 
     /// Lets nobody in from now on. Those inside stay.
@@ -205,13 +228,15 @@ impl Gate {
             if users == 0 || now >= deadline {
                 return users;
             }
-            match left.first() {
-                // Only devices are inside: wait for the first of them.
+            let waits = left.iter().find(|one| !one.is_lost.load(Ordering::Relaxed));
+            match waits {
+                // Only devices are inside: wait for one of them, and look now and then whether it was given up.
                 Some(first) if users == left.len() as u64 => {
                     drop(beside);
-                    self.settle(first, deadline - now);
+                    self.settle(first, LOOK_INTERVAL.min(deadline - now));
                 }
                 Some(_) => drop(wait_until(&self.idle, beside, deadline.min(now + LOOK_INTERVAL))),
+                // A lost one can only be given up, which wakes.
                 None => drop(wait_until(&self.idle, beside, deadline)),
             }
         }
@@ -225,6 +250,12 @@ impl Gate {
     /// Memory of `generation` is away.
     pub fn shut(&self, generation: u64, cause: RevokeCause) {
         self.beside.lock().cause = cause;
+        self.set(generation, CLOSED);
+    }
+
+    /// Memory of `generation` is gone for good.
+    pub fn bury(&self, generation: u64) {
+        self.beside.lock().is_gone = true;
         self.set(generation, CLOSED);
     }
 
@@ -280,7 +311,7 @@ mod tests {
     fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
         let gate = gate();
         gate.close(RevokeCause::Reset);
-        assert_eq!(gate.enter(), Err(Closed { generation: 0, cause: RevokeCause::Reset }));
+        assert_eq!(gate.enter(), Err(Closed { generation: 0, cause: RevokeCause::Reset, is_gone: false }));
         assert_eq!(gate.drain(Instant::now()), 0);
     }
 

@@ -6,6 +6,7 @@
 //! the next one.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use peervram_backends::{Importer, OnRevoke};
@@ -84,10 +85,14 @@ impl<I: Importer> Import<I> {
 
     fn free(&mut self) -> Result<()> {
         let Some(memory) = self.memory.take() else { return Ok(()) };
-        let result = self.attached.importer().release(memory);
+        let importer = self.attached.importer();
+        // An importer may be somebody else's code, which must not end a revoke halfway.
+        let freed = catch_unwind(AssertUnwindSafe(|| importer.release(memory)));
         // After it is free: a revoke that sees this goes on.
         self.attached.imports().fetch_sub(1, Ordering::Release);
-        result
+        freed.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Os, "free an import", "the importer panicked").on(importer.name()))
+        })
     }
 }
 

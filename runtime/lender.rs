@@ -19,7 +19,7 @@ use crate::export::Export;
 use crate::revoke::call::Call;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
-use crate::revoke::machine::{After, AtDeadline, Change};
+use crate::revoke::machine::{After, AtDeadline, Change, State};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
 use crate::sync::{pause, thread};
@@ -67,8 +67,15 @@ impl<E: Exporter + 'static> Lender<E> {
     /// Exports what `aperture` describes. The export does not keep the device open.
     ///
     /// # Errors
-    /// As [`Exporter::export`].
+    /// As [`Exporter::export`]; [`Kind::Busy`] while the kernel is taking memory of the device back, which
+    /// exporting would wait for.
     pub fn export(&self, aperture: Aperture) -> Result<Export> {
+        if matches!(self.keeper.state_of(&self.entry), Some(State::Calling(_))) {
+            let why = "its memory is being taken back or given back now";
+            return Err(Error::new(Kind::Busy, "export memory", why)
+                .on(&self.entry.name)
+                .next("wait for the event that ends it, and try again"));
+        }
         Export::new(&self.keeper, &self.entry, &*self.device, aperture)
     }
 
@@ -247,7 +254,13 @@ impl Lender<vfio::Device> {
     /// [`Lender::reset`]; a hot reset that fails halfway has taken everything back too.
     pub fn hot_reset(&self, others: &[&Self], terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "hot reset a device";
-        let all: Vec<&Self> = std::iter::once(self).chain(others.iter().copied()).collect();
+        let mut all: Vec<&Self> = vec![self];
+        for &other in others {
+            // Each once, however often it is named.
+            if all.iter().all(|lender| lender.entry.id != other.entry.id) {
+                all.push(other);
+            }
+        }
         all.iter().try_for_each(|lender| lender.owned(TRIED).map(drop))?;
         for address in self.reset_set()? {
             let is_given = all.iter().any(|lender| lender.device.address() == address);
@@ -280,12 +293,14 @@ impl Lender<vfio::Device> {
     /// As [`Lender::reset`].
     pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<Terms>) -> Result<()> {
         let tried = if enabled { "switch a device's memory on" } else { "switch a device's memory off" };
-        if enabled == self.owned(tried)?.device.memory_enabled()? {
-            return Ok(());
-        }
         let call = move |device: &vfio::Device| device.set_memory_enabled(enabled);
-        if enabled {
+        self.owned(tried)?;
+        // Away for whatever reason: with its memory on, the device may be reachable again.
+        if enabled && matches!(self.keeper.state_of(&self.entry), Some(State::Away(_))) {
             return self.restore(tried, call);
+        }
+        if enabled == self.device.memory_enabled()? {
+            return Ok(());
         }
         self.revoke(RevokeCause::MemoryDisabled, tried, terms, call)
     }

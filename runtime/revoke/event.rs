@@ -80,11 +80,22 @@ type Callback = Box<dyn Fn(&Event) + Send + Sync>;
 
 /// Who is told of a device's events.
 #[derive(Default)]
-pub(crate) struct Subscribers(Mutex<Vec<Weak<Subscriber>>>);
+pub(crate) struct Subscribers(Mutex<Vec<Subscriber>>);
 
+#[derive(Clone)]
 struct Subscriber {
+    channel: Arc<Channel>,
+    /// What it does with them; dead when the subscription is dropped. Taken hold of where no lock is held:
+    /// what a callback keeps alive may end with it.
+    to: Weak<To>,
+}
+
+/// Events on their way.
+#[derive(Default)]
+struct Channel {
     queue: Mutex<Queue>,
-    to: To,
+    /// Readable while there are events.
+    poll: Option<OwnedFd>,
 }
 
 #[derive(Default)]
@@ -92,51 +103,57 @@ struct Queue {
     events: VecDeque<Event>,
     /// Some thread is calling back; it takes what is added meanwhile too.
     delivering: bool,
+    /// Nobody wants any more.
+    is_over: bool,
 }
 
 enum To {
     Callback(Callback),
-    /// An eventfd that can be read while there are events.
-    Poll(OwnedFd),
+    Poll,
 }
 
 impl Subscribers {
-    /// Adds an event to everyone's queue. Calls nobody, so it may be done under a lock.
+    /// Adds an event to everyone's queue. Calls nobody and ends nothing, so it may be done under a lock.
     pub fn queue(&self, event: &Event) {
         let mut subscribers = self.0.lock();
-        subscribers.retain(|subscriber| match subscriber.upgrade() {
-            Some(subscriber) => {
-                subscriber.add(event.clone());
-                true
-            }
-            None => false,
-        });
+        subscribers.retain(|subscriber| subscriber.to.strong_count() > 0);
+        for subscriber in subscribers.iter() {
+            subscriber.channel.add(event.clone());
+        }
     }
 
     /// Calls back with what is queued. No lock may be held.
     pub fn deliver(&self) {
-        let subscribers: Vec<Arc<Subscriber>> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
-        for subscriber in subscribers {
-            subscriber.deliver();
+        let subscribers: Vec<Subscriber> = self.0.lock().clone();
+        for Subscriber { channel, to } in subscribers {
+            if let Some(to) = to.upgrade()
+                && let To::Callback(callback) = &*to
+            {
+                channel.deliver(callback);
+            }
         }
     }
 
     /// Calls `callback` with each event from now on, until the subscription is dropped.
     pub fn call(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
-        Subscription { _subscriber: self.add(To::Callback(Box::new(callback))) }
+        let channel = Arc::new(Channel::default());
+        let to = self.add(&channel, To::Callback(Box::new(callback)));
+        Subscription { channel, _to: to }
     }
 
     /// Keeps each event from now on until it is taken.
     pub fn poll(&self) -> Result<Events> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let fd = eventfd(0, flags).map_err(|errno| Error::os("make an eventfd", errno))?;
-        Ok(Events(self.add(To::Poll(fd))))
+        let channel = Arc::new(Channel { poll: Some(fd), ..Channel::default() });
+        let to = self.add(&channel, To::Poll);
+        Ok(Events { channel, _to: to })
     }
 
-    fn add(&self, to: To) -> Arc<Subscriber> {
-        let subscriber = Arc::new(Subscriber { queue: Mutex::default(), to });
-        self.0.lock().push(Arc::downgrade(&subscriber));
-        subscriber
+    fn add(&self, channel: &Arc<Channel>, to: To) -> Arc<To> {
+        let to = Arc::new(to);
+        self.0.lock().push(Subscriber { channel: Arc::clone(channel), to: Arc::downgrade(&to) });
+        to
     }
 }
 
@@ -146,22 +163,21 @@ impl std::fmt::Debug for Subscribers {
     }
 }
 
-impl Subscriber {
+impl Channel {
     fn add(&self, event: Event) {
         let mut queue = self.queue.lock();
         queue.events.push_back(event);
-        if let To::Poll(fd) = &self.to {
+        if let Some(fd) = &self.poll {
             // Under the lock, as it is read. It can only fail where the counter is full, and then it is
             // readable as it should be.
             let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
         }
     }
 
-    fn deliver(&self) {
-        let To::Callback(callback) = &self.to else { return };
+    fn deliver(&self, callback: &Callback) {
         loop {
             let mut queue = self.queue.lock();
-            if queue.delivering {
+            if queue.delivering || queue.is_over {
                 return;
             }
             let Some(event) = queue.events.pop_front() else { return };
@@ -178,7 +194,14 @@ impl Subscriber {
 /// Keeps a callback alive. Dropping it ends the calls, but for one that is under way.
 #[must_use = "a subscription that is dropped hears nothing"]
 pub struct Subscription {
-    _subscriber: Arc<Subscriber>,
+    channel: Arc<Channel>,
+    _to: Arc<To>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.channel.queue.lock().is_over = true;
+    }
 }
 
 impl std::fmt::Debug for Subscription {
@@ -188,12 +211,15 @@ impl std::fmt::Debug for Subscription {
 }
 
 /// Events to be taken one by one. Its descriptor can be polled: readable while there is one.
-pub struct Events(Arc<Subscriber>);
+pub struct Events {
+    channel: Arc<Channel>,
+    _to: Arc<To>,
+}
 
 impl Events {
     /// The next event, if there is one. Does not block.
     pub fn try_next(&self) -> Option<Event> {
-        let mut queue = self.0.queue.lock();
+        let mut queue = self.channel.queue.lock();
         let event = queue.events.pop_front();
         if queue.events.is_empty() {
             // Under the lock: an event that comes after is signalled anew.
@@ -207,7 +233,8 @@ impl Events {
     /// # Errors
     /// What `poll` says.
     pub fn next_within(&self, timeout: Duration) -> Result<Option<Event>> {
-        let deadline = Instant::now() + timeout;
+        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+        let deadline = Instant::now() + timeout.min(LONGEST);
         loop {
             if let Some(event) = self.try_next() {
                 return Ok(Some(event));
@@ -227,10 +254,7 @@ impl Events {
 
 impl AsFd for Events {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0.to {
-            To::Poll(fd) => fd.as_fd(),
-            To::Callback(_) => unreachable!("only what is polled is given out as events"),
-        }
+        self.channel.poll.as_ref().expect("what is polled has an eventfd").as_fd()
     }
 }
 

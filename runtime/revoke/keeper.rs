@@ -25,11 +25,11 @@ use peervram_backends::{Error, Exporter, Kind};
 use super::call::Call;
 use super::entry::{Entry, names};
 use super::event::What;
+use super::held;
 use super::machine::{
     Action, AttachmentId, Change, ChangeId, DeviceId, ExportId, Input, Machine, Refusal, State, Terms,
 };
 use super::stuck::{CallThread, Stuck};
-use super::{RevokeCause, held};
 use crate::Result;
 use crate::export::Lent;
 use crate::gate::Gate;
@@ -275,10 +275,10 @@ impl Keeper {
         }
         while kept.changes.get(&change).is_some_and(|progress| !progress.call && progress.done.is_none()) {
             // Somebody is late. The machine's deadline is a little before this one, or a little after.
-            if let Some(left) = kept.machine.next_deadline().and_then(|at| at.checked_sub(self.now())) {
+            if let Some(left) = kept.machine.deadline(change).and_then(|at| at.checked_sub(self.now())) {
                 (kept, _) = wait_until(&self.changed, kept, Instant::now() + left);
             }
-            self.handle(&mut kept, Input::Tick);
+            self.handle(&mut kept, Input::Tick { change });
         }
     }
 
@@ -373,7 +373,7 @@ impl Keeper {
             let timed_out;
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
             if timed_out {
-                self.handle(&mut kept, Input::Tick);
+                self.handle(&mut kept, Input::Tick { change });
                 limit = Instant::now() + terms.call_limit;
             }
         }
@@ -405,9 +405,7 @@ impl Keeper {
                 | Action::Tear { attachment, generation, cause } => {
                     (attachment, &|gate| gate.shut(*generation, *cause))
                 }
-                Action::Gone { attachment, generation } => {
-                    (attachment, &|gate| gate.shut(*generation, RevokeCause::ExporterGone))
-                }
+                Action::Gone { attachment, generation } => (attachment, &|gate| gate.bury(*generation)),
                 Action::Late { change, attachments } => {
                     kept.note_late(*change, attachments);
                     continue;

@@ -139,8 +139,9 @@ pub(crate) enum Input {
     Answered { attachment: AttachmentId, change: ChangeId },
     /// The call of a change came back, whatever it said.
     Returned { change: ChangeId, after: Vec<(DeviceId, After)> },
-    /// Time passed, and everyone has had the chance to answer: who has not, and should have, is late.
-    Tick,
+    /// Time passed, and everyone has had the chance to answer to that change: who has not, and should have,
+    /// is late.
+    Tick { change: ChangeId },
 }
 
 /// Why a change, or an attachment, is refused.
@@ -275,14 +276,14 @@ impl Machine {
                 }
             }
             Input::Returned { change, after } => self.returned(change, &after, &mut actions),
-            Input::Tick => self.pass_deadlines(now, &mut actions),
+            Input::Tick { change } => self.pass_deadline(change, now, &mut actions),
         }
         actions
     }
 
-    /// When to say [`Input::Tick`] at the latest.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        self.changes.values().filter_map(|pending| pending.deadline).min()
+    /// When to say [`Input::Tick`] of a change.
+    pub fn deadline(&self, change: ChangeId) -> Option<Duration> {
+        self.changes.get(&change)?.deadline
     }
 
     /// Where a device is; none where it is closed.
@@ -426,24 +427,22 @@ impl Machine {
         actions.push(Action::Call { change });
     }
 
-    fn pass_deadlines(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        let is_late = |pending: &Pending| pending.deadline.is_some_and(|deadline| deadline <= now);
-        let late: Vec<ChangeId> =
-            self.changes.iter().filter(|(_, pending)| is_late(pending)).map(|(change, _)| *change).collect();
-        for change in late {
-            if !self.is_draining(change) {
-                self.changes.get_mut(&change).expect("it was found above").deadline = None;
-                actions.push(Action::Stuck { change });
-                continue;
-            }
-            let pending = &self.changes[&change];
-            let late: Vec<AttachmentId> = pending.unanswered.iter().copied().collect();
-            let must_be_freed = late.iter().any(|id| self.attachments[id].free_before);
-            actions.push(Action::Late { change, attachments: late.clone() });
-            match pending.at_deadline {
-                AtDeadline::GoOn if !must_be_freed => self.call(change, now, actions),
-                AtDeadline::GoOn | AtDeadline::CallOff => self.call_off(change, late, actions),
-            }
+    fn pass_deadline(&mut self, change: ChangeId, now: Duration, actions: &mut Vec<Action>) {
+        if self.deadline(change).is_none_or(|deadline| deadline > now) {
+            return;
+        }
+        if !self.is_draining(change) {
+            self.changes.get_mut(&change).expect("it has a deadline").deadline = None;
+            actions.push(Action::Stuck { change });
+            return;
+        }
+        let pending = &self.changes[&change];
+        let late: Vec<AttachmentId> = pending.unanswered.iter().copied().collect();
+        let must_be_freed = late.iter().any(|id| self.attachments[id].free_before);
+        actions.push(Action::Late { change, attachments: late.clone() });
+        match pending.at_deadline {
+            AtDeadline::GoOn if !must_be_freed => self.call(change, now, actions),
+            AtDeadline::GoOn | AtDeadline::CallOff => self.call_off(change, late, actions),
         }
     }
 

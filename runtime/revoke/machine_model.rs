@@ -98,15 +98,14 @@ impl Model for World {
             }
         }
         actions.extend(inputs.into_iter().map(|input| (input, false)));
-        if moment.machine.next_deadline().is_some() {
-            actions.push((Input::Tick, true));
-        }
+        let ticks = moment.observer.changes().filter(|change| moment.machine.deadline(*change).is_some());
+        actions.extend(ticks.map(|change| (Input::Tick { change }, true)));
     }
 
     fn next_state(&self, moment: &Moment, (input, time_passes): (Input, bool)) -> Option<Moment> {
         let mut next = moment.clone();
-        if time_passes {
-            next.now = next.machine.next_deadline()?.max(next.now);
+        if let (true, Input::Tick { change }) = (time_passes, &input) {
+            next.now = next.machine.deadline(*change)?.max(next.now);
         }
         match input {
             Input::Attach { .. } => next.attached += 1,

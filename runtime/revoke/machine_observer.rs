@@ -74,6 +74,11 @@ impl Observer {
         self.changes.iter().filter(|(_, asked)| !asked.called).map(|(id, _)| *id)
     }
 
+    /// Changes that are not over.
+    pub fn changes(&self) -> impl Iterator<Item = ChangeId> + '_ {
+        self.changes.keys().copied()
+    }
+
     pub fn has_export(&self, export: ExportId) -> bool {
         self.exports.contains_key(&export)
     }
@@ -144,7 +149,7 @@ impl Observer {
                     *answered = true;
                 }
             }
-            Input::Export { .. } | Input::Returned { .. } | Input::Tick => {}
+            Input::Export { .. } | Input::Returned { .. } | Input::Tick { .. } => {}
         }
     }
 
@@ -290,9 +295,8 @@ impl Observer {
                 return Err(format!("{ghost:?} is still known"));
             }
         }
-        let is_draining = |asked: &Asked| !asked.called;
-        if self.changes.values().any(is_draining) && after.next_deadline().is_none() {
-            return Err("a drain without a deadline".into());
+        if let Some(change) = self.uncalled().find(|change| after.deadline(*change).is_none()) {
+            return Err(format!("{change:?} drains without a deadline"));
         }
         Ok(())
     }

@@ -136,7 +136,8 @@ impl Life {
             }
             Happening::Wait(ms) => {
                 self.now += Duration::from_millis(ms);
-                self.take(&Input::Tick)
+                let changes: Vec<ChangeId> = self.observer.changes().collect();
+                changes.into_iter().try_for_each(|change| self.take(&Input::Tick { change }))
             }
         }
     }

@@ -220,6 +220,101 @@ fn a_lost_signal_is_named_and_can_be_given_up() {
 }
 
 #[test]
+fn work_that_outlives_its_attachment_keeps_the_import_and_no_longer() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let (reader, flag) = (Arc::clone(attachment.importer()), Flag::new());
+    drop(attachment.enter().unwrap().finish_when(flag.clone()));
+    attachment.detach().unwrap();
+    assert_eq!(reader.alive(), 1);
+    assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::StillInUse);
+    flag.set();
+    let deadline = Instant::now() + PATIENCE;
+    while reader.alive() > 0 {
+        assert!(Instant::now() < deadline, "it is never freed");
+        thread::sleep(Duration::from_millis(1));
+    }
+    reset(&lender, PATIENCE).unwrap();
+    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+}
+
+#[test]
+fn giving_work_up_ends_the_wait_for_it() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    let in_flight = attachment.enter().unwrap().finish_when(Flag::new());
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(SHORT);
+            in_flight.abandon();
+        });
+        reset(&lender, PATIENCE).unwrap();
+    });
+    assert!(begun.elapsed() < PATIENCE / 2);
+}
+
+#[test]
+fn an_importer_that_panics_while_freeing_does_not_end_the_revoke() {
+    struct Clumsy;
+    impl peervram_backends::Importer for Clumsy {
+        type Memory = ();
+        fn name(&self) -> String {
+            "clumsy".into()
+        }
+        fn on_revoke(&self) -> OnRevoke {
+            OnRevoke::FreeBefore
+        }
+        fn governed_by_p2pdma(&self) -> bool {
+            false
+        }
+        fn import(&self, _: &peervram_backends::DmaBuf) -> Result<()> {
+            Ok(())
+        }
+        fn release(&self, (): ()) -> Result<()> {
+            panic!("an importer's own fault")
+        }
+    }
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Arc::new(Clumsy), Trust::Unverified).unwrap();
+    reset(&lender, PATIENCE).unwrap();
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(attachment.generation(), 2);
+}
+
+#[test]
+fn memory_is_not_gone_before_it_is() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+    let (leave, holder) = hold_inside(&attachment);
+    let events = export.events().unwrap();
+    let closing = thread::spawn(move || lender.close(PATIENCE).map_err(|(_, error)| error));
+    assert!(matches!(events.next_within(PATIENCE).unwrap().unwrap().what, What::Draining { .. }));
+    let revoked = attachment.enter().unwrap_err();
+    assert_eq!(revoked.cause, RevokeCause::ExporterGone);
+    assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
+    leave.send(()).unwrap();
+    holder.join().unwrap();
+    closing.join().unwrap().unwrap();
+    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+}
+
+#[test]
+fn a_callback_may_hold_the_last_of_its_attachment() {
+    for _ in 0..300 {
+        let (lender, export) = Card::lend();
+        let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
+        let held = Arc::clone(&attachment);
+        let subscription = attachment.on_event(move |_| assert!(held.generation() < 9));
+        drop(attachment);
+        thread::scope(|scope| {
+            scope.spawn(move || drop(subscription));
+            reset(&lender, PATIENCE).unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_call_that_fails_has_revoked() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();

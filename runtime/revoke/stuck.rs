@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::fs;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -79,9 +79,21 @@ impl CallThread {
 /// machine, and somebody may have one of them for long. No revoke waits for that.
 fn attached_to(inodes: Vec<u64>) -> Option<Result<Vec<Attached>, Unread>> {
     const LIMIT: Duration = Duration::from_millis(100);
+    /// One thread at most hangs there.
+    static IS_ASKING: AtomicBool = AtomicBool::new(false);
+    if IS_ASKING.swap(true, Ordering::AcqRel) {
+        return None;
+    }
     let (tell, told) = mpsc::channel();
-    let ask = move || tell.send(Census::attached_to(&inodes));
-    std::thread::Builder::new().name("peervram-census".into()).spawn(ask).ok()?;
+    let ask = move || {
+        // Nobody may listen any more.
+        let _ = tell.send(Census::attached_to(&inodes));
+        IS_ASKING.store(false, Ordering::Release);
+    };
+    if std::thread::Builder::new().name("peervram-census".into()).spawn(ask).is_err() {
+        IS_ASKING.store(false, Ordering::Release);
+        return None;
+    }
     told.recv_timeout(LIMIT).ok()
 }
 

@@ -37,6 +37,9 @@ const TERMS: Terms = Terms {
     call_limit: Duration::from_secs(10),
 };
 
+/// When what could not be given up is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// A thread that waits. Dropping it ends the thread, but for a revoke that it is in.
 pub(crate) struct Watcher {
     stop: Arc<OwnedFd>,
@@ -107,14 +110,14 @@ fn start(
         let stop = Arc::clone(&watcher.stop);
         std::thread::Builder::new()
             .name("peervram-watch".into())
-            .spawn(move || watch(&stop, watched, &lent))
+            .spawn(move || watch(&stop, &watched, &lent))
             .map_err(|error| Error::os("start a watcher", error))?;
         Ok(watcher)
     };
     started().inspect_err(|error| tracing::error!(%error, device = &*entry.name, "nobody watches")).ok()
 }
 
-fn watch(stop: &OwnedFd, mut watched: Vec<(OwnedFd, RevokeCause)>, lent: &Lent) {
+fn watch(stop: &OwnedFd, watched: &[(OwnedFd, RevokeCause)], lent: &Lent) {
     loop {
         let mut fds: Vec<PollFd<'_>> = std::iter::once(stop.as_fd())
             .chain(watched.iter().map(|(fd, _)| fd.as_fd()))
@@ -139,13 +142,14 @@ fn watch(stop: &OwnedFd, mut watched: Vec<(OwnedFd, RevokeCause)>, lent: &Lent) 
             let _ = rustix::io::read(fd, &mut [0; 8]);
         }
         match lent.take_back(*cause) {
-            // The kernel asks again every ten seconds, until it has the device.
-            Err(error) => tracing::error!(%error, device = &*lent.entry.name, "not given up"),
+            // The kernel asks again every ten seconds, until it has the device. An owner that ended says no
+            // more than that.
+            Err(error) => {
+                tracing::error!(%error, device = &*lent.entry.name, "not given up");
+                std::thread::sleep(AGAIN);
+            }
             Ok(()) if *cause == RevokeCause::DeviceError => {}
             Ok(()) => return,
-        }
-        if *cause == RevokeCause::ExporterGone {
-            watched.remove(at);
         }
     }
 }
