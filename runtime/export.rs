@@ -161,11 +161,12 @@ impl Lent {
     /// (`dma_buf_phys_vec_to_sgt`). VT-d then says EADDRINUSE; virtio-iommu says nothing, and the importer
     /// gets addresses with nothing behind them (both seen on Linux 7.3).
     fn check_several_ranges<I: Importer>(&self, importer: &I) -> Result<()> {
+        if self.aperture.ranges().as_slice().len() < 2 {
+            return Ok(());
+        }
         let exporter = self.entry.exporter().ok().and_then(|device| device.pci_address());
         let (Some(exporter), Some(address)) = (exporter, importer.pci_address()) else { return Ok(()) };
-        let several = self.aperture.ranges().as_slice().len() > 1;
-        if several
-            && importer.governed_by_p2pdma()
+        if importer.governed_by_p2pdma()
             && pci::is_translated(address)
             && !pci::share_a_bridge(exporter, address)
         {

@@ -10,7 +10,7 @@ mod real {
     use super::{Duration, Instant};
 
     pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
-    pub(crate) use std::sync::atomic;
+    pub(crate) use std::sync::{atomic, mpsc};
     pub(crate) use std::thread;
     pub(crate) use std::thread_local;
 
@@ -34,8 +34,8 @@ mod real {
 mod real {
     use super::{Duration, Instant};
 
-    pub(crate) use shuttle::sync::atomic;
     pub(crate) use shuttle::sync::{Condvar, MutexGuard};
+    pub(crate) use shuttle::sync::{atomic, mpsc};
     pub(crate) use shuttle::thread;
     pub(crate) use shuttle::thread_local;
 

@@ -20,9 +20,9 @@ use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Importer, RawBytes, drm, page_size_bytes, vfio,
 };
 use peervram::{Lender, Trust};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 use crate::machine::Machine;
+use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
 use crate::samples::Samples;
 
@@ -142,31 +142,6 @@ fn take_by_backends(
         })?;
     }
     Ok(())
-}
-
-/// This thread, and programs that it starts, on one CPU until dropped.
-///
-/// A crossing waits for the importing device. Whoever happens to run on the CPU that takes its
-/// interrupts is woken sooner, and keeps that advantage for as long as the machine is up.
-struct Pinned {
-    before: CpuSet,
-}
-
-impl Pinned {
-    fn to_this_cpu() -> Result<Pinned> {
-        let before = sched_getaffinity(None).context("asking which CPUs this thread may use")?;
-        let mut this = CpuSet::new();
-        this.set(sched_getcpu());
-        sched_setaffinity(None, &this).context("staying on one CPU")?;
-        Ok(Pinned { before })
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Where that fails, what is measured next runs on one CPU too.
-        sched_setaffinity(None, &self.before).ok();
-    }
 }
 
 /// The C program, waiting for its turn.

@@ -1,17 +1,21 @@
-//! What a crossing costs: peervram against the same calls made raw, large against small, and what
-//! building a mapping takes; what a driver costs against none. Ratios within one run, by medians; no figure of another machine.
+//! What a crossing costs, and taking memory back: peervram against the same calls made raw, large against
+//! small, and what building a mapping or using memory takes; what a driver costs against none. Ratios within
+//! one run, by medians; no figure of another machine.
 //!
-//! [`machine`] finds the devices, [`crossing`], [`descriptors`], [`host_pointer`] and [`mapping`]
-//! measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual machine; it runs
-//! as well where there is a real device, or none.
+//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`descriptors`], [`access`], [`host_pointer`] and
+//! [`mapping`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
+//! machine; it runs as well where there is a real device, or none.
 #![forbid(unsafe_code)]
 
+mod access;
 mod crossing;
 mod descriptors;
 mod host_pointer;
 mod machine;
 mod mapping;
+mod pinned;
 mod report;
+mod revoke;
 mod samples;
 
 use std::num::NonZero;
@@ -26,7 +30,7 @@ use peervram::backends::{PciAddress, vfio};
 use machine::Machine;
 use report::Report;
 
-/// Something was tried and went wrong, or a ratio is over its limit.
+/// Something was tried and went wrong, or a figure is over its limit.
 const FAILED: u8 = 1;
 /// Nothing of what was asked for can be measured here.
 const CANNOT_RUN_HERE: u8 = 4;
@@ -38,7 +42,7 @@ const CANNOT_RUN_HERE: u8 = 4;
 #[derive(Parser)]
 #[command(
     name = "peervram-benches",
-    after_help = "Exit codes: 0 every ratio is within its limit; 1 one is over it, or something \
+    after_help = "Exit codes: 0 everything is within its limit; 1 something is not, or \
 failed; 2 usage; 4 nothing of this can be measured here.
 
 Examples:
@@ -64,9 +68,12 @@ struct Arguments {
     /// How often both sides of a ratio take their turn
     #[arg(long, default_value = "15")]
     rounds: NonZero<usize>,
-    /// How many crossings, attaches or batches of each side a round has
+    /// How many crossings, attaches or batches of each side a round has; resets and mappings are fewer
     #[arg(long, default_value = "600")]
     cycles: NonZero<usize>,
+    /// The CPU is emulated: times by themselves are shown, and have no limit
+    #[arg(long)]
+    emulated: bool,
     /// After the table print the figures, every round's, as one line of JSON
     #[arg(long)]
     json: bool,
@@ -77,12 +84,23 @@ struct Arguments {
 enum What {
     /// Export, import into a DRM node and close, against the same calls made raw in C
     Crossing,
+    /// Reset the lender while a DRM node has 1, 8 or 64 imports, against the same ioctl made raw
+    Revoke,
+    /// Enter and finish an access, while nobody takes memory back
+    Access,
     /// Attach Vulkan by host pointer, 256 MiB against 4 KiB
     HostPointer,
     /// Map the lender's memory and touch every page
     Mapping,
     /// Give a model GPU's engine descriptors through its driver, against the same written by hand
     Descriptors,
+}
+
+impl What {
+    /// Whether host memory will do as well as a VFIO device.
+    fn takes_any_lender(&self) -> bool {
+        matches!(self, What::Access | What::HostPointer | What::Mapping)
+    }
 }
 
 fn main() -> ExitCode {
@@ -107,21 +125,24 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if chosen.contains(&What::Crossing) {
         crossing::measure(&machine, arguments.raw.as_deref(), &mut report)?;
     }
+    if chosen.contains(&What::Revoke) {
+        revoke::measure(&machine, &mut report)?;
+    }
     if chosen.contains(&What::Descriptors) {
         descriptors::measure(&machine, &mut report)?;
     }
     match &machine {
         // Opening the device for nothing would reset it for nothing.
-        _ if chosen.iter().all(|what| matches!(what, What::Crossing | What::Descriptors)) => {}
+        _ if !chosen.iter().any(What::takes_any_lender) => {}
         Machine::Vfio { address, region, .. } => {
             let device = vfio::Device::open(*address)?;
             let region = device.region(*region)?.clone();
-            measure_memory(&Lender::new(device), &region, chosen, &mut report)?;
+            measure_memory(&Lender::new(device), &region, chosen, arguments.emulated, &mut report)?;
         }
         Machine::Host => {
             let memory = machine::host_memory()?;
             let region = memory.region().clone();
-            measure_memory(&Lender::new(memory), &region, chosen, &mut report)?;
+            measure_memory(&Lender::new(memory), &region, chosen, arguments.emulated, &mut report)?;
         }
     }
 
@@ -142,8 +163,12 @@ fn measure_memory<E: peervram::backends::Exporter>(
     lender: &Lender<E>,
     region: &peervram::backends::Region,
     chosen: &[What],
+    emulated: bool,
     report: &mut Report,
 ) -> Result<()> {
+    if chosen.contains(&What::Access) {
+        access::measure(lender, region, !emulated, report)?;
+    }
     if chosen.contains(&What::HostPointer) {
         host_pointer::measure(lender, region, report)?;
     }

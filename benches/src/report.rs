@@ -22,9 +22,17 @@ pub struct Report {
     skipped: Vec<Skip>,
 }
 
-/// One thing that was measured, against another.
+/// One thing that was measured.
 #[derive(Debug, Serialize)]
-struct Row {
+#[serde(tag = "kind", rename_all = "lowercase")]
+enum Row {
+    Ratio(Ratio),
+    Figure(Figure),
+}
+
+/// One thing that was measured against another.
+#[derive(Debug, Serialize)]
+struct Ratio {
     what: String,
     against: &'static str,
     unit: Unit,
@@ -47,6 +55,22 @@ pub struct Round {
     pub ours: f64,
     /// Of what it is compared with.
     pub theirs: f64,
+}
+
+/// One thing that was measured by itself.
+#[derive(Debug, Serialize)]
+struct Figure {
+    what: String,
+    unit: Unit,
+    /// Median of the rounds' medians.
+    ours: f64,
+    least: f64,
+    most: f64,
+    /// In the same unit.
+    limit: Option<f64>,
+    verdict: Option<Verdict>,
+    /// The median of each round.
+    rounds: Vec<f64>,
 }
 
 /// What the figures of a row are.
@@ -87,7 +111,7 @@ impl Report {
         }
     }
 
-    /// Adds a row: `what`, measured `against` something else, in `rounds`, whose median ratio may be
+    /// Adds a row of a ratio: `what`, measured `against` something else, in `rounds`, whose median ratio may be
     /// `limit` at most.
     pub fn row(
         &mut self,
@@ -100,7 +124,7 @@ impl Report {
         let of = |figure: fn(&Round) -> f64| rounds.iter().map(figure).collect::<Samples>();
         let ratios = of(|round| round.ours / round.theirs);
         let ratio = ratios.median();
-        self.rows.push(Row {
+        self.rows.push(Row::Ratio(Ratio {
             what: what.into(),
             against,
             unit,
@@ -110,10 +134,25 @@ impl Report {
             ratio_least: ratios.least(),
             ratio_most: ratios.most(),
             limit,
-            // Not a number, were there one, is no pass.
-            verdict: limit.map(|limit| if ratio <= limit { Verdict::Ok } else { Verdict::Over }),
+            verdict: limit.map(|limit| Verdict::of(ratio, limit)),
             rounds,
-        });
+        }));
+    }
+
+    /// Adds a row of `what` by itself: a median for each of `rounds`, whose median may be `limit` at most.
+    pub fn figure(&mut self, what: impl Into<String>, unit: Unit, rounds: Vec<f64>, limit: Option<f64>) {
+        let of_rounds: Samples = rounds.iter().copied().collect();
+        let ours = of_rounds.median();
+        self.rows.push(Row::Figure(Figure {
+            what: what.into(),
+            unit,
+            ours,
+            least: of_rounds.least(),
+            most: of_rounds.most(),
+            limit,
+            verdict: limit.map(|limit| Verdict::of(ours, limit)),
+            rounds,
+        }));
     }
 
     /// Says that something cannot be measured here.
@@ -126,9 +165,9 @@ impl Report {
         self.rows.is_empty()
     }
 
-    /// Whether a ratio is over its limit.
+    /// Whether a row is over its limit.
     pub fn is_over(&self) -> bool {
-        self.rows.iter().any(|row| row.verdict == Some(Verdict::Over))
+        self.rows.iter().any(|row| row.verdict() == Some(Verdict::Over))
     }
 
     /// Prints the table.
@@ -141,7 +180,7 @@ impl Report {
         let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
         writeln!(
             output,
-            "{}; Linux {}, {} CPUs; {} rounds of {} cycles, medians; spread: the rounds' ratios\n",
+            "{}; Linux {}, {} CPUs; {} rounds of {} cycles, medians; spread: of the rounds\n",
             self.lender, self.kernel_release, self.cpus, self.rounds, self.cycles
         )?;
         for (number, line) in lines.iter().enumerate() {
@@ -172,23 +211,44 @@ impl Report {
 }
 
 impl Row {
+    fn verdict(&self) -> Option<Verdict> {
+        match self {
+            Row::Ratio(ratio) => ratio.verdict,
+            Row::Figure(figure) => figure.verdict,
+        }
+    }
+
     fn cells(&self) -> [String; 8] {
-        [
-            self.what.clone(),
-            self.unit.show(self.ours),
-            self.against.into(),
-            self.unit.show(self.theirs),
-            format!("{:.2}", self.ratio),
-            format!("{:.2}-{:.2}", self.ratio_least, self.ratio_most),
-            self.limit.map_or_else(String::new, |limit| format!("{limit:.2}")),
-            self.verdict.map_or("", Verdict::word).into(),
-        ]
+        let verdict = self.verdict().map_or("", Verdict::word).into();
+        match self {
+            Row::Ratio(ratio) => [
+                ratio.what.clone(),
+                ratio.unit.show(ratio.ours),
+                ratio.against.into(),
+                ratio.unit.show(ratio.theirs),
+                format!("{:.2}", ratio.ratio),
+                format!("{:.2}-{:.2}", ratio.ratio_least, ratio.ratio_most),
+                ratio.limit.map_or_else(String::new, |limit| format!("{limit:.2}")),
+                verdict,
+            ],
+            Row::Figure(figure) => [
+                figure.what.clone(),
+                figure.unit.show(figure.ours),
+                String::new(),
+                String::new(),
+                String::new(),
+                format!("{}-{}", figure.unit.show(figure.least), figure.unit.show(figure.most)),
+                figure.limit.map_or_else(String::new, |limit| figure.unit.show(limit)),
+                verdict,
+            ],
+        }
     }
 }
 
 impl Unit {
     fn show(self, figure: f64) -> String {
         match self {
+            Unit::Ns if figure < 1e3 => format!("{figure:.1} ns"),
             Unit::Ns => format!("{:.1} us", figure / 1e3),
             Unit::NsPerMib => format!("{figure:.0} ns/MiB"),
         }
@@ -196,6 +256,11 @@ impl Unit {
 }
 
 impl Verdict {
+    fn of(figure: f64, limit: f64) -> Verdict {
+        // Not a number, were there one, is no pass.
+        if figure <= limit { Verdict::Ok } else { Verdict::Over }
+    }
+
     fn word(self) -> &'static str {
         match self {
             Verdict::Ok => "ok",
@@ -228,9 +293,26 @@ mod tests {
     }
 
     #[test]
+    fn a_figure_by_itself_has_a_limit_of_its_unit() {
+        let mut report = Report::new(3, 1);
+        report.figure("a", Unit::Ns, vec![50.0, 59.0, 4000.0], Some(60.0));
+        report.figure("a", Unit::Ns, vec![4000.0], None);
+        assert!(!report.is_over());
+        let mut text = Vec::new();
+        report.print(&mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("50.0 ns-4.0 us  60.0 ns  ok"), "{text}");
+        report.figure("a", Unit::Ns, vec![61.0], Some(60.0));
+        assert!(report.is_over());
+    }
+
+    #[test]
     fn no_figures_are_no_pass() {
         let mut report = Report::new(1, 1);
         report.row("a", "b", Unit::Ns, Vec::new(), Some(1.1));
+        assert!(report.is_over());
+        let mut report = Report::new(1, 1);
+        report.figure("a", Unit::Ns, Vec::new(), Some(60.0));
         assert!(report.is_over());
     }
 }

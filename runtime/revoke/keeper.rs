@@ -1,11 +1,12 @@
 //! `Keeper`: does what the [`machine`](super::machine) decides.
 //!
 //! ```text
-//! the caller's thread                                a thread of its own, for the call
+//! the caller's thread                                a thread for calls
 //!   ask -> gates close, everyone is told
 //!   wait for each attachment, up to the deadline
 //!   free what must be freed first
-//!   hand over ------------------------------------->   owners quiesce
+//!   hand over ------------------------------------->   note who is attached
+//!   . that takes too long: hand over to another        owners quiesce
 //!   wait, up to the call's limit                       BARs under mappings become shadow memory
 //!   . not back: say what it waits for, and return      the call
 //!                                                      BARs come back, owners resume
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 use peervram_backends::{Error, Exporter, Kind};
 
 use super::call::Call;
+use super::call_threads::CallThreads;
 use super::entry::{Entry, names};
 use super::event::What;
 use super::held;
@@ -33,7 +35,7 @@ use super::stuck::{CallThread, Stuck};
 use crate::Result;
 use crate::export::Lent;
 use crate::gate::Gate;
-use crate::sync::{Condvar, Mutex, MutexGuard, thread, wait_until};
+use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
 
 /// An attachment, as a revoke sees it.
 pub(crate) trait Gated: Send + Sync {
@@ -52,6 +54,7 @@ pub(crate) struct Keeper {
     state: Mutex<Kept>,
     /// Some change went on.
     changed: Condvar,
+    threads: CallThreads,
 }
 
 struct Kept {
@@ -82,7 +85,8 @@ impl Default for Keeper {
             gated: HashMap::new(),
             changes: HashMap::new(),
         };
-        Self { start: Instant::now(), state: Mutex::new(kept), changed: Condvar::new() }
+        let (state, changed) = (Mutex::new(kept), Condvar::new());
+        Self { start: Instant::now(), state, changed, threads: CallThreads::default() }
     }
 }
 
@@ -200,29 +204,65 @@ impl Keeper {
             attachment.free();
         }
         let thread = Arc::new(CallThread::default());
-        let (keeper, of_call) = (Arc::clone(self), Arc::clone(&thread));
-        let carry_out = move || {
-            // Reading the kernel's list can stand in line behind a call of ours that hangs.
-            let others = keeper.state.lock().machine.is_calling_besides(change);
-            of_call.begin((!others).then_some(&call.entries));
-            keeper.carry_out(change, call);
-        };
-        // What could not be given to a thread runs here: `spawn` drops it, so it is kept outside.
-        let slot = Arc::new(Mutex::new(Some(carry_out)));
-        let of_thread = Arc::clone(&slot);
-        let take = move |slot: &Mutex<Option<_>>| slot.lock().take();
-        let spawned = thread::Builder::new().name("peervram-revoke".into()).spawn(move || {
-            if let Some(carry_out) = take(&of_thread) {
-                carry_out();
+        let limit = Instant::now() + terms.call_limit;
+        let call = Arc::new(Mutex::new(Some(call)));
+        // Reading the kernel's list can stand in line behind a call of ours that hangs.
+        let others = self.state.lock().machine.is_calling_besides(change);
+        self.hand_over(change, &call, &thread, (!others).then(|| entries.clone()));
+        if !others {
+            self.insist(change, &call, &thread, limit);
+        }
+        self.wait(change, tried, &entries, terms, &thread, limit)
+    }
+
+    /// Has the call made by a thread for calls, which first notes who is attached to memory of `asked_of`.
+    fn hand_over(
+        self: &Arc<Self>,
+        change: ChangeId,
+        call: &Arc<Mutex<Option<Call>>>,
+        thread: &Arc<CallThread>,
+        asked_of: Option<Vec<Arc<Entry>>>,
+    ) {
+        let (keeper, call, thread) = (Arc::clone(self), Arc::clone(call), Arc::clone(thread));
+        let work = Box::new(move || {
+            if let Some(entries) = asked_of {
+                thread.ask(&entries);
+            }
+            // Where asking took too long, another thread has it.
+            let taken = call.lock().take();
+            if let Some(call) = taken {
+                thread.begin();
+                keeper.carry_out(change, call);
             }
         });
-        if let Err(error) = spawned {
+        if let Err((work, error)) = self.threads.run(work) {
             tracing::error!(%error, "no thread for a revoking call: it is made on the caller's");
-            if let Some(carry_out) = take(&slot) {
-                carry_out();
-            }
+            work();
         }
-        self.wait(change, tried, &entries, terms, &thread)
+    }
+
+    /// Hands the call over once more, where the kernel does not list in time who is attached: its list is
+    /// behind the locks of every dma-buf of the machine, and somebody may have one of them for long. No
+    /// revoke waits for that.
+    fn insist(
+        self: &Arc<Self>,
+        change: ChangeId,
+        call: &Arc<Mutex<Option<Call>>>,
+        thread: &Arc<CallThread>,
+        limit: Instant,
+    ) {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let limit = limit.min(Instant::now() + PATIENCE);
+        let mut kept = self.state.lock();
+        let mut timed_out = false;
+        while !timed_out && kept.changes.get(&change).is_some_and(|progress| progress.done.is_none()) {
+            (kept, timed_out) = wait_until(&self.changed, kept, limit);
+        }
+        drop(kept);
+        let is_left = call.lock().is_some();
+        if is_left {
+            self.hand_over(change, call, thread, None);
+        }
     }
 
     /// Closes the gates of everyone attached; says who must answer.
@@ -345,8 +385,8 @@ impl Keeper {
         entries: &[Arc<Entry>],
         terms: Terms,
         thread: &CallThread,
+        mut limit: Instant,
     ) -> Result<()> {
-        let mut limit = Instant::now() + terms.call_limit;
         let mut kept = self.state.lock();
         loop {
             let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };

@@ -11,6 +11,7 @@
 //! - [`watch`] hears of what is not ours: the kernel wants a device back, it failed, its owner ended.
 
 pub(crate) mod call;
+mod call_threads;
 mod cause;
 pub(crate) mod entry;
 pub(crate) mod event;

@@ -6,12 +6,12 @@
 
 use std::fmt;
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use peervram_backends::holders::{Attached, Census, Unread};
+use peervram_backends::holders::{Attachments, Census, Unread};
 
 use super::entry::Entry;
 use crate::{Error, Kind};
@@ -50,19 +50,28 @@ struct Before {
     /// Of the device's dma-bufs.
     inodes: Vec<u64>,
     /// None where the kernel did not say, or was not asked.
-    attached: Option<Result<Vec<Attached>, Unread>>,
+    attachments: Option<Result<Attachments, Unread>>,
 }
 
 impl CallThread {
-    /// Said by the thread itself, before it makes the call. The devices are none where their importers cannot
-    /// be asked for safely.
-    pub fn begin(&self, entries: Option<&Vec<Arc<Entry>>>) {
-        self.id.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
-        let Some(entries) = entries else { return };
+    /// Notes who is attached. Can wait for revokes of others; while one thread does, no other asks.
+    pub fn ask(&self, entries: &[Arc<Entry>]) {
+        static IS_ASKING: AtomicBool = AtomicBool::new(false);
+        if IS_ASKING.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let lent = entries.iter().flat_map(|entry| entry.lent());
         let inodes: Vec<u64> = lent.filter_map(|lent| lent.dma_buf()?.inode().ok()).collect();
-        let attached = if inodes.is_empty() { Some(Ok(Vec::new())) } else { attached_to(inodes.clone()) };
-        *self.before.lock() = Before { inodes, attached };
+        let is_empty = inodes.is_empty();
+        self.before.lock().inodes = inodes;
+        let attachments = if is_empty { Ok(Attachments::default()) } else { Attachments::read() };
+        IS_ASKING.store(false, Ordering::Release);
+        self.before.lock().attachments = Some(attachments);
+    }
+
+    /// Said by the thread itself, before it makes the call.
+    pub fn begin(&self) {
+        self.id.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
     }
 
     /// Where in the kernel it is.
@@ -75,28 +84,6 @@ impl CallThread {
     }
 }
 
-/// Who is attached, if the kernel says so in time: its list is behind the locks of every dma-buf of the
-/// machine, and somebody may have one of them for long. No revoke waits for that.
-fn attached_to(inodes: Vec<u64>) -> Option<Result<Vec<Attached>, Unread>> {
-    const LIMIT: Duration = Duration::from_millis(100);
-    /// One thread at most hangs there.
-    static IS_ASKING: AtomicBool = AtomicBool::new(false);
-    if IS_ASKING.swap(true, Ordering::AcqRel) {
-        return None;
-    }
-    let (tell, told) = mpsc::channel();
-    let ask = move || {
-        // Nobody may listen any more.
-        let _ = tell.send(Census::attached_to(&inodes));
-        IS_ASKING.store(false, Ordering::Release);
-    };
-    if std::thread::Builder::new().name("peervram-census".into()).spawn(ask).is_err() {
-        IS_ASKING.store(false, Ordering::Release);
-        return None;
-    }
-    told.recv_timeout(LIMIT).ok()
-}
-
 impl Stuck {
     pub(crate) fn describe(
         tried: &'static str,
@@ -107,15 +94,15 @@ impl Stuck {
         let census = Census::take_during_revoke();
         let mut unread: Vec<String> = Vec::new();
         let before = thread.before.lock();
-        let attached = match &before.attached {
-            Some(Ok(attached)) => &attached[..],
+        let attached = match &before.attachments {
+            Some(Ok(attachments)) => attachments.to(&before.inodes),
             Some(Err(gap)) => {
                 unread.push(gap.to_string());
-                &[]
+                Vec::new()
             }
             None => {
                 unread.push("the importers: the kernel did not list them in time, before the call".into());
-                &[]
+                Vec::new()
             }
         };
         let stack = thread.stack().unwrap_or_else(|why| {

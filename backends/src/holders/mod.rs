@@ -192,6 +192,31 @@ impl fmt::Display for Unread {
     }
 }
 
+/// Which devices are attached to which dma-bufs, and nothing else: bufinfo alone, which is read before
+/// every revoke. Kept as the kernel wrote it, because hardly ever somebody asks.
+#[derive(Debug, Clone, Default)]
+pub struct Attachments(String);
+
+impl Attachments {
+    /// Those of this moment. Blocks as [`Census::take`] can.
+    ///
+    /// # Errors
+    /// Why bufinfo cannot be read.
+    pub fn read() -> Result<Self, Unread> {
+        Machine::at(Path::new("/")).bufinfo().map(Self)
+    }
+
+    /// The devices attached to the buffers of those inodes.
+    pub fn to(&self, inodes: &[u64]) -> Vec<Attached> {
+        let rows = bufinfo::parse(&self.0);
+        let of_them = rows.into_iter().filter(|row| inodes.contains(&row.inode));
+        let mut attached: Vec<Attached> = of_them.flat_map(|row| row.attached).collect();
+        attached.sort();
+        attached.dedup();
+        attached
+    }
+}
+
 impl Census {
     /// Looks at every process, and at bufinfo.
     ///
@@ -206,20 +231,6 @@ impl Census {
     /// attached devices, nor mappings. [`unread`](Census::unread) says so.
     pub fn take_during_revoke() -> Self {
         Self::of(&Machine::at(Path::new("/")), false)
-    }
-
-    /// The devices attached to the buffers of those inodes, and nothing else: bufinfo alone is read, which is
-    /// quick enough to be done before every revoke. Blocks as [`take`](Census::take) can.
-    ///
-    /// # Errors
-    /// Why bufinfo cannot be read.
-    pub fn attached_to(inodes: &[u64]) -> Result<Vec<Attached>, Unread> {
-        let rows = bufinfo::parse(&Machine::at(Path::new("/")).bufinfo()?);
-        let of_them = rows.into_iter().filter(|row| inodes.contains(&row.inode));
-        let mut attached: Vec<Attached> = of_them.flat_map(|row| row.attached).collect();
-        attached.sort();
-        attached.dedup();
-        Ok(attached)
     }
 
     /// The dma-bufs that are, or may be, of this device's memory.

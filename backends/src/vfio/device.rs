@@ -1,5 +1,6 @@
 //! `Device`: a VFIO device that this process owns, or has adopted.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -28,6 +29,8 @@ pub struct Device {
     pub(super) can_reset: bool,
     mappings: LiveMappings,
     pub(super) power: Power,
+    /// Spelt once: that takes longer than telling the kernel.
+    pub(super) dma_buf_name: CString,
 }
 
 /// What a mapping keeps alive. The descriptor goes before the group or address space it is in.
@@ -109,6 +112,7 @@ impl Device {
             can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             mappings: LiveMappings::default(),
             power: Power::default(),
+            dma_buf_name: Self::name_of_dma_bufs(address),
         };
         let interface = device.interface().map_or("adoption", Interface::name);
         tracing::debug!(%address, interface, regions = device.regions.len(), "opened");

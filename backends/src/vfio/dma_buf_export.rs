@@ -12,7 +12,7 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_R
 use super::Device;
 use crate::pci::Function;
 use crate::uapi::vfio as uapi;
-use crate::{DmaBuf, DmaRanges, Error, Kind, Result};
+use crate::{DmaBuf, DmaRanges, Error, Kind, PciAddress, Result};
 
 const TRIED: &str = "export a dma-buf";
 
@@ -69,11 +69,15 @@ impl Device {
         // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
         let dma_buf = DmaBuf::of_size(fd, ranges.size_bytes());
         // So that whoever looks at /proc/PID/fdinfo or at bufinfo can tell whose memory it is.
-        let name = CString::new(format!("peervram {}", self.address())).expect("an address has no NUL");
-        if let Err(error) = dma_buf.set_name(&name) {
-            tracing::debug!(%error, ?name, "could not name a dma-buf");
+        if let Err(error) = dma_buf.set_name(&self.dma_buf_name) {
+            tracing::debug!(%error, name = ?self.dma_buf_name, "could not name a dma-buf");
         }
         Ok(dma_buf)
+    }
+
+    /// What a device's dma-bufs are called.
+    pub(super) fn name_of_dma_bufs(address: PciAddress) -> CString {
+        CString::new(format!("peervram {address}")).expect("an address has no NUL")
     }
 
     fn explain(&self, errno: Errno, region_index: u32) -> Error {

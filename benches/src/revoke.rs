@@ -1,0 +1,123 @@
+//! A revoke: `Lender::reset` against `vfio::Device::reset`, which is the bare ioctl, while the same
+//! memory is imported as often.
+//!
+//! Each export is a page of its own and is imported by the DRM node, so that the kernel has as many
+//! dma-bufs to take back, each with one attachment. Both ways take turns at one device and at the
+//! same dma-bufs. A turn imports all of them, by `Export::attach` or by `drm::Node::import`; resets the
+//! device, which alone is timed; and frees the imports, which are dead then. So neither way has imports
+//! of the other, and a reset that the library does not know of finds nobody who relies on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, RawBytes, drm, page_size_bytes, vfio};
+use peervram::{Export, Lender, Trust};
+
+use crate::machine::Machine;
+use crate::pinned::Pinned;
+use crate::report::{Report, Round, Unit};
+use crate::samples::Samples;
+
+/// What peervram may add to the raw call.
+const LIMIT: f64 = 1.2;
+
+/// How many attachments there are.
+const COUNTS: [u64; 3] = [1, 8, 64];
+
+/// Resets of each way in a round: one takes tens of milliseconds.
+const TURNS: usize = 6;
+
+/// Long enough for anything that does not hang.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Adds the revokes to `report`.
+pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
+    const WHAT: &str = "revoke";
+    let Machine::Vfio { address, region, node } = machine else {
+        report.skip(WHAT, "no PCI device is bound to VFIO; `cargo xtask bench` boots a machine that has one");
+        return Ok(());
+    };
+    let node = match node {
+        Ok(node) => Arc::new(drm::Node::open(node)?),
+        Err(why) => {
+            report.skip(WHAT, why);
+            return Ok(());
+        }
+    };
+    let _pinned = Pinned::to_this_cpu()?;
+    let lender = Lender::new(vfio::Device::open(*address)?);
+    for count in COUNTS {
+        let exports = export(&lender, *region, count)?;
+        let mut rounds = Vec::new();
+        // The first round warms up.
+        for round in 0..=report.rounds {
+            eprintln!("revoke of {count}: round {round} of {}", report.rounds);
+            let (mut ours, mut theirs) = (Samples::default(), Samples::default());
+            for turn in 0..TURNS {
+                for by_library in [turn % 2 == 0, turn % 2 != 0] {
+                    if by_library {
+                        reset_by_library(&lender, &exports, &node, &mut ours)
+                            .context("a reset by the library")?;
+                    } else {
+                        reset_by_hand(lender.device(), &exports, &node, &mut theirs)
+                            .context("a raw reset")?;
+                    }
+                }
+            }
+            if round > 0 {
+                rounds.push(Round { ours: ours.median(), theirs: theirs.median() });
+            }
+        }
+        report.row(format!("reset, imported {count} times"), "raw ioctl", Unit::Ns, rounds, Some(LIMIT));
+        for export in exports {
+            export.close().map_err(|(_, error)| error)?;
+        }
+    }
+    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    Ok(())
+}
+
+/// That many pages, each exported by itself.
+fn export(lender: &Lender<vfio::Device>, region: u32, count: u64) -> Result<Vec<Export>> {
+    let region = lender.device().region(region)?;
+    let pages = (0..count).map(|page| DmaRange::new(page * page_size_bytes(), page_size_bytes()));
+    pages
+        .map(|page| {
+            let ranges = DmaRanges::new(region, &[page])?;
+            Ok(lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?)
+        })
+        .collect()
+}
+
+fn reset_by_library(
+    lender: &Lender<vfio::Device>,
+    exports: &[Export],
+    node: &Arc<drm::Node>,
+    times: &mut Samples,
+) -> Result<()> {
+    let attach = |export: &Export| export.attach(Arc::clone(node), Trust::Unverified);
+    let attachments = exports.iter().map(attach).collect::<Result<Vec<_>, _>>()?;
+    times.time(|| lender.reset(PATIENCE))?;
+    for attachment in attachments {
+        ensure!(!attachment.is_current(), "nothing was taken back");
+        attachment.detach()?;
+    }
+    Ok(())
+}
+
+fn reset_by_hand(
+    device: &vfio::Device,
+    exports: &[Export],
+    node: &drm::Node,
+    times: &mut Samples,
+) -> Result<()> {
+    let import =
+        |export: &Export| export.dma_buf().map_err(Clone::clone).and_then(|buffer| node.import(buffer));
+    let imports = exports.iter().map(import).collect::<Result<Vec<_>, _>>()?;
+    times.time(|| device.reset())?;
+    for import in imports {
+        node.release(import)?;
+    }
+    Ok(())
+}
