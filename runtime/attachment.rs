@@ -268,6 +268,10 @@ impl<I: Importer> Gated for Attached<I> {
         }
     }
 
+    fn importer(&self) -> String {
+        self.importer.name()
+    }
+
     fn describe(&self) -> String {
         match self.gate.drain(Instant::now()) {
             0 => format!("{} has its import in use", self.importer.name()),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
@@ -26,6 +27,8 @@ pub(crate) struct Lent {
     aperture: Aperture,
     /// Absent where the exporter cannot make one of these ranges; the reason is kept.
     dma_buf: Result<DmaBuf>,
+    /// Somebody was given the dma-buf: who imports it by other means is not known here.
+    is_handed_out: AtomicBool,
 }
 
 impl Export {
@@ -47,6 +50,7 @@ impl Export {
             entry,
             aperture,
             dma_buf,
+            is_handed_out: AtomicBool::new(false),
         })))
     }
 
@@ -72,6 +76,7 @@ impl Export {
     /// # Errors
     /// Why there is none: the kernel is too old, or the memory cannot be exported.
     pub fn dma_buf(&self) -> Result<&DmaBuf, &Error> {
+        self.0.is_handed_out.store(true, Ordering::Relaxed);
         self.0.dma_buf.as_ref()
     }
 
@@ -137,9 +142,14 @@ impl Lent {
         &self.keeper
     }
 
-    /// Its dma-buf, if it has one.
-    pub(crate) fn dma_buf(&self) -> Option<&DmaBuf> {
-        self.dma_buf.as_ref().ok()
+    /// The inode of its dma-buf, if it has one.
+    pub(crate) fn inode(&self) -> Option<u64> {
+        self.dma_buf.as_ref().ok()?.inode().ok()
+    }
+
+    /// Whether importers may have its dma-buf that this process knows nothing of.
+    pub(crate) fn is_handed_out(&self) -> bool {
+        self.is_handed_out.load(Ordering::Relaxed)
     }
 
     /// Imports by `path`.

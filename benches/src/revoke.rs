@@ -2,16 +2,19 @@
 //! memory is imported as often.
 //!
 //! Each export is a page of its own and is imported by the DRM node, so that the kernel has as many
-//! dma-bufs to take back, each with one attachment. Both ways take turns at one device and at the
-//! same dma-bufs. A turn imports all of them, by `Export::attach` or by `drm::Node::import`; resets the
-//! device, which alone is timed; and frees the imports, which are dead then. So neither way has imports
-//! of the other, and a reset that the library does not know of finds nobody who relies on it.
+//! dma-bufs to take back, each with one attachment. Both ways take turns at one device and at the same
+//! memory, each with dma-bufs of its own, which are all there all the time. A turn imports its own, by
+//! `Export::attach` or by `drm::Node::import`; resets the device, which alone is timed; and frees the
+//! imports, which are dead then. So neither way has imports of the other, and a reset that the library does
+//! not know of finds nobody who relies on it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, RawBytes, drm, page_size_bytes, vfio};
+use peervram::backends::{
+    Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, Importer, RawBytes, drm, page_size_bytes, vfio,
+};
 use peervram::{Export, Lender, Trust};
 
 use crate::machine::Machine;
@@ -49,6 +52,9 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let lender = Lender::new(vfio::Device::open(*address)?);
     for count in COUNTS {
         let exports = export(&lender, *region, count)?;
+        let by_hand = (exports.iter())
+            .map(|export| lender.device().export(export.aperture().ranges()))
+            .collect::<peervram::Result<Vec<_>>>()?;
         let mut rounds = Vec::new();
         // The first round warms up.
         for round in 0..=report.rounds {
@@ -60,7 +66,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
                         reset_by_library(&lender, &exports, &node, &mut ours)
                             .context("a reset by the library")?;
                     } else {
-                        reset_by_hand(lender.device(), &exports, &node, &mut theirs)
+                        reset_by_hand(lender.device(), &by_hand, &node, &mut theirs)
                             .context("a raw reset")?;
                     }
                 }
@@ -108,13 +114,11 @@ fn reset_by_library(
 
 fn reset_by_hand(
     device: &vfio::Device,
-    exports: &[Export],
+    buffers: &[DmaBuf],
     node: &drm::Node,
     times: &mut Samples,
 ) -> Result<()> {
-    let import =
-        |export: &Export| export.dma_buf().map_err(Clone::clone).and_then(|buffer| node.import(buffer));
-    let imports = exports.iter().map(import).collect::<Result<Vec<_>, _>>()?;
+    let imports = buffers.iter().map(|buffer| node.import(buffer)).collect::<peervram::Result<Vec<_>>>()?;
     times.time(|| device.reset())?;
     for import in imports {
         node.release(import)?;

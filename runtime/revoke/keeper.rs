@@ -44,6 +44,8 @@ pub(crate) trait Gated: Send + Sync {
     fn wait_idle(&self, deadline: Instant) -> bool;
     /// Frees the import, where it must be freed before the call. Nobody uses it.
     fn free(&self);
+    /// Whose it is, for messages.
+    fn importer(&self) -> String;
     /// Whose it is and who is inside, for messages.
     fn describe(&self) -> String;
 }
@@ -204,29 +206,29 @@ impl Keeper {
             attachment.free();
         }
         let thread = Arc::new(CallThread::default());
-        let limit = Instant::now() + terms.call_limit;
         let call = Arc::new(Mutex::new(Some(call)));
-        // Reading the kernel's list can stand in line behind a call of ours that hangs.
-        let others = self.state.lock().machine.is_calling_besides(change);
-        self.hand_over(change, &call, &thread, (!others).then(|| entries.clone()));
-        if !others {
-            self.insist(change, &call, &thread, limit);
+        // Reading the kernel's list takes its time, and can stand in line behind a call of ours that hangs.
+        let foreign = entries.iter().any(|entry| entry.lent().iter().any(|lent| lent.is_handed_out()));
+        let ask = foreign && !self.state.lock().machine.is_calling_besides(change);
+        self.hand_over(change, &call, &thread, ask);
+        if ask {
+            self.insist(change, &call, &thread, Instant::now() + terms.call_limit);
         }
-        self.wait(change, tried, &entries, terms, &thread, limit)
+        self.wait(change, tried, &entries, terms, &thread, &notified)
     }
 
-    /// Has the call made by a thread for calls, which first notes who is attached to memory of `asked_of`.
+    /// Has the call made by a thread for calls, which first asks the kernel who is attached, or does not.
     fn hand_over(
         self: &Arc<Self>,
         change: ChangeId,
         call: &Arc<Mutex<Option<Call>>>,
         thread: &Arc<CallThread>,
-        asked_of: Option<Vec<Arc<Entry>>>,
+        ask: bool,
     ) {
         let (keeper, call, thread) = (Arc::clone(self), Arc::clone(call), Arc::clone(thread));
         let work = Box::new(move || {
-            if let Some(entries) = asked_of {
-                thread.ask(&entries);
+            if ask {
+                thread.ask();
             }
             // Where asking took too long, another thread has it.
             let taken = call.lock().take();
@@ -261,7 +263,7 @@ impl Keeper {
         drop(kept);
         let is_left = call.lock().is_some();
         if is_left {
-            self.hand_over(change, call, thread, None);
+            self.hand_over(change, call, thread, false);
         }
     }
 
@@ -385,8 +387,9 @@ impl Keeper {
         entries: &[Arc<Entry>],
         terms: Terms,
         thread: &CallThread,
-        mut limit: Instant,
+        notified: &[AttachmentId],
     ) -> Result<()> {
+        let mut limit = Instant::now() + terms.call_limit;
         let mut kept = self.state.lock();
         loop {
             let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };
@@ -396,7 +399,9 @@ impl Keeper {
             }
             if std::mem::take(&mut progress.stuck) {
                 drop(kept);
-                let stuck = Stuck::describe(tried, names(entries), terms.call_limit, thread);
+                let importers =
+                    notified.iter().filter_map(|attachment| Some(self.gated(*attachment)?.importer()));
+                let stuck = Stuck::describe(tried, entries, importers.collect(), terms.call_limit, thread);
                 let stuck = Arc::new(stuck);
                 kept = self.state.lock();
                 // Where it came back meanwhile, that is told, and what it said is the answer.

@@ -13,7 +13,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use peervram_backends::holders::{Attachments, Census, Unread};
 
-use super::entry::Entry;
+use super::entry::{Entry, names};
+use crate::export::Lent;
 use crate::{Error, Kind};
 
 /// A call that has not come back.
@@ -26,7 +27,8 @@ pub struct Stuck {
     pub tried: &'static str,
     /// For how long.
     pub waited: Duration,
-    /// Which devices had its dma-bufs attached before the call.
+    /// Who had its memory imported before the call: importers of this process, and devices attached to
+    /// dma-bufs that were handed out.
     pub importers: Vec<String>,
     /// Which other processes hold those dma-bufs, and which have the nodes of those devices open: one of
     /// them has the import, where it is not a driver's own.
@@ -41,32 +43,20 @@ pub struct Stuck {
 #[derive(Debug, Default)]
 pub(crate) struct CallThread {
     id: AtomicI32,
-    before: Mutex<Before>,
-}
-
-/// What can only be read before the call.
-#[derive(Debug, Default)]
-struct Before {
-    /// Of the device's dma-bufs.
-    inodes: Vec<u64>,
-    /// None where the kernel did not say, or was not asked.
-    attachments: Option<Result<Attachments, Unread>>,
+    /// Who is attached to which dma-buf of the machine. None where the kernel did not say, or was not asked.
+    before: Mutex<Option<Result<Attachments, Unread>>>,
 }
 
 impl CallThread {
     /// Notes who is attached. Can wait for revokes of others; while one thread does, no other asks.
-    pub fn ask(&self, entries: &[Arc<Entry>]) {
+    pub fn ask(&self) {
         static IS_ASKING: AtomicBool = AtomicBool::new(false);
         if IS_ASKING.swap(true, Ordering::AcqRel) {
             return;
         }
-        let lent = entries.iter().flat_map(|entry| entry.lent());
-        let inodes: Vec<u64> = lent.filter_map(|lent| lent.dma_buf()?.inode().ok()).collect();
-        let is_empty = inodes.is_empty();
-        self.before.lock().inodes = inodes;
-        let attachments = if is_empty { Ok(Attachments::default()) } else { Attachments::read() };
+        let attachments = Attachments::read();
         IS_ASKING.store(false, Ordering::Release);
-        self.before.lock().attachments = Some(attachments);
+        *self.before.lock() = Some(attachments);
     }
 
     /// Said by the thread itself, before it makes the call.
@@ -85,23 +75,30 @@ impl CallThread {
 }
 
 impl Stuck {
+    /// `importers` are those that this process has made itself.
     pub(crate) fn describe(
         tried: &'static str,
-        device: String,
+        entries: &[Arc<Entry>],
+        mut importers: Vec<String>,
         waited: Duration,
         thread: &CallThread,
     ) -> Self {
         let census = Census::take_during_revoke();
+        let lent: Vec<Arc<Lent>> = entries.iter().flat_map(|entry| entry.lent()).collect();
+        let inodes: Vec<u64> = lent.iter().filter_map(|lent| lent.inode()).collect();
         let mut unread: Vec<String> = Vec::new();
-        let before = thread.before.lock();
-        let attached = match &before.attachments {
-            Some(Ok(attachments)) => attachments.to(&before.inodes),
+        let attached = match &*thread.before.lock() {
+            Some(Ok(attachments)) => attachments.to(&inodes),
             Some(Err(gap)) => {
                 unread.push(gap.to_string());
                 Vec::new()
             }
             None => {
-                unread.push("the importers: the kernel did not list them in time, before the call".into());
+                if lent.iter().any(|lent| lent.is_handed_out()) {
+                    let why =
+                        "importers by other means: the kernel did not list them in time, before the call";
+                    unread.push(why.into());
+                }
                 Vec::new()
             }
         };
@@ -111,7 +108,7 @@ impl Stuck {
         });
         let own = std::process::id();
         let with_descriptor = (census.buffers.iter())
-            .filter(|buffer| before.inodes.contains(&buffer.inode))
+            .filter(|buffer| inodes.contains(&buffer.inode))
             .flat_map(|buffer| &buffer.holders)
             .filter(|holder| holder.process.pid != own)
             .map(|holder| format!("{} has a descriptor of the memory", holder.process));
@@ -124,14 +121,16 @@ impl Stuck {
         let mut processes: Vec<String> = with_descriptor.chain(with_node).collect();
         processes.sort();
         processes.dedup();
-        let importers = attached.iter().map(ToString::to_string).collect();
-        Self { device, tried, waited, importers, processes, stack, unread }
+        importers.extend(attached.iter().map(ToString::to_string));
+        importers.sort();
+        importers.dedup();
+        Self { device: names(entries), tried, waited, importers, processes, stack, unread }
     }
 
     /// The same as an error.
     pub fn error(&self) -> Error {
         let mut why = format!("the kernel has not come back for {} ms", self.waited.as_millis());
-        for (what, list) in [("attached are", &self.importers), ("of the processes,", &self.processes)] {
+        for (what, list) in [("it is imported by", &self.importers), ("of the processes,", &self.processes)] {
             if !list.is_empty() {
                 why.push_str(&format!("; {what} {}", list.join(", ")));
             }
