@@ -9,7 +9,7 @@ use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner
 use crate::attachment::Attachment;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
-use crate::revoke::machine::{ExportId, State};
+use crate::revoke::machine::ExportId;
 use crate::revoke::{Event, Events, Subscription};
 use crate::{Path, Result, Trust};
 
@@ -117,7 +117,7 @@ impl Export {
                 .next("detach its importers first");
             (Self(shared), error)
         })?;
-        let is_calling = matches!(keeper.state_of(&lent.entry), Some(State::Calling(_)));
+        let is_calling = keeper.is_calling(&lent.entry);
         let closed = Error::new(Kind::Gone, "use a dma-buf", "its export was closed");
         if let (Ok(dma_buf), false) = (std::mem::replace(&mut lent.dma_buf, Err(closed)), is_calling) {
             dma_buf.close();

@@ -336,14 +336,19 @@ mod tests {
         assert!(gate.enter().is_ok());
     }
 
-    #[test]
-    fn an_access_lasts_until_its_signal() {
-        let gate = gate();
-        let flag = Flag::new();
+    /// A gate that was closed while a device is at work, until the flag.
+    fn revoked_under_a_device() -> (Gate, Flag, Arc<InFlight>) {
+        let (gate, flag) = (gate(), Flag::new());
         let generation = gate.enter().unwrap();
         let in_flight = gate.leave_when(generation, Box::new(flag.clone()), || {});
         gate.close(RevokeCause::Reset);
         assert_eq!(gate.drain(soon()), 1);
+        (gate, flag, in_flight)
+    }
+
+    #[test]
+    fn an_access_lasts_until_its_signal() {
+        let (gate, flag, in_flight) = revoked_under_a_device();
         assert_eq!(gate.settle(&in_flight, Duration::ZERO), None);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -359,12 +364,7 @@ mod tests {
 
     #[test]
     fn work_that_outlasts_a_revoke_is_torn() {
-        let gate = gate();
-        let flag = Flag::new();
-        let generation = gate.enter().unwrap();
-        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), || {});
-        gate.close(RevokeCause::Reset);
-        assert_eq!(gate.drain(soon()), 1);
+        let (gate, flag, in_flight) = revoked_under_a_device();
         gate.open(1);
         flag.set();
         assert_eq!(gate.settle(&in_flight, Duration::ZERO), Some(Outcome::Torn { generation: 1 }));

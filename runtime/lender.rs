@@ -19,7 +19,9 @@ use crate::export::Export;
 use crate::revoke::call::Call;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
-use crate::revoke::machine::{After, AtDeadline, Change, State};
+#[cfg(feature = "vfio")]
+use crate::revoke::machine::State;
+use crate::revoke::machine::{After, AtDeadline, Change};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
 use crate::sync::{pause, thread};
@@ -70,7 +72,7 @@ impl<E: Exporter + 'static> Lender<E> {
     /// As [`Exporter::export`]; [`Kind::Busy`] while the kernel is taking memory of the device back, which
     /// exporting would wait for.
     pub fn export(&self, aperture: Aperture) -> Result<Export> {
-        if matches!(self.keeper.state_of(&self.entry), Some(State::Calling(_))) {
+        if self.keeper.is_calling(&self.entry) {
             let why = "its memory is being taken back or given back now";
             return Err(Error::new(Kind::Busy, "export memory", why)
                 .on(&self.entry.name)

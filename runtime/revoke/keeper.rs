@@ -170,6 +170,11 @@ impl Keeper {
         self.state.lock().machine.state(entry.id)
     }
 
+    /// Whether a call is being made on a device: whatever needs its memory lock in the kernel waits for that.
+    pub fn is_calling(&self, entry: &Entry) -> bool {
+        matches!(self.state_of(entry), Some(State::Calling(_)))
+    }
+
     /// The device of that name that lends, if there is one.
     #[cfg(feature = "vfio")]
     pub fn find(&self, name: &str) -> Option<Arc<Entry>> {
@@ -212,7 +217,7 @@ impl Keeper {
         let ask = foreign && !self.state.lock().machine.is_calling_besides(change);
         self.hand_over(change, &call, &thread, ask);
         if ask {
-            self.insist(change, &call, &thread, Instant::now() + terms.call_limit);
+            self.insist(change, &call, &thread, terms);
         }
         self.wait(change, tried, &entries, terms, &thread, &notified)
     }
@@ -251,10 +256,10 @@ impl Keeper {
         change: ChangeId,
         call: &Arc<Mutex<Option<Call>>>,
         thread: &Arc<CallThread>,
-        limit: Instant,
+        terms: Terms,
     ) {
         const PATIENCE: Duration = Duration::from_millis(100);
-        let limit = limit.min(Instant::now() + PATIENCE);
+        let limit = Instant::now() + terms.call_limit.min(PATIENCE);
         let mut kept = self.state.lock();
         let mut timed_out = false;
         while !timed_out && kept.changes.get(&change).is_some_and(|progress| progress.done.is_none()) {
