@@ -52,7 +52,7 @@ pub use export::Export;
 pub use gate::Outcome;
 pub use import::Import;
 pub use lender::Lender;
-pub use path::{Path, Trust};
+pub use path::{Direction, Path, Trust};
 pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Terms, Watch, What};
 
 /// The program in the README compiles.

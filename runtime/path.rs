@@ -42,4 +42,18 @@ impl fmt::Display for Path {
 pub enum Trust {
     /// No byte has been tested on this path.
     Unverified,
+    /// Bytes were tested on this path in this direction, as a current certificate says; where there is
+    /// none, one is made while attaching. Where the test fails, another path is taken.
+    Verified(Direction),
+}
+
+/// Which way bytes go, as the importer sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The importer reads.
+    Read,
+    /// The importer writes.
+    Write,
+    /// The importer reads and writes.
+    Both,
 }

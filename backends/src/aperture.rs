@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{DmaRanges, Result};
+use crate::{DmaRanges, Engine, Result};
 
 /// Whoever drives the device and answers for its memory.
 ///
@@ -48,6 +48,13 @@ pub trait Owner: Send + Sync {
     fn resume(&self, ranges: &DmaRanges) -> Result<()> {
         let _ = ranges;
         Ok(())
+    }
+
+    /// The device's own engine, for memory that is ranges of its region; offsets are into all of them, one
+    /// after the other. Without one, only the CPU can look at the memory for the owner, through the same
+    /// BAR as importers, and no copy can be made but by the CPU.
+    fn engine(&self) -> Option<&dyn Engine<DmaRanges>> {
+        None
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{DmaBuf, Error, Kind, Mapping, PciAddress, Result};
+use crate::{DmaBuf, Engine, Error, Kind, Mapping, PciAddress, Result};
 
 /// What an import needs when the exporter takes its memory back and returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,22 @@ pub trait Importer: Send + Sync + 'static {
         drop(mapping);
         Err(Error::new(Kind::Unsupported, "import a host pointer", "this importer takes dma-bufs only")
             .on(self.name()))
+    }
+
+    /// Memory of the importer's own (or host memory that it reaches), of `size_bytes`, a multiple of the
+    /// page size: what lent memory is copied to where the importer cannot reach it.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] unless the importer can; else what its driver says.
+    fn stage(&self, size_bytes: u64) -> Result<Self::Memory> {
+        let _ = size_bytes;
+        Err(Error::new(Kind::Unsupported, "make staging memory", "this importer has none").on(self.name()))
+    }
+
+    /// The engines by which its device reaches an import, the one for bulk copies first. None where the
+    /// device has none that this process may use: then nobody can tell what it sees.
+    fn engines(&self) -> Vec<&dyn Engine<Self::Memory>> {
+        Vec::new()
     }
 
     /// Frees an import. The device must have finished with it.

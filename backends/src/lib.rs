@@ -11,6 +11,7 @@ mod aperture;
 mod dma_buf;
 #[cfg(feature = "drm")]
 pub mod drm;
+mod engine;
 mod error;
 mod exporter;
 pub mod holders;
@@ -32,6 +33,7 @@ pub mod vulkan;
 
 pub use aperture::{Aperture, Owner, RawBytes};
 pub use dma_buf::DmaBuf;
+pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};
 pub use exporter::{Exporter, Interrupts};
 pub use image::ImageLayout;
