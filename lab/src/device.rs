@@ -152,7 +152,7 @@ impl Device {
                 // IOMMU, so there the device goes past it.
                 let platform = match topology {
                     Topology::RootPorts => "on",
-                    Topology::Switch => "off",
+                    Topology::Switch | Topology::Tree => "off",
                 };
                 vec![format!(
                     "virtio-gpu-pci,id={},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on",

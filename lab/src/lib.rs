@@ -33,9 +33,12 @@ mod qemu;
 mod qmp;
 pub mod report;
 mod root;
+pub mod routes;
+pub mod shape;
 pub mod suite;
 mod table;
 mod topology;
+pub mod tree;
 mod vm;
 pub mod wire;
 

@@ -8,6 +8,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::own_kernel::Flavour;
+use crate::shape::{self, Shape};
+use crate::tree;
 
 pub use crate::device::{Device, PciId};
 pub use crate::topology::Topology;
@@ -29,6 +31,8 @@ pub struct Machine {
     pub iommu: Iommu,
     /// The devices, the first behind the first port and so on.
     pub devices: &'static [Device],
+    /// What it has instead of devices and their ports if its topology is a tree.
+    pub shape: Option<&'static Shape>,
     /// What `pci_p2pdma_map_type` is expected to say between the first two devices.
     pub peer_to_peer: PeerToPeer,
     /// Whether the guest can use Vulkan (Mesa lavapipe from the private root).
@@ -155,7 +159,7 @@ const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lock
 const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
 const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
 
-const DEFAULT: Machine = Machine {
+pub(crate) const DEFAULT: Machine = Machine {
     name: "small-epyc-root-ports",
     about: "our own Linux 7.3, a trusted host bridge between lender and importer (the default)",
     kernel: SMALL_7_3,
@@ -163,6 +167,7 @@ const DEFAULT: Machine = Machine {
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
     devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
+    shape: None,
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     hotplug: false,
@@ -198,8 +203,8 @@ const REVOKE: Machine = Machine {
     ..DEFAULT
 };
 
-/// Every machine of the lab, the default first. Our own kernel is the everyday one; Debian's are
-/// what users run.
+/// Machines with one lender and one importer, or a few; the default first. Our own kernel is the everyday
+/// one; Debian's are what users run.
 pub const MACHINES: &[Machine] = &[
     DEFAULT,
     Machine {
@@ -311,14 +316,19 @@ pub const MACHINES: &[Machine] = &[
 /// The machine that boots what users run, and needs no kernel to be built.
 pub const STOCK: &str = "epyc-root-ports";
 
+/// Every machine of the lab: [`MACHINES`] and those for shapes.
+pub fn all() -> impl Iterator<Item = &'static Machine> {
+    MACHINES.iter().chain(shape::MACHINES)
+}
+
 /// The machines that run unless others are named.
 pub fn everyday() -> impl Iterator<Item = &'static Machine> {
-    MACHINES.iter().filter(|machine| machine.everyday)
+    all().filter(|machine| machine.everyday)
 }
 
 /// The machine of that name.
 pub fn named(name: &str) -> Option<&'static Machine> {
-    MACHINES.iter().find(|machine| machine.name == name)
+    all().find(|machine| machine.name == name)
 }
 
 impl Kernel {
@@ -385,11 +395,22 @@ impl Machine {
     }
 
     /// The part of the kernel's command line that is this machine's.
-    pub fn command_line(&self) -> &'static str {
-        match self.iommu {
+    pub fn command_line(&self) -> String {
+        let iommu = match self.iommu {
             Iommu::Intel => "intel_iommu=on",
             Iommu::Virtio => "intel_iommu=off",
-        }
+        };
+        format!("{iommu} {}", self.shape.map_or("", |shape| shape.parameters))
+    }
+
+    /// Its model GPUs: each one's number, what it calls itself, and its VRAM in MiB.
+    pub(crate) fn models(&self) -> Vec<(usize, PciId, u32)> {
+        let devices = self.devices.iter().enumerate();
+        let of_the_row = devices.filter_map(|(index, device)| match device {
+            Device::ModelGpu { id, vram_mib } => Some((index, *id, *vram_mib)),
+            _ => None,
+        });
+        of_the_row.chain(self.shape.map_or_else(Vec::new, |shape| tree::models(shape.tree))).collect()
     }
 
     /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.
@@ -414,6 +435,9 @@ impl Machine {
         for (index, device) in self.devices.iter().enumerate() {
             arguments.extend(device.qemu_arguments(index, self.topology));
         }
+        if let Some(shape) = self.shape {
+            arguments.extend(tree::qemu_arguments(shape.tree));
+        }
         arguments
     }
 }
@@ -429,7 +453,7 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found() {
-        for machine in MACHINES {
+        for machine in all() {
             assert_eq!(named(machine.name).unwrap().about, machine.about);
         }
         assert!(named(STOCK).is_some_and(|machine| machine.kernel.own_name().is_none()));

@@ -12,6 +12,8 @@ pub enum Topology {
     RootPorts,
     /// A switch with a downstream port for each device: bus addresses, below the host bridge.
     Switch,
+    /// A tree of its own, with its functions in it ([`crate::shape`]).
+    Tree,
 }
 
 impl Topology {
@@ -27,7 +29,7 @@ impl Topology {
         for index in 0..ports {
             let chassis = index + 1;
             let port = match self {
-                Topology::RootPorts => {
+                Topology::RootPorts | Topology::Tree => {
                     format!("pcie-root-port,id=port{index},chassis={chassis},addr={:x}.0", index + 2)
                 }
                 Topology::Switch => {

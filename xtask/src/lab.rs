@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use peervram_lab::machine::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
+use peervram_lab::shape;
 use peervram_lab::suite::{self, Outcome, Plan, Watcher};
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, host};
@@ -217,7 +218,7 @@ fn list(choice: &Choice) -> Result<()> {
 /// The machines with that kernel; the one of that name; all of them if none is named.
 fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
     let Some(name) = name else { return chosen(&[]) };
-    let own = MACHINES.iter().find(|machine| machine.kernel.own_name() == Some(&name));
+    let own = machine::all().find(|machine| machine.kernel.own_name() == Some(&name));
     own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
 }
 
@@ -225,7 +226,8 @@ fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
     match names {
         [] => return Ok(machine::everyday().collect()),
-        [all] if all == "all" => return Ok(MACHINES.iter().collect()),
+        [all] if all == "all" => return Ok(machine::all().collect()),
+        [shapes] if shapes == "shapes" => return Ok(shape::MACHINES.iter().collect()),
         _ => {}
     }
     names.iter().map(|name| named(name)).collect()
@@ -234,7 +236,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
 /// The machine of that name.
 pub fn named(name: &str) -> Result<&'static Machine> {
     machine::named(name).ok_or_else(|| {
-        let all = MACHINES.iter().map(|machine| machine.name).collect::<Vec<_>>();
+        let all = machine::all().map(|machine| machine.name).collect::<Vec<_>>();
         let reason = format!("no machine {name:?}; there are {}", all.join(", "));
         Exit { code: USAGE, reason }.into()
     })

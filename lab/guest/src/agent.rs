@@ -4,7 +4,7 @@
 //! a Unix socket; threads do nothing but put them into the queue.
 
 use anyhow::{Context, Result};
-use peervram_lab::machine::Facts;
+use peervram_lab::machine::{Facts, Topology};
 use peervram_lab::wire::{self, Event, Order, Verdict};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,6 +20,7 @@ use crate::guest;
 use crate::kernel_log::{self, KernelLog};
 use crate::program::{Happening, Program};
 use crate::tests;
+use crate::tree::Tree;
 
 const SOCKET: &str = "/run/lab.sock";
 
@@ -97,7 +98,8 @@ impl Agent {
 
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
-        guest::bind_lenders(facts)
+        guest::bind_lenders(facts)?;
+        if facts.topology == Topology::Tree { Tree::find(facts)?.bind() } else { Ok(()) }
     }
 
     /// Runs a test in a child: its verdict and, if it came so far, its own measure of its time.

@@ -9,6 +9,7 @@
 //!
 //! Tests live in [`tests`], one file for each part of the project.
 
+mod acs;
 mod agent;
 mod card;
 mod crossing;
@@ -24,6 +25,7 @@ mod slot;
 mod sw_sync;
 mod test;
 mod tests;
+mod tree;
 mod witness;
 
 use anyhow::{Context, Result, bail};

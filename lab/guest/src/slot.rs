@@ -105,6 +105,7 @@ fn port(topology: Topology, device: usize) -> Result<PathBuf> {
     let root_port = |number: usize| Path::new(BUS).join(format!("0000:00:{number:02x}.0"));
     match topology {
         Topology::RootPorts => Ok(root_port(device + 2)),
+        Topology::Tree => bail!("a tree has no slots with numbers"),
         Topology::Switch => {
             let only = |folder: &Path| -> Result<PathBuf> {
                 let found = children(folder)?;

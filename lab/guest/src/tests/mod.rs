@@ -11,6 +11,7 @@ mod model;
 mod peer;
 mod power;
 mod revoke;
+mod routes;
 mod shadow;
 mod signal;
 mod slots;
@@ -36,6 +37,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         shadow::TESTS,
         adopt::TESTS,
         slots::TESTS,
+        routes::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()

@@ -1,0 +1,105 @@
+//! The tree of a machine for shapes, as the guest's kernel has it: which address is at which place.
+//!
+//! ```text
+//! Tree::find -> functions -> bind
+//!            -> ports with ACS: AcsControl
+//! ```
+//! Absent: what the kernel makes of it. That is asked of the holder, and predicted by peervram.
+
+use anyhow::{Context, Result, ensure};
+use peervram::backends::PciAddress;
+use peervram::backends::pci::Function;
+use peervram_lab::machine::{Facts, PciId};
+use peervram_lab::shape::{self, Shape};
+use peervram_lab::tree::{self, Part, Placed};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::guest;
+
+/// Where the kernel shows host bridges, each a folder that holds what is below it.
+const DEVICES: &str = "/sys/devices";
+
+/// A place of the tree, found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// As the tree names it.
+    pub path: String,
+    /// What is there.
+    pub part: Part,
+    /// Where the kernel has it.
+    pub address: PciAddress,
+}
+
+/// The tree of this machine.
+#[derive(Debug)]
+pub struct Tree {
+    /// The machine's shape.
+    pub shape: &'static Shape,
+    /// Everything in it, bridges before what is below them.
+    pub all: Vec<Found>,
+}
+
+impl Tree {
+    /// Finds everything that the machine's shape says.
+    pub fn find(facts: &Facts) -> Result<Tree> {
+        let shape = shape::of(&facts.machine).with_context(|| format!("{} has no shape", facts.machine))?;
+        let all = tree::placed(shape.tree).iter().map(find).collect::<Result<_>>()?;
+        Ok(Tree { shape, all })
+    }
+
+    /// The functions, in order; the others are bridges.
+    pub fn functions(&self) -> impl Iterator<Item = &Found> {
+        self.all.iter().filter(|found| matches!(found.part, Part::Function | Part::Model(_)))
+    }
+
+    /// The ports with ACS, in order.
+    pub fn acs_ports(&self) -> impl Iterator<Item = &Found> {
+        self.all.iter().filter(|found| found.part == Part::Port)
+    }
+
+    /// Binds every function to vfio-pci, whatever it is bound to now. A function that was bound is unbound
+    /// first, so the kernel forgets what it has decided about its memory.
+    pub fn bind(&self) -> Result<()> {
+        self.functions().try_for_each(|found| guest::bind(&found.address.to_string(), "vfio-pci"))
+    }
+}
+
+fn find(placed: &Placed) -> Result<Found> {
+    let lost = || format!("nothing is at {}", placed.path);
+    let (root, steps) = placed.path.split_once(':').with_context(lost)?;
+    let mut folder = Path::new(DEVICES).join(format!("pci0000:{root}"));
+    let mut address = None;
+    for step in steps.split('/') {
+        let found = child(&folder, step).with_context(lost)?;
+        folder.push(found.to_string());
+        address = Some(found);
+    }
+    let found =
+        Found { path: placed.path.clone(), part: placed.node.part, address: address.with_context(lost)? };
+    found.check()?;
+    Ok(found)
+}
+
+/// The function below a bridge whose device and function numbers are those.
+fn child(bridge: &PathBuf, step: &str) -> Result<PciAddress> {
+    let entries = fs::read_dir(bridge).with_context(|| format!("looking into {}", bridge.display()))?;
+    let mut addresses = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_there = |address: &PciAddress| step == format!("{:02x}.{:x}", address.device, address.function);
+    addresses.find(is_there).with_context(|| format!("{} has no {step}", bridge.display()))
+}
+
+impl Found {
+    /// A function is what its place says; bridges have names of QEMU's own.
+    fn check(&self) -> Result<()> {
+        let wanted = match self.part {
+            Part::Function => PciId { vendor: 0x1af4, device: 0x1110 },
+            Part::Model(id) => id,
+            _ => return Ok(()),
+        };
+        let Function { vendor_id: vendor, device_id: device, .. } = Function::read(self.address)?;
+        let seen = PciId { vendor, device };
+        ensure!(seen == wanted, "at {} ({}) is {seen}, not {wanted}", self.path, self.address);
+        Ok(())
+    }
+}

@@ -1,0 +1,318 @@
+//! Shapes: what the kernel looks at when it decides how one function reaches another.
+//!
+//! A shape is a tree of bridges, a CPU, what the ports' ACS control registers say and the kernel's
+//! parameters. One boot of a machine of the table below serves several: the kernel reads those registers
+//! whenever it decides, so a test writes them, setting by setting. (It keeps what it has decided until the
+//! provider's driver is unbound, so a test unbinds, too.)
+
+use crate::machine::{DEFAULT, Machine, PeerToPeer, Topology};
+use crate::tree::RootBus;
+
+mod trees;
+
+use trees::{
+    ACS_SWITCH, CONVENTIONAL, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST, PORTS, SAME_HOST, SWITCH,
+    TRUSTED_HOSTS,
+};
+
+/// What a machine for shapes has beside its CPU.
+#[derive(Debug)]
+pub struct Shape {
+    /// Its bridges and functions.
+    pub tree: &'static [RootBus],
+    /// What is added to the kernel's command line.
+    pub parameters: &'static str,
+    /// What the ACS control registers are made to say, one after the other.
+    pub settings: &'static [Setting],
+}
+
+/// What the ACS control registers of a machine's ports are made to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// What a person reads.
+    pub name: &'static str,
+    /// The bits of some ports, named by their places in the tree.
+    pub ports: &'static [(&'static str, u16)],
+    /// The bits of all other ports that have the register; without it they are left as the kernel made them.
+    pub others: Option<u16>,
+}
+
+/// Bits of the register, `PCI_ACS_*` in `linux/pci_regs.h`.
+pub const SOURCE_VALIDATION: u16 = 1 << 0;
+/// Requests between functions below the port go up.
+pub const REQUEST_REDIRECT: u16 = 1 << 2;
+/// Answers, too.
+pub const COMPLETION_REDIRECT: u16 = 1 << 3;
+/// What was sent up comes down again.
+pub const UPSTREAM_FORWARDING: u16 = 1 << 4;
+
+/// With an IOMMU the kernel switches on what isolates functions: all of the above.
+const AS_BOOTED: Setting = Setting { name: "as booted", ports: &[], others: None };
+const OFF: Setting = Setting { name: "off", ports: &[], others: Some(0) };
+const REDIRECTS: u16 = REQUEST_REDIRECT | COMPLETION_REDIRECT;
+
+const fn only(name: &'static str, ports: &'static [(&'static str, u16)]) -> Setting {
+    Setting { name, ports, others: Some(0) }
+}
+
+const fn but(name: &'static str, ports: &'static [(&'static str, u16)]) -> Setting {
+    Setting { name, ports, others: None }
+}
+
+const fn everywhere(name: &'static str, bits: u16) -> Setting {
+    Setting { name, ports: &[], others: Some(bits) }
+}
+
+const PLAIN: Machine = Machine {
+    name: "",
+    about: "",
+    topology: Topology::Tree,
+    devices: &[],
+    // Pair by pair; nobody asks the row.
+    peer_to_peer: PeerToPeer::NotSupported,
+    vulkan: false,
+    memory_mib: 512,
+    ..DEFAULT
+};
+
+const fn machine(
+    name: &'static str,
+    about: &'static str,
+    cpu: &'static str,
+    shape: &'static Shape,
+) -> Machine {
+    Machine { name, about, cpu, shape: Some(shape), ..PLAIN }
+}
+
+/// The same, run only when it is asked for.
+const fn on_demand(machine: Machine) -> Machine {
+    Machine { everyday: false, ..machine }
+}
+
+const PLAIN_SETTINGS: &[Setting] = &[AS_BOOTED, OFF];
+
+const PORTS_SETTINGS: &[Setting] = &[
+    AS_BOOTED,
+    OFF,
+    only("one root port redirects", &[("00:03.0", REDIRECTS)]),
+    everywhere("validation only", SOURCE_VALIDATION | UPSTREAM_FORWARDING),
+];
+
+const ACS_SWITCH_SETTINGS: &[Setting] = &[
+    AS_BOOTED,
+    OFF,
+    only("one port redirects", &[("00:02.0/00.0/00.0", REDIRECTS)]),
+    only("one port redirects requests", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)]),
+    only("one port redirects answers", &[("00:02.0/00.0/03.0", COMPLETION_REDIRECT)]),
+    only("root ports redirect", &[("00:02.0", REDIRECTS), ("00:03.0", REDIRECTS)]),
+    everywhere("validation only", SOURCE_VALIDATION | UPSTREAM_FORWARDING),
+    but("two ports off", &[("00:02.0/00.0/00.0", 0), ("00:02.0/00.0/02.0", 0)]),
+];
+
+const NESTED_SETTINGS: &[Setting] = &[
+    AS_BOOTED,
+    OFF,
+    only("outer ports redirect", &[("00:02.0/00.0/00.0", REDIRECTS), ("00:02.0/00.0/01.0", REDIRECTS)]),
+    only("one inner port redirects", &[("00:02.0/00.0/00.0/00.0/01.0", REDIRECTS)]),
+    but("outer ports off", &[("00:02.0/00.0/00.0", 0), ("00:02.0/00.0/01.0", 0)]),
+];
+
+const MIXED_SETTINGS: &[Setting] = &[
+    AS_BOOTED,
+    OFF,
+    only("above conventional PCI", &[("00:02.0/00.0/00.0", REDIRECTS)]),
+    only("above the inner switch", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)]),
+];
+
+/// Every machine for shapes.
+pub const MACHINES: &[Machine] = &[
+    machine(
+        "shapes-ports-epyc",
+        "root ports, two of them in one slot, and two functions behind one; a CPU that is trusted",
+        "EPYC",
+        &Shape { tree: PORTS, parameters: "", settings: PORTS_SETTINGS },
+    ),
+    machine(
+        "shapes-ports-skylake",
+        "the same, and a CPU that is not trusted",
+        "Skylake-Client",
+        &Shape { tree: PORTS, parameters: "", settings: PORTS_SETTINGS },
+    ),
+    machine(
+        "shapes-switch-opteron",
+        "a switch without ACS; an AMD CPU from before those that are trusted",
+        "Opteron_G5",
+        &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-switch-milan",
+        "a switch without ACS; a CPU that is trusted",
+        "EPYC-Milan",
+        &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
+    )),
+    machine(
+        "shapes-acs-switch-haswell",
+        "a switch with ACS; a CPU that is not trusted",
+        "Haswell",
+        &Shape { tree: ACS_SWITCH, parameters: "", settings: ACS_SWITCH_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-acs-switch-rome",
+        "a switch with ACS; a CPU that is trusted",
+        "EPYC-Rome",
+        &Shape { tree: ACS_SWITCH, parameters: "", settings: ACS_SWITCH_SETTINGS },
+    )),
+    machine(
+        "shapes-acs-switch-parameter",
+        "a switch with ACS, of whose ports the kernel is told to let two alone",
+        "Skylake-Client",
+        &Shape {
+            tree: ACS_SWITCH,
+            parameters: "pci=disable_acs_redir=00:02.0/00.0/00.0;00:02.0/00.0/01.0",
+            settings: &[AS_BOOTED],
+        },
+    ),
+    on_demand(machine(
+        "shapes-acs-switch-all-parameters",
+        "a switch with ACS; the kernel is told to redirect nowhere",
+        "Haswell",
+        &Shape { tree: ACS_SWITCH, parameters: "pci=disable_acs_redir=pci:0:0", settings: &[AS_BOOTED] },
+    )),
+    on_demand(machine(
+        "shapes-acs-switch-config",
+        "a switch with ACS; the kernel is told bit by bit what one port redirects",
+        "Dhyana",
+        &Shape { tree: ACS_SWITCH, parameters: "pci=config_acs=0000000@pci:0:0", settings: &[AS_BOOTED] },
+    )),
+    machine(
+        "shapes-nested-skylake-server",
+        "switches below switches, with ACS and without; a CPU that is not trusted",
+        "Skylake-Server",
+        &Shape { tree: NESTED, parameters: "", settings: NESTED_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-nested-epyc",
+        "switches below switches, with ACS and without; a CPU that is trusted",
+        "EPYC",
+        &Shape { tree: NESTED, parameters: "", settings: NESTED_SETTINGS },
+    )),
+    on_demand(machine(
+        "shapes-nested-phenom",
+        "switches below switches, with ACS and without; an AMD CPU from before those that are trusted",
+        "phenom",
+        &Shape { tree: NESTED, parameters: "", settings: NESTED_SETTINGS },
+    )),
+    machine(
+        "shapes-hosts-genoa",
+        "three host bridges; a CPU that is trusted",
+        "EPYC-Genoa",
+        &Shape { tree: HOSTS, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-hosts-skylake",
+        "three host bridges, none of them on the kernel's list",
+        "Skylake-Client",
+        &Shape { tree: HOSTS, parameters: "", settings: PLAIN_SETTINGS },
+    )),
+    machine(
+        "shapes-trusted-hosts",
+        "two host bridges on the kernel's list, and one that is not",
+        "Icelake-Server",
+        &Shape { tree: TRUSTED_HOSTS, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    machine(
+        "shapes-same-host",
+        "host bridges on the kernel's list, of which two are trusted only with themselves",
+        "SandyBridge",
+        &Shape { tree: SAME_HOST, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    machine(
+        "shapes-not-first",
+        "host bridges that would be on the kernel's list if another device were first",
+        "Broadwell",
+        &Shape { tree: NOT_FIRST, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    machine(
+        "shapes-conventional-dhyana",
+        "conventional bridges; a CPU that is AMD's but for the name",
+        "Dhyana",
+        &Shape { tree: CONVENTIONAL, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-conventional-epyc",
+        "conventional bridges; a CPU that is trusted",
+        "EPYC",
+        &Shape { tree: CONVENTIONAL, parameters: "", settings: PLAIN_SETTINGS },
+    )),
+    machine(
+        "shapes-integrated-penryn",
+        "functions on the root bus; a CPU that is not trusted",
+        "Penryn",
+        &Shape { tree: INTEGRATED, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-integrated-turin",
+        "functions on the root bus; a CPU that is trusted",
+        "EPYC-Turin",
+        &Shape { tree: INTEGRATED, parameters: "", settings: PLAIN_SETTINGS },
+    )),
+    machine(
+        "shapes-mixed-cascadelake",
+        "all kinds of bridges at once; a CPU that is not trusted",
+        "Cascadelake-Server",
+        &Shape { tree: MIXED, parameters: "", settings: MIXED_SETTINGS },
+    ),
+    on_demand(machine(
+        "shapes-mixed-milan",
+        "all kinds of bridges at once; a CPU that is trusted",
+        "EPYC-Milan",
+        &Shape { tree: MIXED, parameters: "", settings: MIXED_SETTINGS },
+    )),
+];
+
+/// The shape of the machine of that name.
+pub fn of(machine: &str) -> Option<&'static Shape> {
+    MACHINES.iter().find(|row| row.name == machine)?.shape
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::{Part, placed};
+    use std::collections::HashSet;
+
+    #[test]
+    fn shapes_are_distinct() {
+        let mut seen = HashSet::new();
+        for machine in MACHINES {
+            let shape = machine.shape.unwrap();
+            for setting in shape.settings {
+                let tree = format!("{:?}", shape.tree);
+                let bits = (setting.ports, setting.others);
+                assert!(
+                    seen.insert((tree, machine.cpu, shape.parameters, bits)),
+                    "{}: {}",
+                    machine.name,
+                    setting.name
+                );
+            }
+        }
+        assert!(seen.len() >= 40, "{} shapes", seen.len());
+    }
+
+    #[test]
+    fn settings_name_ports_that_have_the_register() {
+        for machine in MACHINES {
+            let shape = machine.shape.unwrap();
+            let placed = placed(shape.tree);
+            for (port, _) in shape.settings.iter().flat_map(|setting| setting.ports) {
+                let node = placed.iter().find(|placed| placed.path == *port);
+                assert!(
+                    node.is_some_and(|placed| placed.node.part == Part::Port),
+                    "{}: {port}",
+                    machine.name
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The trees of the shapes.
+
+use crate::tree::{
+    RootBus, acs_port, chipset_to_conventional, conventional, express_to_conventional, function, model, port,
+    root_bus, root_port, switch,
+};
+
+const ONE: &[crate::tree::Node] = &[function(0, 0)];
+const TWO: &[crate::tree::Node] = &[function(0, 0), function(0, 1)];
+
+/// Root ports, two of them in one slot.
+pub(super) const PORTS: &[RootBus] = &[root_bus(
+    0x00,
+    &[
+        root_port(2, 0, ONE),
+        root_port(3, 0, TWO),
+        root_port(4, 0, ONE),
+        root_port(5, 0, ONE),
+        root_port(5, 1, ONE),
+    ],
+)];
+
+/// A switch without ACS, and a function beside it.
+pub(super) const SWITCH: &[RootBus] = &[root_bus(
+    0x00,
+    &[root_port(2, 0, &[switch(&[port(0, ONE), port(1, TWO), port(2, ONE)])]), root_port(3, 0, ONE)],
+)];
+
+/// The same with ACS.
+pub(super) const ACS_SWITCH: &[RootBus] = &[root_bus(
+    0x00,
+    &[
+        root_port(2, 0, &[switch(&[acs_port(0, ONE), acs_port(1, ONE), acs_port(2, ONE), acs_port(3, TWO)])]),
+        root_port(3, 0, ONE),
+    ],
+)];
+
+/// Two switches below one, with ACS where the kernel's way down is not the same for all.
+pub(super) const NESTED: &[RootBus] = &[root_bus(
+    0x00,
+    &[root_port(
+        2,
+        0,
+        &[switch(&[
+            acs_port(0, &[switch(&[acs_port(0, ONE), acs_port(1, ONE)])]),
+            acs_port(1, ONE),
+            port(2, &[switch(&[port(0, ONE), acs_port(1, ONE)])]),
+        ])],
+    )],
+)];
+
+/// Host bridges that the kernel's list does not have.
+pub(super) const HOSTS: &[RootBus] = &[
+    root_bus(0x00, &[root_port(2, 0, ONE)]),
+    root_bus(0x40, &[root_port(0, 0, ONE), root_port(1, 0, &[switch(&[port(0, ONE), port(1, ONE)])])]),
+    root_bus(0x60, &[function(1, 0), root_port(2, 0, ONE)]),
+];
+
+/// Host bridges that it has: Intel's Skylake-E and one of NVIDIA's CPUs.
+pub(super) const TRUSTED_HOSTS: &[RootBus] = &[
+    root_bus(0x00, &[root_port(2, 0, ONE)]),
+    root_bus(0x40, &[model(0, 0x8086, 0x2030), root_port(1, 0, ONE), root_port(2, 0, TWO)]),
+    root_bus(0x60, &[model(0, 0x10de, 0x2f95), function(1, 0)]),
+];
+
+/// Host bridges that it has with `REQ_SAME_HOST_BRIDGE`, and one (Google's) without.
+pub(super) const SAME_HOST: &[RootBus] = &[
+    root_bus(0x00, &[root_port(2, 0, ONE)]),
+    root_bus(0x40, &[model(0, 0x8086, 0x3c00), root_port(1, 0, ONE), root_port(2, 0, ONE)]),
+    root_bus(0x60, &[model(0, 0x8086, 0x2f01), root_port(1, 0, ONE)]),
+    root_bus(0x80, &[model(0, 0x1ae0, 0x0042), root_port(1, 0, ONE)]),
+];
+
+/// Devices of its list that are not where it looks.
+pub(super) const NOT_FIRST: &[RootBus] = &[
+    root_bus(0x40, &[model(1, 0x1ae0, 0x0042), root_port(2, 0, ONE)]),
+    root_bus(0x60, &[root_port(0, 0, ONE), model(1, 0x8086, 0x2020)]),
+    root_bus(0x80, &[function(0, 0), function(1, 0)]),
+];
+
+/// Conventional bridges, one below the other, by PCI Express and by the chipset.
+pub(super) const CONVENTIONAL: &[RootBus] = &[root_bus(
+    0x00,
+    &[
+        root_port(
+            2,
+            0,
+            &[express_to_conventional(
+                0,
+                &[function(1, 0), function(2, 0), conventional(3, &[function(1, 0), function(2, 0)])],
+            )],
+        ),
+        chipset_to_conventional(
+            4,
+            &[conventional(1, &[function(1, 0), function(1, 1)]), conventional(2, &[function(1, 0)])],
+        ),
+        root_port(5, 0, ONE),
+    ],
+)];
+
+/// Functions on the root bus.
+pub(super) const INTEGRATED: &[RootBus] = &[root_bus(
+    0x00,
+    &[
+        root_port(2, 0, ONE),
+        function(4, 0),
+        function(5, 0),
+        function(6, 0),
+        function(6, 1),
+        chipset_to_conventional(7, &[function(1, 0)]),
+    ],
+)];
+
+/// Of everything something.
+pub(super) const MIXED: &[RootBus] = &[
+    root_bus(
+        0x00,
+        &[
+            root_port(
+                2,
+                0,
+                &[switch(&[
+                    acs_port(0, &[express_to_conventional(0, &[function(1, 0), function(2, 0)])]),
+                    acs_port(1, &[switch(&[acs_port(0, ONE), port(1, ONE)])]),
+                    port(2, ONE),
+                ])],
+            ),
+            root_port(3, 0, ONE),
+            root_port(3, 1, ONE),
+            function(6, 0),
+        ],
+    ),
+    root_bus(0x40, &[root_port(0, 0, &[switch(&[port(0, ONE), acs_port(1, ONE)])])]),
+];
