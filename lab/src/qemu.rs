@@ -101,7 +101,9 @@ impl Qemu {
             .context("starting unshare (package `util-linux`)")?;
         let mut starting = Starting { child: Some(child), folder };
         let channel = starting.accept(&channel)?;
-        let qmp = Qmp::new(starting.accept(&qmp)?)?;
+        let qmp = Qmp::new(starting.accept(&qmp)?);
+        // What QEMU does not like about its devices it says after it has connected.
+        let qmp = qmp.with_context(|| format!("QEMU says\n{}", last_words(folder, 20)))?;
         let qemu = Qemu {
             child: starting.child.take().expect("taken once"),
             qmp,

@@ -141,7 +141,7 @@ pub const MACHINES: &[Machine] = &[
     machine(
         "shapes-switch-opteron",
         "a switch without ACS; an AMD CPU from before those that are trusted",
-        "Opteron_G5",
+        "Opteron_G4",
         &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
     ),
     on_demand(machine(
