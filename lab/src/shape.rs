@@ -11,9 +11,12 @@ use crate::tree::RootBus;
 mod trees;
 
 use trees::{
-    ACS_SWITCH, CONVENTIONAL, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST, PORTS, SAME_HOST, SWITCH,
+    ACS_SWITCH, CHIPSET, CONVENTIONAL, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST, PORTS, SAME_HOST, SWITCH,
     TRUSTED_HOSTS,
 };
+
+/// The version of the kernel of all of them.
+pub const KERNEL: &str = DEFAULT.kernel.version();
 
 /// What a machine for shapes has beside its CPU.
 #[derive(Debug)]
@@ -124,6 +127,9 @@ const MIXED_SETTINGS: &[Setting] = &[
     only("above the inner switch", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)]),
 ];
 
+const CHIPSET_SETTINGS: &[Setting] =
+    &[AS_BOOTED, OFF, only("one port redirects", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)])];
+
 /// Every machine for shapes.
 pub const MACHINES: &[Machine] = &[
     machine(
@@ -141,7 +147,7 @@ pub const MACHINES: &[Machine] = &[
     machine(
         "shapes-switch-opteron",
         "a switch without ACS; an AMD CPU from before those that are trusted",
-        "Opteron_G4",
+        "Opteron_G3",
         &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
     ),
     on_demand(machine(
@@ -228,9 +234,15 @@ pub const MACHINES: &[Machine] = &[
     ),
     machine(
         "shapes-not-first",
-        "host bridges that would be on the kernel's list if another device were first",
+        "host bridges that would be on the kernel's list if another device came first",
         "Broadwell",
         &Shape { tree: NOT_FIRST, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    machine(
+        "shapes-chipset",
+        "the machine's own host bridge is on the kernel's list, trusted only with itself",
+        "Westmere",
+        &Shape { tree: CHIPSET, parameters: "", settings: CHIPSET_SETTINGS },
     ),
     machine(
         "shapes-conventional-dhyana",

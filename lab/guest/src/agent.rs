@@ -99,7 +99,12 @@ impl Agent {
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
         guest::bind_lenders(facts)?;
-        if facts.topology == Topology::Tree { Tree::find(facts)?.bind() } else { Ok(()) }
+        if facts.topology == Topology::Tree {
+            let tree = Tree::find(facts)?;
+            tree.take_for()?;
+            tree.bind()?;
+        }
+        Ok(())
     }
 
     /// Runs a test in a child: its verdict and, if it came so far, its own measure of its time.
