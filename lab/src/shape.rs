@@ -186,9 +186,13 @@ pub const MACHINES: &[Machine] = &[
     )),
     on_demand(machine(
         "shapes-acs-switch-config",
-        "a switch with ACS; the kernel is told bit by bit what one port redirects",
+        "a switch with ACS; the kernel is told bit by bit what two ports redirect",
         "Dhyana",
-        &Shape { tree: ACS_SWITCH, parameters: "pci=config_acs=0000000@pci:0:0", settings: &[AS_BOOTED] },
+        &Shape {
+            tree: ACS_SWITCH,
+            parameters: "pci=config_acs=0000100@00:02.0/00.0/00.0;0001000@00:02.0/00.0/01.0",
+            settings: &[AS_BOOTED],
+        },
     )),
     machine(
         "shapes-nested-skylake-server",

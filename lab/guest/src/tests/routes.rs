@@ -7,7 +7,9 @@ use peervram::backends::topology::{Expected, MapType, Topology};
 use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, PciAddress, vfio};
 use peervram_lab::machine::{self, Facts};
 use peervram_lab::routes::{self, Row};
-use peervram_lab::shape;
+use peervram_lab::shape::{
+    self, COMPLETION_REDIRECT, REQUEST_REDIRECT, SOURCE_VALIDATION, UPSTREAM_FORWARDING,
+};
 use rustix::io::Errno;
 use std::fs;
 
@@ -23,6 +25,8 @@ pub const TESTS: &[Test] = &[
     Test::of_all("routes/answer-is-kept-until-the-driver-is-unbound", answer_is_kept).on(has_settings),
     Test::of_all("routes/who-is-first-on-the-root-bus-decides", who_is_first_decides)
         .on(|facts| facts.machine == "shapes-trusted-hosts"),
+    Test::of_all("routes/parameter-switches-off-more-than-redirects", parameter_switches_off_more)
+        .on(|facts| facts.machine == "shapes-acs-switch-parameter"),
 ];
 
 fn has_tree(facts: &Facts) -> bool {
@@ -108,6 +112,20 @@ fn who_is_first_decides(guest: &Guest) -> Verdict {
         "in the first order {} are supported, {there} before",
         supported(&after)
     );
+    Ok(())
+}
+
+/// Of a port that `pci=disable_acs_redir=` names, Linux 7.3 leaves the other bits as the firmware had set them,
+/// and does not set those that isolate functions (`__pci_config_acs` begins with `fw_ctrl`). The lab's firmware
+/// sets none.
+fn parameter_switches_off_more(guest: &Guest) -> Verdict {
+    let tree = Tree::find(guest.facts())?;
+    let isolating = SOURCE_VALIDATION | REQUEST_REDIRECT | COMPLETION_REDIRECT | UPSTREAM_FORWARDING;
+    for (path, bits) in AcsPorts::take(&tree)?.before() {
+        let is_named = tree.shape.parameters.split(['=', ';']).any(|word| word == path);
+        let expected = if is_named { 0 } else { isolating };
+        ensure!(bits == expected, "the ACS control of {path} says {bits:#x}, not {expected:#x}");
+    }
     Ok(())
 }
 
