@@ -13,7 +13,7 @@
 //! message. What the kernel complains of meanwhile fails the test, unless it is allowed.
 
 use anyhow::{Context, Result};
-use peervram_lab::machine::Facts;
+use peervram_lab::machine::{Facts, Topology};
 use peervram_lab::{link::Link, wire};
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,9 +58,14 @@ impl Test {
         Test { with: Facts::has_every_importer, ..Test::new(name, function) }
     }
 
-    /// A test for every machine, whatever its devices.
+    /// A test for every machine that has a row of devices, whatever these are.
     pub const fn of_all(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { with: |_| true, ..Test::new(name, function) }
+        Test { with: |facts| facts.topology != Topology::Tree, ..Test::new(name, function) }
+    }
+
+    /// A test for the machines for shapes, which have a tree of functions instead.
+    pub const fn of_shapes(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: |facts| facts.topology == Topology::Tree, ..Test::new(name, function) }
     }
 
     /// The same, only for machines like this; elsewhere it is not even counted.

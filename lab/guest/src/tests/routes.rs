@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::pci::Function;
 use peervram::backends::topology::{Expected, MapType, Topology};
 use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, PciAddress, vfio};
-use peervram_lab::machine::{self, Facts};
+use peervram_lab::machine::Facts;
 use peervram_lab::routes::{self, Row};
 use peervram_lab::shape::{
     self, COMPLETION_REDIRECT, REQUEST_REDIRECT, SOURCE_VALIDATION, UPSTREAM_FORWARDING,
@@ -21,17 +21,13 @@ use crate::test::{Test, Verdict};
 use crate::tree::{Found, Tree};
 
 pub const TESTS: &[Test] = &[
-    Test::of_all("routes/prediction-is-the-kernels-answer", prediction_is_the_answer).on(has_tree),
-    Test::of_all("routes/answer-is-kept-until-the-driver-is-unbound", answer_is_kept).on(has_settings),
-    Test::of_all("routes/who-is-first-on-the-root-bus-decides", who_is_first_decides)
+    Test::of_shapes("routes/prediction-is-the-kernels-answer", prediction_is_the_answer),
+    Test::of_shapes("routes/answer-is-kept-until-the-driver-is-unbound", answer_is_kept).on(has_settings),
+    Test::of_shapes("routes/who-is-first-on-the-root-bus-decides", who_is_first_decides)
         .on(|facts| facts.machine == "shapes-trusted-hosts"),
-    Test::of_all("routes/parameter-switches-off-more-than-redirects", parameter_switches_off_more)
+    Test::of_shapes("routes/parameter-switches-off-more-than-redirects", parameter_switches_off_more)
         .on(|facts| facts.machine == "shapes-acs-switch-parameter"),
 ];
-
-fn has_tree(facts: &Facts) -> bool {
-    facts.topology == machine::Topology::Tree
-}
 
 /// Whether its second setting of ACS makes another shape of it than the first, for some pairs.
 fn has_settings(facts: &Facts) -> bool {
