@@ -18,7 +18,8 @@ use crate::wire::Cell;
 pub const TABLE: &str = "routes";
 
 const CPU: &str = "CPU";
-const FUNCTIONS: &str = "functions";
+const LENDERS: &str = "lenders";
+const CLIENTS: &str = "clients";
 const PAIRS: &str = "pairs";
 const BUS_ADDRESS: &str = "bus address";
 const THROUGH_HOST_BRIDGE: &str = "through host bridge";
@@ -32,9 +33,11 @@ pub struct Row {
     pub shape: String,
     /// QEMU's name of the CPU.
     pub cpu: String,
-    /// How many functions lend and ask.
-    pub functions: usize,
-    /// How many ordered pairs there are, each function with itself among them.
+    /// How many functions lend.
+    pub lenders: usize,
+    /// How many map: these, and the bridges.
+    pub clients: usize,
+    /// How many ordered pairs there are, each lender with itself among them.
     pub pairs: usize,
     /// Pairs for which the kernel gave the address of the BAR.
     pub bus_address: usize,
@@ -63,10 +66,11 @@ pub struct Routes {
 
 impl Row {
     /// Columns and texts.
-    pub fn cells(&self) -> [(&'static str, String); 7] {
+    pub fn cells(&self) -> [(&'static str, String); 8] {
         [
             (CPU, self.cpu.clone()),
-            (FUNCTIONS, self.functions.to_string()),
+            (LENDERS, self.lenders.to_string()),
+            (CLIENTS, self.clients.to_string()),
             (PAIRS, self.pairs.to_string()),
             (BUS_ADDRESS, self.bus_address.to_string()),
             (THROUGH_HOST_BRIDGE, self.through_host_bridge.to_string()),
@@ -86,7 +90,8 @@ impl Row {
         Ok(Row {
             shape: shape.into(),
             cpu: text(CPU)?.into(),
-            functions: number(FUNCTIONS)?,
+            lenders: number(LENDERS)?,
+            clients: number(CLIENTS)?,
             pairs: number(PAIRS)?,
             bus_address: number(BUS_ADDRESS)?,
             through_host_bridge: number(THROUGH_HOST_BRIDGE)?,
@@ -142,12 +147,13 @@ impl Routes {
 
     /// The page of the documentation.
     pub fn page(&self) -> String {
-        let columns = [CPU, FUNCTIONS, PAIRS, BUS_ADDRESS, THROUGH_HOST_BRIDGE, NOT_SUPPORTED, RIGHT];
+        let columns = [CPU, LENDERS, CLIENTS, PAIRS, BUS_ADDRESS, THROUGH_HOST_BRIDGE, NOT_SUPPORTED, RIGHT];
         let mut page = format!(
             "# Routes: prediction and kernel\n\n\
              Written by `cargo xtask routes`; [lab.md](lab.md#shapes) says what a shape is.\n\n\
-             For every ordered pair of functions of every shape: what `Topology::expected_map_type` predicts, and what \
-             Linux {} says to an importer that maps. \"Right\" counts the pairs for which both are the same.\n\n\
+             Every function of a shape lends memory to every function and bridge of it: what `Topology::expected_map_type` \
+             predicts, and what Linux {} says to an importer that maps. \"Right\" counts the pairs for which both are \
+             the same.\n\n\
              **{}**\n\n\
              | shape | {} |\n|---|---|{}\n",
             shape::KERNEL,
@@ -192,7 +198,8 @@ mod tests {
         Row {
             shape: shape.into(),
             cpu: "EPYC".into(),
-            functions: 2,
+            lenders: 2,
+            clients: 2,
             pairs: 4,
             bus_address: 4 - not_supported,
             through_host_bridge: 0,
@@ -222,7 +229,7 @@ mod tests {
                 .to_string()
                 .ends_with("\n\n2 shapes (1 with pairs that are not supported), 8 pairs, 7 right\n")
         );
-        assert!(routes.page().contains("\n| b: off | EPYC | 2 | 4 | 2 | 0 | 2 | 3 |\n"));
+        assert!(routes.page().contains("\n| b: off | EPYC | 2 | 2 | 4 | 2 | 0 | 2 | 3 |\n"));
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Agent {
                 Ok(Happening::Exited { id, code }) if id == program.id() => {
                     // The socket's thread may be a little behind the child's end.
                     if heard.is_none() {
-                        heard = self.last_word();
+                        heard = self.last_word()?;
                     }
                     return Ok(heard.unwrap_or_else(|| (died(code), None)));
                 }
@@ -142,13 +142,18 @@ impl Agent {
         }
     }
 
-    fn last_word(&self) -> Option<(Verdict, Option<f64>)> {
+    /// The verdict of a child that has ended; what it had said before is passed on.
+    fn last_word(&self) -> Result<Option<(Verdict, Option<f64>)>> {
         while let Ok(happening) = self.queue.recv_timeout(Duration::from_millis(200)) {
-            if let Happening::Said(Event::Tested { verdict, seconds, .. }) = happening {
-                return Some((verdict, Some(seconds)));
+            match happening {
+                Happening::Said(Event::Tested { verdict, seconds, .. }) => {
+                    return Ok(Some((verdict, Some(seconds))));
+                }
+                Happening::Said(event @ Event::Cell(_)) => self.say(&event)?,
+                _ => {}
             }
         }
-        None
+        Ok(None)
     }
 
     /// A passed test that made the kernel complain has not passed.

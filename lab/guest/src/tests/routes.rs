@@ -1,5 +1,5 @@
 //! How one function reaches the memory of another: what peervram predicts, and what the kernel says, for every
-//! ordered pair of functions of every shape.
+//! function that lends and every function or bridge that maps, of every shape.
 
 use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::pci::Function;
@@ -46,7 +46,8 @@ fn prediction_is_the_answer(guest: &Guest) -> Verdict {
         let count = |map_type| pairs.iter().filter(|pair| pair.answer == map_type).count();
         let row = Row {
             cpu: guest.facts().cpu.clone(),
-            functions: tree.functions().count(),
+            lenders: tree.functions().count(),
+            clients: tree.all.len(),
             pairs: pairs.len(),
             bus_address: count(MapType::BusAddress),
             through_host_bridge: count(MapType::ThroughHostBridge),
@@ -167,14 +168,14 @@ impl std::fmt::Display for Pair<'_> {
 }
 
 impl Pair<'_> {
-    /// Every ordered pair of a tree's functions, each function with itself, too.
+    /// Every function of a tree lends to everything in it: to itself, and to bridges, too.
     fn all(tree: &Tree) -> Result<Vec<Pair<'_>>> {
         let topology = Topology::read()?;
         let hold = Hold::open()?;
         let mut pairs = Vec::new();
         for provider in tree.functions() {
             let lent = Lent::new(provider.address).with_context(|| format!("lending {}", provider.path))?;
-            for client in tree.functions() {
+            for client in &tree.all {
                 let expected = topology.expected_map_type(provider.address, client.address).expected;
                 let answer = lent.ask(&hold, client.address);
                 let answer = answer.with_context(|| format!("{} for {}", provider.path, client.path))?;
