@@ -26,9 +26,14 @@ pub struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// All of the machine, in order of address.
+    /// All of the machine, in its order. Where one is bound to VFIO, those that are not go on as they are.
     pub fn all(facts: &'a Facts) -> Vec<Self> {
-        facts.functions().filter_map(|function| Self::new(facts, function)).collect()
+        let mut all: Vec<Self> =
+            facts.functions().filter_map(|function| Self::new(facts, function)).collect();
+        if all.iter().any(|candidate| candidate.is_bound) {
+            all.retain(|candidate| candidate.is_bound);
+        }
+        all
     }
 
     fn new(facts: &'a Facts, function: &'a Function) -> Option<Self> {

@@ -17,7 +17,7 @@ pub fn examine(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Vec<F
         return vec![finding];
     }
     let mut findings: Vec<Finding> = facts.functions().map(|function| device(facts, function)).collect();
-    findings.extend(candidates.iter().filter_map(|candidate| group(candidate)));
+    findings.extend(candidates.iter().filter_map(group));
     findings.extend(unbound(facts, candidates, pairs));
     findings.extend(wrong_driver(facts));
     findings
@@ -66,6 +66,11 @@ fn device(facts: &Facts, function: &Function) -> Finding {
         _ if is_bound_to_vfio(function) => (Weight::Fine, "lends".to_owned()),
         None => (Weight::Hint, "neither lends nor imports".to_owned()),
         Some(driver) => match import_support(driver) {
+            Some(row)
+                if row.can_import && row.because.contains("scan-out") && !function.drm_nodes.is_empty() =>
+            {
+                (Weight::Fine, "imports for scan-out".to_owned())
+            }
             Some(row) if row.can_import && function.drm_nodes.is_empty() => {
                 (Weight::Hint, "has no DRM node to import by".to_owned())
             }
@@ -119,7 +124,7 @@ fn group(candidate: &Candidate) -> Option<Finding> {
 
 /// Where nothing is bound to VFIO: the device that is best given away.
 fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Finding> {
-    if candidates.is_empty() || candidates.iter().any(|candidate| candidate.is_bound) {
+    if candidates.is_empty() || candidates[0].is_bound {
         return None;
     }
     let seen = if facts.has_vfio_pci {

@@ -137,15 +137,16 @@ fn by_gpu(pairs: &[Pair]) -> impl Iterator<Item = &Pair> {
 fn attempt(verdict: Verdict, pairs: &[Pair]) -> Option<Step> {
     match verdict {
         Verdict::CanLend => {
-            let now = pairs.iter().find(|pair| pair.state == State::Now);
-            let step = Step::new(Turn::Try, "Try it: bytes are right only if they were compared.");
-            let now = now?;
-            Some(match (now.path, now.importer) {
-                (Path::HostPointer, _) | (_, None) => {
-                    step.command(format!("peervram import {} --range 0+4M --checksum", now.lender))
-                }
-                (_, Some(importer)) => step.command(format!("peervram route {} {importer}", now.lender)),
-            })
+            let now = |path| pairs.iter().find(move |pair| pair.state == State::Now && pair.path == path);
+            let route = now(Path::Peer).and_then(|pair| Some((pair.lender, pair.importer?)));
+            let read = now(Path::HostPointer).map(|pair| pair.lender);
+            let commands = [
+                route.map(|(lender, importer)| format!("peervram route {lender} {importer}")),
+                read.map(|lender| format!("peervram import {lender} --range 0+4M --checksum")),
+            ];
+            let mut step = Step::new(Turn::Try, "Try it; bytes are right only once they were compared:");
+            step.commands.extend(commands.into_iter().flatten());
+            (!step.commands.is_empty()).then_some(step)
         }
         Verdict::HostMemoryOnly => Some(
             Step::new(Turn::Try, "See it work with host memory in VRAM's place:").command("peervram demo"),

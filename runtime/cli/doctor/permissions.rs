@@ -11,8 +11,8 @@ const LITTLE_BYTES: u64 = 1 << 20;
 
 pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let bound: Vec<&Candidate> = candidates.iter().filter(|candidate| candidate.is_bound).collect();
-    findings.extend(bound.iter().filter_map(|candidate| lender(candidate)));
+    let bound = candidates.iter().filter(|candidate| candidate.is_bound);
+    findings.extend(bound.filter_map(lender));
     findings.extend(nodes(facts));
     findings.extend(usable(facts));
     findings.extend(host_memory(facts));
@@ -57,8 +57,9 @@ fn lender(candidate: &Candidate) -> Option<Finding> {
         Turn::Permissions,
         "Run as root, or let the group render own VFIO devices, and join it (log in again):",
     )
-    .command(r#"echo 'SUBSYSTEM=="vfio|vfio-dev", GROUP="render", MODE="0660""#)
-    .command(r#"KERNEL=="iommu", GROUP="render", MODE="0660"' > /etc/udev/rules.d/70-peervram.rules"#)
+    .command(r#"printf '%s\n' 'SUBSYSTEM=="vfio|vfio-dev", GROUP="render", MODE="0660"' \"#)
+    .command(r#"  'KERNEL=="iommu", GROUP="render", MODE="0660"' \"#)
+    .command("  > /etc/udev/rules.d/70-peervram.rules")
     .command("udevadm control --reload && udevadm trigger && usermod -aG render USER");
     Some(finding("vfio-files-closed", Weight::InTheWay, seen).why(why).step(step))
 }

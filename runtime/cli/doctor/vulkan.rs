@@ -7,7 +7,13 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     let finding = |code, weight, seen: String| Finding::new(code, Section::Vulkan, weight, seen);
     match &facts.vulkan {
         Vulkan::Missing { why } => {
-            let found = finding("vulkan-missing", Weight::InTheWay, format!("no Vulkan: {why}"))
+            // What the dynamic linker says is longer, and says no more.
+            let seen = if why.starts_with("libvulkan.so.1") {
+                "no Vulkan: its loader, libvulkan.so.1, is not there".to_owned()
+            } else {
+                format!("no Vulkan: {why}")
+            };
+            let found = finding("vulkan-missing", Weight::InTheWay, seen)
                 .why("Vulkan checks and paints lent memory; Mesa's lavapipe does it on any CPU.");
             vec![found.step(install(&facts.distribution))]
         }
