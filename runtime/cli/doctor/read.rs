@@ -146,9 +146,15 @@ fn files(root: &Path) -> Vec<DeviceFile> {
 
 fn file(root: &Path, path: &Path) -> Option<DeviceFile> {
     let status = fs::metadata(root.join(path)).ok()?;
-    let wanted = if path.ends_with("kmsg") { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
+    let is_log = path.ends_with("kmsg");
+    let wanted = if is_log { Access::READ_OK } else { Access::READ_OK | Access::WRITE_OK };
+    // What its mode allows, opening it does not (`check_syslog_permissions` in `kernel/printk/printk.c`).
+    let is_restricted = is_log
+        && !rustix::process::geteuid().is_root()
+        && fs::read_to_string(root.join("proc/sys/kernel/dmesg_restrict"))
+            .is_ok_and(|text| text.trim() != "0");
     Some(DeviceFile {
-        is_usable: rustix::fs::access(root.join(path), wanted).is_ok(),
+        is_usable: !is_restricted && rustix::fs::access(root.join(path), wanted).is_ok(),
         path: Path::new("/").join(path),
         mode: status.mode() & 0o7777,
         owner_uid: status.uid(),
