@@ -86,7 +86,7 @@ fn options(facts: &Facts, is_of_use: bool) -> Option<Finding> {
         .why("VFIO gives a device to user space; P2PDMA lets others reach its memory.");
         let step = Step::new(
             Turn::KernelOptions,
-            format!("Boot a kernel with {}; those of Debian, Fedora and Arch have them.", lacks.join(", ")),
+            format!("Boot a kernel with {}; Debian's 7.3 has all that is needed.", lacks.join(", ")),
         );
         return Some(if is_of_use { found.step(step) } else { found });
     }
