@@ -104,16 +104,19 @@ pub fn is_vfio_driver(driver: &str) -> bool {
     driver.contains("vfio")
 }
 
-/// A function of the same IOMMU group that has a kernel driver, and that driver: while it does, nobody in
-/// user space may own the group (`iommu_group_claim_dma_owner`). Drivers that do no DMA of their own do not
-/// count.
+/// Whether a driver keeps user space from owning the IOMMU group of its device
+/// (`iommu_group_claim_dma_owner`). Drivers that do no DMA of their own do not.
+pub fn blocks_its_group(driver: &str) -> bool {
+    !is_vfio_driver(driver) && !matches!(driver, "pcieport" | "pci-stub")
+}
+
+/// A function of the same IOMMU group that has a kernel driver which [blocks](blocks_its_group) the group,
+/// and that driver.
 pub fn group_blocker(address: PciAddress) -> Option<(PciAddress, String)> {
-    let is_harmless = |driver: &str| is_vfio_driver(driver) || matches!(driver, "pcieport" | "pci-stub");
     let members = list(&address.sysfs_path().join("iommu_group/devices"), |_| true);
-    members
-        .iter()
-        .filter_map(|member| member.parse().ok())
-        .find_map(|member: PciAddress| Some((member, member.driver().filter(|driver| !is_harmless(driver))?)))
+    members.iter().filter_map(|member| member.parse().ok()).find_map(|member: PciAddress| {
+        Some((member, member.driver().filter(|driver| blocks_its_group(driver))?))
+    })
 }
 
 /// Whether a PCI bridge is above both functions, so that bytes need not pass the host bridge.
@@ -256,6 +259,14 @@ impl Function {
     /// A display controller or processing accelerator by class: something that may have VRAM.
     pub fn is_gpu(&self) -> bool {
         matches!(self.class >> 16, 0x03 | 0x12)
+    }
+
+    /// The BAR that is VRAM, if any is: the largest memory BAR, a prefetchable one before others, of a page
+    /// or more.
+    pub fn largest_memory(&self) -> Option<&Bar> {
+        (self.bars.iter())
+            .filter(|bar| bar.is_memory && bar.size_bytes >= 4096)
+            .max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes))
     }
 
     /// The BAR at `index`.

@@ -19,6 +19,8 @@ use crate::{holder, initrd, wire};
 pub struct Programs {
     /// The guest's agent and its tests (package `peervram-lab-guest`).
     pub agent: PathBuf,
+    /// The command line (package `peervram`), for tests of what it says.
+    pub command_line: PathBuf,
     /// The library that answers for udmabuf (package `peervram-lab-shim`).
     pub shim: PathBuf,
     /// What serves model GPUs (package `peervram-model`).
@@ -104,6 +106,7 @@ impl<'a> Lab<'a> {
             (&initrd, "initrd"),
             (&self.programs.shim, "shim.so"),
             (&self.programs.agent, "share/agent"),
+            (&self.programs.command_line, "share/peervram"),
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;

@@ -138,17 +138,17 @@ fn is_narrowed(link: &Link) -> bool {
     link.width_lanes < link.max_width_lanes || link.speed != link.max_speed
 }
 
+/// Who would unbind a working driver for registers? Below this nothing is VRAM.
+pub const LEAST_VRAM_BYTES: u64 = 1 << 20;
+
 fn can_lend(function: &Function) -> Verdict {
     let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
-    let memory = function.bars.iter().filter(|bar| bar.is_memory && bar.size_bytes >= 4096);
-    let Some(memory) = memory.max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes)) else {
+    let Some(memory) = function.largest_memory() else {
         return no("it has no memory BAR of a page or more".into(), None);
     };
     if let Err(error) = vfio::check_kernel_exports_dma_bufs() {
         return no(error.why().to_owned(), error.next_step().map(str::to_owned));
     }
-    // Who would unbind a working driver for registers? Below this nothing is VRAM.
-    const LEAST_VRAM_BYTES: u64 = 1 << 20;
     if !is_vfio(function) && memory.size_bytes < LEAST_VRAM_BYTES {
         return no(format!("its largest memory BAR has {}", show_bytes(memory.size_bytes)), None);
     }

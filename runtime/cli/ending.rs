@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Wrong usage, as clap has it.
 const USAGE: u8 = 2;
 /// The machine, not the request, stands in the way.
-const CANNOT_RUN_HERE: u8 = 4;
+pub const CANNOT_RUN_HERE: u8 = 4;
 
 /// An error for programs. `code` is stable.
 #[derive(Serialize)]

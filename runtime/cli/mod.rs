@@ -3,6 +3,7 @@
 mod arguments;
 mod demo;
 mod devices;
+mod doctor;
 mod ending;
 mod export;
 mod holders;
@@ -23,6 +24,7 @@ use clap::{Parser, Subcommand};
 #[command(
     version = env!("PEERVRAM_VERSION"),
     after_help = "Examples:\n  \
+        peervram doctor                                   look at the whole machine, and say what to do\n  \
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
         peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
@@ -46,6 +48,7 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Devices(devices::Arguments),
+    Doctor(doctor::Arguments),
     Export(export::Arguments),
     Import(import::Arguments),
     Demo(demo::Arguments),
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         .init();
     let result = match command.what {
         What::Devices(arguments) => devices::run(&arguments, command.json),
+        What::Doctor(arguments) => doctor::run(&arguments, command.json),
         What::Export(arguments) => export::run(&arguments, command.json),
         What::Import(arguments) => import::run(&arguments, command.json),
         What::Demo(arguments) => demo::run(&arguments, command.json),

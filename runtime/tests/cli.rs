@@ -1,5 +1,7 @@
 //! The program as a person or a script meets it: exit codes, words, JSON.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -111,8 +113,72 @@ fn holders_runs_anywhere_and_says_what_it_cannot_see() {
 }
 
 #[test]
+fn doctor_ends_with_what_it_found() {
+    let output = peervram(&["doctor", "--json"]);
+    let value: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    let exit = if value["verdict"] == "can-lend" { 0 } else { 4 };
+    assert_eq!(output.status.code(), Some(exit), "{value}");
+    assert!(value["findings"].as_array().is_some_and(|findings| !findings.is_empty()), "{value}");
+    assert!(value["facts"]["kernel_release"].is_string(), "{value}");
+    let page = peervram(&["doctor"]);
+    let text = String::from_utf8(page.stdout).unwrap();
+    assert_eq!(page.status.code(), Some(exit), "{text}");
+    assert!(text.contains(value["headline"].as_str().unwrap().split(' ').next().unwrap()), "{text}");
+}
+
+#[test]
+fn doctor_is_friendly_in_a_container_with_nothing() {
+    const NAME: &str = "doctor_is_friendly_in_a_container_with_nothing";
+    let namespaces = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).output();
+    if !namespaces.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: {NAME}: user namespaces are not allowed here");
+        return;
+    }
+    let root = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    put_program(root.path());
+    let inside = |arguments: &[&str]| {
+        Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--root"])
+            .arg(root.path())
+            .arg("/peervram")
+            .args(arguments)
+            .env_clear()
+            .output()
+            .unwrap()
+    };
+    let page = inside(&["doctor"]);
+    let text = String::from_utf8_lossy(&page.stdout);
+    assert_eq!(page.status.code(), Some(4), "{page:?}");
+    assert!(page.stderr.is_empty(), "{page:?}");
+    for words in ["no PCI bus", "no Vulkan", "on the host", "libvulkan1", "peervram demo"] {
+        assert!(text.contains(words), "no {words:?} in:\n{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+
+    let json = inside(&["doctor", "--json"]);
+    let value: Value = serde_json::from_slice(&json.stdout).unwrap_or_else(|_| panic!("{json:?}"));
+    assert_eq!(json.status.code(), Some(4), "{value}");
+    assert_eq!(value["verdict"], "nothing", "{value}");
+    assert!(value["what_to_do"].as_array().is_some_and(|steps| steps.len() > 1), "{value}");
+}
+
+/// Puts the program into an empty root, with the libraries that the dynamic linker wants, and nothing else.
+fn put_program(root: &Path) {
+    let program = env!("CARGO_BIN_EXE_peervram");
+    fs::copy(program, root.join("peervram")).unwrap();
+    let libraries = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8(libraries.stdout).unwrap();
+    for library in text.split_whitespace().filter(|word| word.starts_with('/')) {
+        let library = library.trim_end_matches(':');
+        let place = root.join(library.trim_start_matches('/'));
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        fs::copy(library, place).unwrap();
+    }
+}
+
+#[test]
 fn help_teaches_each_command() {
-    for command in ["devices", "export", "import", "demo", "holders"] {
+    for command in ["doctor", "devices", "export", "import", "demo", "holders"] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");

@@ -42,11 +42,13 @@ fn path(messages: &str, name: &str) -> Result<PathBuf> {
 
 /// What the lab needs of this workspace.
 pub fn lab_programs() -> Result<Programs> {
+    // By itself: features that the guest's packages leave out are not to change theirs.
+    let command_line = artifacts(&["peervram"])?.remove(0);
     let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model"])?;
     let Ok([agent, shim, model]) = <[PathBuf; 3]>::try_from(paths) else {
         bail!("cargo built fewer programs than packages");
     };
-    Ok(Programs { agent, shim, model })
+    Ok(Programs { agent, command_line, shim, model })
 }
 
 /// The benchmarks, optimised.

@@ -74,6 +74,8 @@ pub struct PhysicalDevice {
     /// Whether it says that storage buffers can be imported as dma-bufs. Whether it can map those
     /// of a particular exporter, only an import tells.
     pub can_import_dma_buf: bool,
+    /// Whether it says that storage buffers can be exported as dma-bufs.
+    pub can_export_dma_buf: bool,
     /// What host pointers must be aligned to, where it can import them.
     pub host_pointer_alignment_bytes: Option<u64>,
     /// Which extensions it lacks, and what that costs.
@@ -137,11 +139,13 @@ impl PhysicalDevice {
         let missing_extensions = missing_extensions(names.iter().map(CString::as_c_str));
         let has_dma_buf = has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME);
 
-        let imports = |handle_type| {
+        let can = |handle_type, feature| {
             basic.api_version >= vk::API_VERSION_1_1
                 && external_features(instance, physical, BufferUsage::default().flags(), handle_type)
-                    .contains(vk::ExternalMemoryFeatureFlags::IMPORTABLE)
+                    .contains(feature)
         };
+        let (importable, exportable) =
+            (vk::ExternalMemoryFeatureFlags::IMPORTABLE, vk::ExternalMemoryFeatureFlags::EXPORTABLE);
 
         let text =
             |text: Result<&CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
@@ -166,9 +170,12 @@ impl PhysicalDevice {
             render_node: (has_drm && drm.has_render != 0)
                 .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
             is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
-            can_import_dma_buf: has_dma_buf && imports(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT),
+            can_import_dma_buf: has_dma_buf
+                && can(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT, importable),
+            can_export_dma_buf: has_dma_buf
+                && can(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT, exportable),
             host_pointer_alignment_bytes: (has_host
-                && imports(vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT))
+                && can(vk::ExternalMemoryHandleTypeFlags::HOST_ALLOCATION_EXT, importable))
             .then_some(host.min_imported_host_pointer_alignment),
             missing_extensions,
         })
@@ -215,6 +222,7 @@ mod tests {
                 render_node: None,
                 is_cpu,
                 can_import_dma_buf: true,
+                can_export_dma_buf: true,
                 host_pointer_alignment_bytes: None,
                 missing_extensions: Vec::new(),
             };

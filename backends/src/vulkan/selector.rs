@@ -108,6 +108,7 @@ mod tests {
             render_node: pci.map(|_| DrmNode { major: 1, minor: 3 }),
             is_cpu,
             can_import_dma_buf,
+            can_export_dma_buf: can_import_dma_buf,
             host_pointer_alignment_bytes: None,
             missing_extensions: Vec::new(),
         }

@@ -1,6 +1,7 @@
 //! All tests, one file for each part. A new file is one line here.
 
 mod adopt;
+mod doctor;
 mod drm;
 mod holder;
 mod holders;
@@ -39,6 +40,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         slots::TESTS,
         routes::TESTS,
         lockdep::TESTS,
+        doctor::TESTS,
     ]
     .into_iter()
     .flatten()

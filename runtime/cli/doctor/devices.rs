@@ -1,0 +1,194 @@
+//! GPUs and VFIO devices: which driver each has, and who shares its IOMMU group.
+
+use peervram::backends::drm::import_support;
+use peervram::backends::pci::Function;
+
+use super::candidate::Candidate;
+use super::facts::{Facts, is_bound_to_vfio};
+use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::pair::{Pair, Path, State, importers};
+use crate::cli::arguments::show_bytes;
+
+/// More of a name would take more than a line.
+const NAME_LENGTH: usize = 44;
+
+pub fn examine(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
+    if let Some(finding) = nothing(facts, candidates) {
+        return vec![finding];
+    }
+    let mut findings: Vec<Finding> = facts.functions().map(|function| device(facts, function)).collect();
+    findings.extend(candidates.iter().filter_map(group));
+    findings.extend(unbound(facts, candidates, pairs));
+    findings.extend(wrong_driver(facts));
+    findings
+}
+
+/// Where there is no device to look at.
+fn nothing(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
+    let finding = |code, seen: &str| Finding::new(code, Section::Devices, Weight::InTheWay, seen);
+    if facts.topology.known().is_none() {
+        let (place, what) = if facts.is_container {
+            ("this is a container without /sys/bus/pci", "Run the doctor on the host of this container")
+        } else {
+            (
+                "no PCI bus is to be seen (/sys/bus/pci): a container, or a machine without one",
+                "Run the doctor where the GPUs are: on the host of this container",
+            )
+        };
+        let step = Step::new(
+            Turn::LookAtTheHost,
+            format!(
+                "{what}, then give the container /sys, and /dev/dri and /dev/vfio (--device in docker and podman)."
+            ),
+        );
+        return Some(finding("no-pci", place).why("No GPU can lend or import here.").step(step));
+    }
+    if candidates.is_empty() && importers(facts).next().is_none() {
+        let step = Step::new(
+            Turn::LookAtTheHost,
+            "Run the doctor where the GPUs are: this machine has none with memory to lend.",
+        );
+        return Some(
+            finding("no-device", "no GPU with memory to lend, and no device bound to VFIO").step(step),
+        );
+    }
+    None
+}
+
+fn device(facts: &Facts, function: &Function) -> Finding {
+    let name = name(facts, function);
+    let group = function.iommu_group.map(|group| format!(", group {group}")).unwrap_or_default();
+    let driver = function.driver.as_deref();
+    let (weight, role) = match driver {
+        _ if is_bound_to_vfio(function) && function.largest_memory().is_none() => {
+            (Weight::Hint, "has no memory to lend".to_owned())
+        }
+        _ if is_bound_to_vfio(function) => (Weight::Fine, "lends".to_owned()),
+        None => (Weight::Hint, "neither lends nor imports".to_owned()),
+        Some(driver) => match import_support(driver) {
+            Some(row)
+                if row.can_import && row.because.contains("scan-out") && !function.drm_nodes.is_empty() =>
+            {
+                (Weight::Fine, "imports for scan-out".to_owned())
+            }
+            Some(row) if row.can_import && function.drm_nodes.is_empty() => {
+                (Weight::Hint, "has no DRM node to import by".to_owned())
+            }
+            Some(row) if row.can_import => (Weight::Fine, "imports".to_owned()),
+            Some(row) => (Weight::Hint, format!("cannot import: {}", row.because)),
+            None => (Weight::Hint, "is not known to import".to_owned()),
+        },
+    };
+    let driver = driver.unwrap_or("no driver");
+    let memory = match function.largest_memory() {
+        Some(bar) if is_bound_to_vfio(function) || function.is_gpu() => {
+            format!(", BAR {} of {}", bar.index, show_bytes(bar.size_bytes))
+        }
+        _ => String::new(),
+    };
+    let seen = format!("{} {name}: {driver}{group}{memory}; {role}", function.address);
+    Finding::new("device", Section::Devices, weight, seen)
+}
+
+fn name(facts: &Facts, function: &Function) -> String {
+    let id = || format!("{:04x}:{:04x}", function.vendor_id, function.device_id);
+    let name = facts.names.get(&function.address).cloned().unwrap_or_else(id);
+    if name.chars().count() <= NAME_LENGTH {
+        return name;
+    }
+    name.chars().take(NAME_LENGTH - 2).chain("..".chars()).collect()
+}
+
+/// A device that is bound, and that nobody may open because of another one.
+fn group(candidate: &Candidate) -> Option<Finding> {
+    if !candidate.is_bound || candidate.blockers.is_empty() {
+        return None;
+    }
+    let address = candidate.address();
+    let group = candidate.function.iommu_group.unwrap_or_default();
+    let others: Vec<String> =
+        candidate.blockers.iter().map(|(other, driver)| format!("{other} ({driver})")).collect();
+    let seen = format!("{address} cannot be opened: its group {group} has {}", others.join(", "));
+    let mut step = Step::new(
+        Turn::Neighbours,
+        format!(
+            "Free group {group} of kernel drivers, if nothing needs them, or put {address} into another slot:"
+        ),
+    );
+    for (other, _) in &candidate.blockers {
+        step = step.command(format!("echo {other} > /sys/bus/pci/devices/{other}/driver/unbind"));
+    }
+    let why = "A group has one owner: user space, or the drivers of the kernel.";
+    Some(Finding::new("group-not-viable", Section::Devices, Weight::InTheWay, seen).why(why).step(step))
+}
+
+/// Where nothing is bound to VFIO: the device that is best given away.
+fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Finding> {
+    if candidates.is_empty() || candidates[0].is_bound {
+        return None;
+    }
+    let seen = if facts.has_vfio_pci {
+        "no device is bound to vfio-pci"
+    } else {
+        "no device is bound to vfio-pci, which is not loaded"
+    };
+    let finding = Finding::new("nothing-bound", Section::Devices, Weight::InTheWay, seen);
+    let is_boot = |candidate: &&Candidate| facts.boot_displays.contains(&candidate.address());
+    let imports = |candidate: &&Candidate| importers(facts).any(|other| other.address == candidate.address());
+    let has_peer = |candidate: &&Candidate| {
+        let is_peer = |pair: &&Pair| pair.path == Path::Peer && pair.state != State::Never;
+        pairs.iter().filter(is_peer).any(|pair| pair.lender == candidate.address())
+    };
+    let has_pair = |candidate: &&Candidate| {
+        pairs.iter().any(|pair| pair.lender == candidate.address() && pair.state != State::Never)
+    };
+    // The GPU of the screen is given away only to one that can show something in its place.
+    let mut fit: Vec<&Candidate> = candidates
+        .iter()
+        .filter(|candidate| has_peer(candidate) || has_pair(candidate) && !is_boot(candidate))
+        .collect();
+    fit.sort_by_key(|candidate| {
+        let size = std::cmp::Reverse(candidate.memory.size_bytes);
+        (!has_peer(candidate), is_boot(candidate), imports(candidate), size)
+    });
+    let Some(best) = fit.first() else {
+        return Some(finding.why(
+            "One lends, another one imports: with what there is, no pair would be left if one were bound.",
+        ));
+    };
+    Some(finding.step(bind(best, is_boot(best))))
+}
+
+/// How to bind a device, with the other functions of its group that have drivers.
+fn bind(candidate: &Candidate, is_boot: bool) -> Step {
+    let address = candidate.address();
+    let warning = if is_boot { " (its screen goes dark)" } else { "" };
+    let mut step = Step::new(Turn::Bind, format!("Bind {address} to vfio-pci{warning}:"))
+        .command("modprobe vfio-pci")
+        .command(format!("echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override"));
+    let bound = candidate.function.driver.as_ref().map(|_| address);
+    let others = candidate.blockers.iter().map(|(other, _)| *other);
+    for function in bound.into_iter().chain(others) {
+        step = step.command(format!("echo {function} > /sys/bus/pci/devices/{function}/driver/unbind"));
+    }
+    step.command(format!("echo {address} > /sys/bus/pci/drivers_probe"))
+}
+
+/// An Intel GPU that could import with another driver, where nothing else can.
+fn wrong_driver(facts: &Facts) -> Option<Finding> {
+    if importers(facts).next().is_some() {
+        return None;
+    }
+    let gpu = facts.functions().find(|function| function.driver.as_deref() == Some("i915"))?;
+    let id = format!("{:04x}", gpu.device_id);
+    let seen = format!("nothing can import; {} could with the xe driver", gpu.address);
+    let step = Step::new(
+        Turn::ImportingDriver,
+        format!(
+            "Give {} the driver xe, which serves Xe GPUs and later; on the kernel's command line:",
+            gpu.address
+        ),
+    )
+    .command(format!("i915.force_probe=!{id} xe.force_probe={id}"));
+    Some(Finding::new("importer-has-other-driver", Section::Devices, Weight::Hint, seen).step(step))
+}
