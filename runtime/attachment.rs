@@ -15,12 +15,13 @@ use peervram_backends::{Importer, OnRevoke};
 use crate::access::{Access, Revoked};
 use crate::export::Lent;
 use crate::gate::Gate;
+use crate::plan::Known;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
-use crate::{Error, Import, Path, Result, Trust};
+use crate::{Direction, Error, Import, Kind, Path, Result, Staging, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -50,6 +51,7 @@ struct Last<I: Importer> {
     import: Option<Arc<Import<I>>>,
     path: Path,
     refused: Vec<(Path, Error)>,
+    staging: Option<Staging>,
 }
 
 impl<I: Importer> Attachment<I> {
@@ -62,7 +64,7 @@ impl<I: Importer> Attachment<I> {
             lent: Arc::clone(&lent),
             importer,
             trust,
-            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new() }),
+            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new(), staging: None }),
             imports: AtomicUsize::new(0),
         })?;
         // From here on, dropping it detaches.
@@ -92,6 +94,11 @@ impl<I: Importer> Attachment<I> {
         self.attached().last.lock().refused.clone()
     }
 
+    /// How bytes are copied, on a [staged](Path::Staged) path; nothing on any other.
+    pub fn staging(&self) -> Option<Staging> {
+        self.attached().last.lock().staging.clone()
+    }
+
     /// What the application was content with.
     pub fn trust(&self) -> Trust {
         self.attached().trust
@@ -108,11 +115,12 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
-    /// Does not block but for the owner's flush, and for another thread that imports anew.
+    /// Does not block but for the owner's flush, for another thread that imports anew, and on a
+    /// [staged](Path::Staged) path for the copy, which gives way to a revoke.
     ///
     /// # Errors
     /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with
-    /// the owner's reason why its device's writes cannot be seen.
+    /// the reason why the owner's device cannot show what it wrote, or why it could not be copied.
     pub fn enter(&self) -> Result<Access<'_, I>, Revoked> {
         let attached = self.attached();
         let generation =
@@ -121,8 +129,16 @@ impl<I: Importer> Attachment<I> {
         match import {
             Some(import) if import.is_of(generation) => {
                 // From here on, dropping it leaves the gate.
-                let access = Access::new(&self.0, import, generation);
-                attached.lent.flush().map_err(|error| Revoked::owner(generation, error))?;
+                let mut access = Access::new(&self.0, import, generation);
+                let not_brought = |error| Revoked::not_brought(generation, error);
+                attached.lent.flush().map_err(not_brought)?;
+                access.pull().map_err(|error: Error| {
+                    if error.kind() == Kind::Revoked && attached.gate.is_closed() {
+                        let closed = attached.gate.closed(attached.gate.generation());
+                        return Revoked::away(attached.lent.device_name(), closed);
+                    }
+                    not_brought(error)
+                })?;
                 Ok(access)
             }
             other => {
@@ -213,6 +229,26 @@ impl<I: Importer> Attached<I> {
         &self.imports
     }
 
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// What is known of bytes in `direction` by an import of the lent memory.
+    pub(crate) fn test(&self, _: &I::Memory, direction: Direction) -> Result<Known> {
+        let why = format!("nothing tests whether it may {direction:?}");
+        Err(Error::new(Kind::Unsupported, "verify a path", why).on(self.importer.name()))
+    }
+
+    /// Whether the importer's driver must let go of the lent memory before it is taken back.
+    fn must_be_freed(&self) -> bool {
+        self.importer.on_revoke() == OnRevoke::FreeBefore
+            && self.last.lock().import.as_ref().is_none_or(|import| import.holds_lent_memory())
+    }
+
     /// Whether anybody but the attachment holds an import.
     fn is_given_out(&self) -> bool {
         let last = self.last.lock();
@@ -232,9 +268,9 @@ impl<I: Importer> Attached<I> {
         }
         drop(last.import.take());
         let (import, refused) = Import::new(self, generation)?;
-        let path = import.path();
+        let (path, staging) = (import.path(), import.staging().cloned());
         let import = Arc::new(import);
-        *last = Last { import: Some(Arc::clone(&import)), path, refused };
+        *last = Last { import: Some(Arc::clone(&import)), path, refused, staging };
         Ok(import)
     }
 }
@@ -248,7 +284,7 @@ impl<I: Importer> Gated for Attached<I> {
         if self.gate.drain(deadline) > 0 {
             return false;
         }
-        if self.importer.on_revoke() != OnRevoke::FreeBefore {
+        if !self.must_be_freed() {
             return true;
         }
         // Nobody is let in, so nobody can take another one.
@@ -262,9 +298,11 @@ impl<I: Importer> Gated for Attached<I> {
     }
 
     fn free(&self) {
-        if self.importer.on_revoke() == OnRevoke::FreeBefore {
+        if self.must_be_freed() {
             let import = self.last.lock().import.take();
             drop(import);
+        } else if let Some(import) = self.last.lock().import.clone() {
+            import.settle();
         }
     }
 
