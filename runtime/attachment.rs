@@ -20,7 +20,8 @@ use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
-use crate::{Error, Import, Path, Result, Trust};
+use crate::verify::{self, Certificate, Fingerprint, Limits, Progress};
+use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -148,6 +149,40 @@ impl<I: Importer> Attachment<I> {
         let result = attached.import_of(generation);
         attached.gate.leave(generation);
         result
+    }
+
+    /// Tests whether bytes arrive, by each of the importer's engines, in `direction`, and says what came of it.
+    /// Takes place inside the memory: who takes it back meanwhile waits. Nobody else may use it; what was in
+    /// the tested places is put back.
+    ///
+    /// # Errors
+    /// As [`Attachment::enter`]; [`Kind::Unsupported`](crate::Kind::Unsupported) where nobody answers for the
+    /// memory or the importer has no engine; what the owner's side of the test says;
+    /// [`Kind::Revoked`](crate::Kind::Revoked) where the memory was torn away.
+    pub fn verify(
+        &self,
+        direction: Direction,
+        limits: &Limits,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Certificate> {
+        let access = self.enter()?;
+        let attached = self.attached();
+        let path = access.import().path();
+        let memory = access.memory();
+        let certificate =
+            verify::certify(&attached.lent, &*attached.importer, memory, path, direction, limits, progress);
+        match access.finish() {
+            Outcome::Ok => certificate,
+            Outcome::Torn { .. } => {
+                let why = "the memory was taken back in the middle of the test";
+                Err(Error::new(Kind::Revoked, "verify a path", why).on(attached.lent.device_name()))
+            }
+        }
+    }
+
+    /// What would have to be as it is now for a certificate of this attachment to be current.
+    pub fn fingerprint(&self) -> Fingerprint {
+        verify::fingerprint(&self.attached().lent, &*self.attached().importer)
     }
 
     /// Whether [`Attachment::enter`] needs no new import.

@@ -132,6 +132,11 @@ impl Lent {
         self.id
     }
 
+    /// What is exported, and who answers for it.
+    pub(crate) fn aperture(&self) -> &Aperture {
+        &self.aperture
+    }
+
     /// The device that it is memory of.
     pub(crate) fn entry(&self) -> &Arc<Entry> {
         &self.entry

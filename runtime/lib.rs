@@ -42,6 +42,7 @@ mod path;
 pub mod picture;
 mod revoke;
 mod sync;
+pub mod verify;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};
