@@ -70,6 +70,13 @@ pub trait Importer: Send + Sync + 'static {
         Err(Error::new(Kind::Unsupported, "make staging memory", "this importer has none").on(self.name()))
     }
 
+    /// Where memory that [`stage`](Importer::stage) made is host memory: its mapping, which others can fill
+    /// and empty without an engine of this importer. None where it is the device's own.
+    fn host_memory(&self, memory: &Self::Memory) -> Option<Arc<Mapping>> {
+        let _ = memory;
+        None
+    }
+
     /// The engines by which its device reaches an import, the one for bulk copies first. None where the
     /// device has none that this process may use: then nobody can tell what it sees.
     fn engines(&self) -> Vec<&dyn Engine<Self::Memory>> {
