@@ -43,8 +43,10 @@ pub mod picture;
 mod plan;
 mod relay;
 mod revoke;
+mod round_trip;
 mod staged;
 mod sync;
+pub mod verify;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};

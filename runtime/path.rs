@@ -64,7 +64,8 @@ impl Trust {
 }
 
 /// Which way bytes go, as the importer sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// The importer reads.
     Read,
@@ -78,5 +79,29 @@ impl Direction {
     /// Whether all of `other` is in it.
     pub fn includes(self, other: Self) -> bool {
         self == Self::Both || self == other
+    }
+
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Both => "both",
+        }
+    }
+
+    /// Each single direction that it stands for.
+    pub(crate) fn each(self) -> &'static [Self] {
+        match self {
+            Self::Read => &[Self::Read],
+            Self::Write => &[Self::Write],
+            Self::Both => &[Self::Read, Self::Write],
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }

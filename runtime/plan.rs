@@ -26,7 +26,6 @@ pub(crate) enum Known {
     /// Nothing.
     Untested,
     /// The right bytes arrived.
-    #[cfg_attr(not(test), expect(dead_code, reason = "nothing tests paths yet"))]
     Right {
         /// So says a CPU that looked through the same window as the importer, which proves less.
         window_only: bool,

@@ -32,6 +32,11 @@ pub trait Importer: Send + Sync + 'static {
         None
     }
 
+    /// The user-space driver behind it with its version, where that is known: another one may copy otherwise.
+    fn driver(&self) -> Option<String> {
+        None
+    }
+
     /// What an import needs around a revoke.
     fn on_revoke(&self) -> OnRevoke;
 

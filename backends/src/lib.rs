@@ -25,6 +25,7 @@ mod ranges;
 mod region;
 mod shadow;
 pub mod signal;
+pub mod topology;
 mod uapi;
 #[cfg(feature = "vfio")]
 pub mod vfio;

@@ -9,6 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, Kind, Result};
 
 /// Where Linux lists PCI functions.
@@ -18,7 +20,8 @@ const SYSFS_DEVICES: &str = "/sys/bus/pci/devices";
 pub const BAR_COUNT: usize = 6;
 
 /// A PCI function's address: domain, bus, device, function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PciAddress {
     /// The domain, or segment; beyond 16 bits behind some controllers (Intel VMD).
     pub domain: u32,
@@ -62,6 +65,20 @@ impl FromStr for PciAddress {
             Error::new(Kind::InvalidInput, "read a PCI address", format!("{text:?} is none"))
                 .next("write it as lspci -D does: 0000:01:00.0")
         })
+    }
+}
+
+impl TryFrom<String> for PciAddress {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<PciAddress> for String {
+    fn from(address: PciAddress) -> Self {
+        address.to_string()
     }
 }
 
@@ -119,7 +136,8 @@ pub fn is_translated(address: PciAddress) -> bool {
 }
 
 /// One base address register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Bar {
     /// Its index, 0 to 5.
     pub index: u32,
@@ -134,7 +152,8 @@ pub struct Bar {
 }
 
 /// The PCI Express link above a function.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Link {
     /// Present speed, in the kernel's words: "16.0 GT/s PCIe".
     pub speed: String,
@@ -147,7 +166,8 @@ pub struct Link {
 }
 
 /// A PCI function, as sysfs described it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Function {
     /// Its address.
     pub address: PciAddress,
@@ -200,7 +220,7 @@ impl Function {
         Ok(addresses.into_iter().filter_map(|address| Self::read_from(devices, address).ok()).collect())
     }
 
-    fn read_from(devices: &Path, address: PciAddress) -> Result<Self> {
+    pub(crate) fn read_from(devices: &Path, address: PciAddress) -> Result<Self> {
         let folder = devices.join(address.to_string());
         let missing = |error: io::Error| {
             Error::os("find a PCI device", error)

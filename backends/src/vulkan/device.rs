@@ -327,6 +327,12 @@ impl Importer for Device {
         self.description().pci_address
     }
 
+    fn driver(&self) -> Option<String> {
+        let description = self.description();
+        let text = format!("{} {}", description.driver_name, description.driver_version);
+        (!text.trim().is_empty()).then(|| text.trim().to_owned())
+    }
+
     fn on_revoke(&self) -> OnRevoke {
         self.description().on_revoke()
     }

@@ -1,0 +1,108 @@
+//! The kernel's list of host bridges that forward peer-to-peer requests, as data.
+//!
+//! `pci_p2pdma_whitelist` in `drivers/pci/p2pdma.c`. A host bridge is known by the first device on its
+//! root bus. Kernels before 6.19 export no VFIO dma-bufs, so that their lists do not matter here.
+
+/// A release of Linux: its first two numbers.
+pub type Release = (u32, u32);
+
+/// The first release whose VFIO exports dma-bufs.
+const FIRST: Release = (6, 19);
+
+const INTEL: u16 = 0x8086;
+const GOOGLE: u16 = 0x1ae0;
+const NVIDIA: u16 = 0x10de;
+
+/// A row of the kernel's list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostBridge {
+    /// The vendor of the first device on the root bus.
+    pub vendor_id: u16,
+    /// Its device id; none for all of the vendor.
+    pub device_id: Option<u16>,
+    /// Whether both devices must be below this same host bridge (`REQ_SAME_HOST_BRIDGE`).
+    pub same_host_bridge: bool,
+    /// What it is, in the kernel's words.
+    pub what: &'static str,
+    /// The first release that has the row; the first that matters here if it is older.
+    pub since: Release,
+}
+
+const LIST: [HostBridge; 25] = [
+    HostBridge { same_host_bridge: true, ..intel(0x3c00, "Intel Xeon E5/Core i7") },
+    HostBridge { same_host_bridge: true, ..intel(0x3c01, "Intel Xeon E5/Core i7") },
+    HostBridge { same_host_bridge: true, ..intel(0x2f00, "Intel Xeon E7 v3/Xeon E5 v3/Core i7") },
+    HostBridge { same_host_bridge: true, ..intel(0x2f01, "Intel Xeon E7 v3/Xeon E5 v3/Core i7") },
+    intel(0x2030, "Intel Skylake-E"),
+    intel(0x2031, "Intel Skylake-E"),
+    intel(0x2032, "Intel Skylake-E"),
+    intel(0x2033, "Intel Skylake-E"),
+    intel(0x2020, "Intel Skylake-E"),
+    intel(0x09a2, "Intel Skylake-E"),
+    intel(0x0b25, "Intel DSA, Sapphire Rapids"),
+    intel(0x0cfe, "Intel IAX, Sapphire Rapids"),
+    intel(0x11fb, "Intel DSA, Granite Rapids D"),
+    intel(0x1212, "Intel DSA, Diamond Rapids"),
+    intel(0x1216, "Intel IAA, Diamond Rapids"),
+    intel(0x4940, "Intel QAT 4xxx"),
+    intel(0x4942, "Intel QAT 401xx"),
+    intel(0x4944, "Intel QAT 402xx"),
+    intel(0x4946, "Intel QAT 420xx"),
+    intel(0x4948, "Intel QAT 6xxx"),
+    HostBridge { vendor_id: GOOGLE, device_id: None, ..intel(0, "Google SoC") },
+    nvidia(0x2f95),
+    nvidia(0x2f96),
+    nvidia(0x2f97),
+    nvidia(0x2f98),
+];
+
+const fn intel(device_id: u16, what: &'static str) -> HostBridge {
+    HostBridge { vendor_id: INTEL, device_id: Some(device_id), same_host_bridge: false, what, since: FIRST }
+}
+
+const fn nvidia(device_id: u16) -> HostBridge {
+    HostBridge { vendor_id: NVIDIA, ..intel(device_id, "Nvidia CPU") }
+}
+
+/// The row of that device in the list of `release`.
+pub fn listed(vendor_id: u16, device_id: u16, release: Release) -> Option<&'static HostBridge> {
+    LIST.iter().find(|row| {
+        row.vendor_id == vendor_id && row.device_id.is_none_or(|id| id == device_id) && row.since <= release
+    })
+}
+
+/// Every release with which the list changed, the first one included.
+pub fn releases() -> Vec<Release> {
+    let mut releases: Vec<Release> = LIST.iter().map(|row| row.since).chain([FIRST]).collect();
+    releases.sort_unstable();
+    releases.dedup();
+    releases
+}
+
+/// The release in a string like "7.3.4+deb13-amd64".
+pub fn parse_release(text: &str) -> Option<Release> {
+    let mut numbers = text.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_found() {
+        let row = |vendor, device| listed(vendor, device, (7, 3));
+        assert!(row(INTEL, 0x3c00).unwrap().same_host_bridge);
+        assert!(!row(INTEL, 0x2030).unwrap().same_host_bridge);
+        assert!(row(GOOGLE, 0x1234).is_some());
+        assert!(row(NVIDIA, 0x2f98).is_some() && row(NVIDIA, 0x2f99).is_none());
+        assert_eq!(row(INTEL, 0x29c0), None);
+    }
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(parse_release("7.3.4+deb13-amd64"), Some((7, 3)));
+        assert_eq!(parse_release("6.19-rc1"), Some((6, 19)));
+        assert_eq!(parse_release("linux"), None);
+    }
+}

@@ -1,0 +1,262 @@
+//! Verdicts on trees that are made by hand. What real kernels say of such trees is asked in the lab.
+
+use super::config_space::tests::root_port;
+use super::{Above, Client, ConfigSpace, Cpu, Expected, MapType, Place, Reading, Reason, Topology, Verdict};
+use crate::PciAddress;
+use crate::pci::Function;
+use MapType::{BusAddress, NotSupported, ThroughHostBridge};
+
+const INTEL: Cpu = Cpu { vendor: None, family: Some(6), model: None, name: None, microcode: None };
+
+fn zen() -> Cpu {
+    Cpu { vendor: Some("AuthenticAMD".into()), family: Some(0x17), ..INTEL }
+}
+
+fn address(text: &str) -> PciAddress {
+    text.parse().unwrap()
+}
+
+/// A machine with a host bridge that is not on the list, and what is added to it.
+struct Tree(Topology);
+
+impl Tree {
+    fn new(cpu: Cpu) -> Self {
+        let unread = || Reading::Unread("not here".into());
+        let tree = Self(Topology {
+            kernel_release: Reading::Known("7.3.4".into()),
+            command_line: unread(),
+            boot_id: unread(),
+            cpu: Reading::Known(cpu),
+            places: Vec::new(),
+            order: Reading::Known(()),
+        });
+        tree.endpoint("00:00.0", "pci0000:00").with_id("00:00.0", 0x8086, 0x29c0)
+    }
+
+    fn add(mut self, function: &str, above: &str, config: Reading<ConfigSpace>) -> Self {
+        let above = match above.parse() {
+            Ok(bridge) => Above::Bridge(bridge),
+            Err(_) => Above::HostBridge(above.into()),
+        };
+        let function = Function {
+            address: address(function),
+            vendor_id: 0x1b36,
+            device_id: 0x000c,
+            class: 0,
+            driver: None,
+            iommu_group: None,
+            numa_node: None,
+            bars: Vec::new(),
+            link: None,
+            drm_nodes: Vec::new(),
+            memory_enabled: None,
+        };
+        self.0.places.push(Place { function, above, config, iommu_domain: None, physical_function: None });
+        self
+    }
+
+    /// Without ACS.
+    fn endpoint(self, function: &str, above: &str) -> Self {
+        self.add(function, above, Reading::Known(ConfigSpace::new(vec![0; 256], 256).unwrap()))
+    }
+
+    /// A root port by its type, whatever is above it, with this ACS control word.
+    fn port(self, function: &str, above: &str, acs_control: u16) -> Self {
+        self.add(function, above, Reading::Known(root_port(0x148, acs_control)))
+    }
+
+    fn with_id(mut self, function: &str, vendor_id: u16, device_id: u16) -> Self {
+        let at = address(function);
+        let place = self.0.places.iter_mut().find(|place| place.address() == at).unwrap();
+        (place.function.vendor_id, place.function.device_id) = (vendor_id, device_id);
+        self
+    }
+
+    fn verdict(&self, a: &str, b: &str) -> Verdict {
+        self.0.expected_map_type(address(a), address(b))
+    }
+
+    fn expect(&self, a: &str, b: &str, map_type: MapType, reason: Reason) -> Verdict {
+        let verdict = self.verdict(a, b);
+        assert_eq!(verdict.expected, Expected::Known(map_type), "{a} {b}: {verdict:?}");
+        assert_eq!(verdict.reason, Some(reason), "{a} {b}");
+        verdict
+    }
+
+    fn unknown(&self, a: &str, b: &str) -> (Vec<MapType>, String) {
+        match self.verdict(a, b).expected {
+            Expected::Unknown { possible, because } => (possible, because.join("; ")),
+            Expected::Known(map_type) => panic!("{a} {b}: {map_type}"),
+        }
+    }
+}
+
+/// Two endpoints, each below a root port of its own.
+fn root_ports(cpu: Cpu) -> Tree {
+    Tree::new(cpu)
+        .port("00:02.0", "pci0000:00", 0x1d)
+        .port("00:03.0", "pci0000:00", 0x1d)
+        .endpoint("01:00.0", "00:02.0")
+        .endpoint("02:00.0", "00:03.0")
+}
+
+/// A switch with two ports below a root port.
+fn switch(cpu: Cpu, first: u16, second: u16) -> Tree {
+    Tree::new(cpu)
+        .port("00:02.0", "pci0000:00", 0x1d)
+        .port("01:00.0", "00:02.0", 0)
+        .port("02:00.0", "01:00.0", first)
+        .port("02:01.0", "01:00.0", second)
+        .endpoint("03:00.0", "02:00.0")
+        .endpoint("04:00.0", "02:01.0")
+}
+
+const NOT_LISTED: &str = "00:00.0";
+
+#[test]
+fn root_ports_meet_at_the_host_bridge() {
+    let verdict = root_ports(zen()).expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::TrustedCpu);
+    assert_eq!((verdict.distance, verdict.common), (Some(4), None));
+    let not_listed = Reason::HostBridgeNotListed(address(NOT_LISTED));
+    root_ports(INTEL).expect("01:00.0", "02:00.0", NotSupported, not_listed);
+    // The family before Zen, and a licensee's Zen.
+    for cpu in [
+        Cpu { family: Some(0x16), ..zen() },
+        Cpu { vendor: Some("HygonGenuine".into()), family: Some(0x18), ..zen() },
+    ] {
+        root_ports(cpu).expect("01:00.0", "02:00.0", NotSupported, not_listed);
+    }
+}
+
+#[test]
+fn below_a_switch_its_ports_decide() {
+    let verdict = switch(INTEL, 0, 0).expect("03:00.0", "04:00.0", BusAddress, Reason::NothingRedirects);
+    // What is above the common bridge does not matter, though it redirects.
+    assert_eq!((verdict.distance, verdict.common), (Some(4), Some(address("01:00.0"))));
+    let not_listed = Reason::HostBridgeNotListed(address(NOT_LISTED));
+    let verdict = switch(INTEL, 0x04, 0x01).expect("03:00.0", "04:00.0", NotSupported, not_listed);
+    assert_eq!(verdict.redirects, [address("02:00.0")]);
+    let both = switch(zen(), 0x08, 0x20);
+    let verdict = both.expect("04:00.0", "03:00.0", ThroughHostBridge, Reason::TrustedCpu);
+    assert_eq!(verdict.redirects, [address("02:01.0"), address("02:00.0")]);
+}
+
+#[test]
+fn functions_of_one_slot_meet_at_its_port() {
+    let tree = root_ports(INTEL).endpoint("01:00.1", "00:02.0");
+    let not_listed = Reason::HostBridgeNotListed(address(NOT_LISTED));
+    let verdict = tree.expect("01:00.0", "01:00.1", NotSupported, not_listed);
+    // The common port's own bits count.
+    assert_eq!((verdict.distance, &verdict.redirects[..]), (Some(2), &[address("00:02.0")][..]));
+    let same = tree.expect("01:00.0", "01:00.0", BusAddress, Reason::NothingRedirects);
+    assert_eq!(same.distance, Some(0));
+}
+
+#[test]
+fn the_list_is_by_the_first_function_of_a_root_bus() {
+    let on_the_list = root_ports(INTEL).with_id("00:00.0", 0x8086, 0x3c00);
+    on_the_list.expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+
+    let two = |id: u16| {
+        root_ports(INTEL)
+            .with_id("00:00.0", 0x8086, 0x2030)
+            .endpoint("80:00.0", "pci0000:80")
+            .with_id("80:00.0", 0x8086, id)
+            .port("80:01.0", "pci0000:80", 0)
+            .endpoint("81:00.0", "80:01.0")
+    };
+    two(0x2020).expect("01:00.0", "81:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+    let alone = Reason::NeedsSameHostBridge(address("80:00.0"));
+    two(0x3c00).expect("01:00.0", "81:00.0", NotSupported, alone);
+    two(0x3c00).expect("81:00.0", "01:00.0", NotSupported, alone);
+    let not_listed = Reason::HostBridgeNotListed(address("80:00.0"));
+    two(0x1234).expect("01:00.0", "81:00.0", NotSupported, not_listed);
+}
+
+#[test]
+fn a_root_bus_without_a_function_at_00_0_may_begin_with_a_root_port() {
+    let endpoint_first = Tree::new(INTEL)
+        .endpoint("80:01.0", "pci0000:80")
+        .with_id("80:01.0", 0x8086, 0x2030)
+        .port("80:02.0", "pci0000:80", 0)
+        .endpoint("81:00.0", "80:02.0");
+    let first = Reason::HostBridgeNameless(address("80:01.0"));
+    endpoint_first.expect("81:00.0", "80:01.0", NotSupported, first);
+    let port_first = Tree::new(INTEL)
+        .port("80:02.0", "pci0000:80", 0)
+        .with_id("80:02.0", 0x8086, 0x2030)
+        .endpoint("80:01.0", "pci0000:80")
+        .endpoint("81:00.0", "80:02.0");
+    port_first.expect("81:00.0", "80:01.0", ThroughHostBridge, Reason::HostBridgesListed);
+}
+
+#[test]
+fn what_is_no_pci_device_is_refused() {
+    let verdict = root_ports(zen()).0.expected_map_type(address("01:00.0"), Client::NotPci);
+    assert_eq!(verdict.expected, Expected::Known(NotSupported));
+    assert_eq!(verdict.reason, Some(Reason::ClientNotPci));
+}
+
+#[test]
+fn acs_that_was_not_read_makes_it_unknown_where_it_decides() {
+    let first_64 = ConfigSpace::new(root_port(0x148, 0).bytes()[..64].to_vec(), 4096).unwrap();
+    let tree = |cpu, second| {
+        Tree::new(cpu)
+            .port("00:02.0", "pci0000:00", 0)
+            .add("01:00.0", "00:02.0", Reading::Known(first_64.clone()))
+            .port("01:01.0", "00:02.0", second)
+    };
+    let (possible, because) = tree(zen(), 0).unknown("01:00.0", "01:01.0");
+    assert_eq!(possible, [BusAddress, ThroughHostBridge]);
+    assert!(because.contains("01:00.0 redirects (ACS) is not known"), "{because}");
+    // One port that redirects settles it, whatever the others do.
+    tree(zen(), 0x1d).expect("01:00.0", "01:01.0", ThroughHostBridge, Reason::TrustedCpu);
+}
+
+#[test]
+fn a_machine_that_was_not_read_whole_makes_it_unknown_where_it_decides() {
+    let mut no_cpu = root_ports(zen());
+    no_cpu.0.cpu = Reading::Unread("no /proc".into());
+    assert_eq!(no_cpu.unknown("01:00.0", "02:00.0").0, [ThroughHostBridge, NotSupported]);
+    let listed = no_cpu.with_id("00:00.0", 0x8086, 0x2030);
+    listed.expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+
+    let mut no_order = root_ports(INTEL);
+    no_order.0.order = Reading::Unread("no /proc".into());
+    assert!(no_order.unknown("01:00.0", "02:00.0").1.contains("first on pci0000:00"));
+
+    let no_bridge = Tree::new(zen()).endpoint("01:00.0", "00:02.0");
+    let (possible, because) = no_bridge.unknown("01:00.0", "00:00.0");
+    assert_eq!(possible.len(), 3);
+    assert_eq!(because, "the bridge 0000:00:02.0 above 0000:01:00.0 is missing");
+    assert!(no_bridge.unknown("0a:00.0", "00:00.0").1.contains("no 0000:0a:00.0"));
+}
+
+#[test]
+fn a_fallen_device_is_named() {
+    let ones = Reading::Known(ConfigSpace::new(vec![0xff; 4096], 4096).unwrap());
+    let tree = Tree::new(INTEL)
+        .add("00:02.0", "pci0000:00", ones)
+        .endpoint("01:00.0", "00:02.0")
+        .endpoint("01:00.1", "00:02.0");
+    let (possible, because) = tree.unknown("01:00.0", "01:00.1");
+    assert_eq!(possible, [BusAddress, NotSupported]);
+    assert!(because.contains("0000:00:02.0") && because.contains("does not answer"), "{because}");
+    assert!(tree.0.unread().iter().any(|line| line.contains("0000:00:02.0: all ones")));
+}
+
+#[test]
+fn captured_trees_say_the_same_or_are_refused() {
+    let tree = switch(INTEL, 0x04, 0).0;
+    let text = tree.to_json();
+    assert_eq!(Topology::from_json(&text).unwrap(), tree);
+    let refused = |text: &str| Topology::from_json(text).unwrap_err().to_string();
+    assert!(refused(&text[..text.len() / 2]).contains("EOF"), "{}", refused(&text[..text.len() / 2]));
+    assert!(refused(&text.replace("\"version\": 1", "\"version\": 2")).contains("version 2"));
+    assert!(refused(&text.replace("peervram-topology", "lspci")).contains("lspci"));
+    assert!(refused("[]").contains("captured topology"));
+    let circle = text.replace("\"host-bridge\": \"pci0000:00\"", "\"bridge\": \"0000:02:00.0\"");
+    assert!(refused(&circle).contains("circle"), "{}", refused(&circle));
+    let twice = text.replace("\"address\": \"0000:04:00.0\"", "\"address\": \"0000:03:00.0\"");
+    assert!(refused(&twice).contains("0000:03:00.0 is in it twice"), "{}", refused(&twice));
+}
