@@ -149,7 +149,7 @@ fn stuck_fence(guest: &Guest) -> Verdict {
     Ok(())
 }
 
-/// Nobody can look for the owner but the CPU, and nobody copies but it.
+/// It neither shows what is there nor copies it: the importer does, where it was seen to be right, or the CPU.
 fn lying_owner(guest: &Guest) -> Verdict {
     for lie in [Misbehaviour::AllOnes, Misbehaviour::Zeros, Misbehaviour::DeadReads, Misbehaviour::DeadWrites]
     {
@@ -158,7 +158,11 @@ fn lying_owner(guest: &Guest) -> Verdict {
         let attachment = stage.attach(Direction::Both)?;
         was_found_out(&attachment)?;
         let how = attachment.staging();
-        ensure!(how.as_ref().is_some_and(|how| how.pull == Mover::Cpu), "{lie:?}: it says {how:?}");
+        let is_others = |mover| mover != Mover::OwnerEngine;
+        ensure!(
+            how.as_ref().is_some_and(|how| is_others(how.pull) && how.push.is_some_and(is_others)),
+            "{lie:?}: it says {how:?}"
+        );
         // A fill loads nothing, so the device itself is right.
         crosses(&stage, &attachment, Direction::Both, 0x22)?;
         attachment.detach()?;
