@@ -216,6 +216,11 @@ impl<I: Importer> Attachment<I> {
         import.and_then(Arc::into_inner).map_or(Ok(()), Import::release)
     }
 
+    #[cfg(test)]
+    pub(crate) fn lent(&self) -> &Lent {
+        &self.attached().lent
+    }
+
     fn attached(&self) -> &Arc<Attached<I>> {
         &self.0.0
     }

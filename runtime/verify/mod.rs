@@ -20,6 +20,8 @@ mod pattern;
 mod places;
 mod run;
 mod store;
+#[cfg(all(test, feature = "host", not(feature = "shuttle")))]
+mod tests;
 
 use std::hash::{BuildHasher, Hasher};
 use std::time::{Duration, Instant};
@@ -112,7 +114,10 @@ pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint
 ///
 /// # Errors
 /// [`Kind::Unverified`] where the test was made and the path is not to be trusted; else as [`certify`].
-#[cfg_attr(not(test), expect(dead_code, reason = "for attachments that ask for a verified path"))]
+#[cfg_attr(
+    not(all(test, feature = "host", not(feature = "shuttle"))),
+    expect(dead_code, reason = "for attachments that ask for a verified path")
+)]
 pub(crate) fn assure<I: Importer>(
     store: &Store,
     lent: &Lent,
