@@ -15,13 +15,14 @@ use peervram_backends::{Importer, OnRevoke};
 use crate::access::{Access, Revoked};
 use crate::export::Lent;
 use crate::gate::Gate;
+use crate::plan::Known;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
-use crate::verify::{self, Certificate, Fingerprint, Limits, Progress};
-use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Trust};
+use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store};
+use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Staging, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -51,6 +52,7 @@ struct Last<I: Importer> {
     import: Option<Arc<Import<I>>>,
     path: Path,
     refused: Vec<(Path, Error)>,
+    staging: Option<Staging>,
 }
 
 impl<I: Importer> Attachment<I> {
@@ -63,7 +65,7 @@ impl<I: Importer> Attachment<I> {
             lent: Arc::clone(&lent),
             importer,
             trust,
-            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new() }),
+            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new(), staging: None }),
             imports: AtomicUsize::new(0),
         })?;
         // From here on, dropping it detaches.
@@ -93,6 +95,11 @@ impl<I: Importer> Attachment<I> {
         self.attached().last.lock().refused.clone()
     }
 
+    /// How bytes are copied, on a [staged](Path::Staged) path; nothing on any other.
+    pub fn staging(&self) -> Option<Staging> {
+        self.attached().last.lock().staging.clone()
+    }
+
     /// What the application was content with.
     pub fn trust(&self) -> Trust {
         self.attached().trust
@@ -109,11 +116,12 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
-    /// Does not block but for the owner's flush, and for another thread that imports anew.
+    /// Does not block but for the owner's flush, for another thread that imports anew, and on a
+    /// [staged](Path::Staged) path for the copy, which gives way to a revoke.
     ///
     /// # Errors
     /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with
-    /// the owner's reason why its device's writes cannot be seen.
+    /// the reason why the owner's device cannot show what it wrote, or why it could not be copied.
     pub fn enter(&self) -> Result<Access<'_, I>, Revoked> {
         let attached = self.attached();
         let generation =
@@ -122,8 +130,16 @@ impl<I: Importer> Attachment<I> {
         match import {
             Some(import) if import.is_of(generation) => {
                 // From here on, dropping it leaves the gate.
-                let access = Access::new(&self.0, import, generation);
-                attached.lent.flush().map_err(|error| Revoked::owner(generation, error))?;
+                let mut access = Access::new(&self.0, import, generation);
+                let not_brought = |error| Revoked::not_brought(generation, error);
+                attached.lent.flush().map_err(not_brought)?;
+                access.pull().map_err(|error: Error| {
+                    if error.kind() == Kind::Revoked && attached.gate.is_closed() {
+                        let closed = attached.gate.closed(attached.gate.generation());
+                        return Revoked::away(attached.lent.device_name(), closed);
+                    }
+                    not_brought(error)
+                })?;
                 Ok(access)
             }
             other => {
@@ -172,7 +188,8 @@ impl<I: Importer> Attachment<I> {
         let certificate =
             verify::certify(&attached.lent, &*attached.importer, memory, path, direction, limits, progress);
         match access.finish() {
-            Outcome::Ok => certificate,
+            // What nobody imported was not tested either: then there is an error to tell.
+            Outcome::Ok | Outcome::NotCopiedBack => certificate,
             Outcome::Torn { .. } => {
                 let why = "the memory was taken back in the middle of the test";
                 Err(Error::new(Kind::Revoked, "verify a path", why).on(attached.lent.device_name()))
@@ -253,6 +270,29 @@ impl<I: Importer> Attached<I> {
         &self.imports
     }
 
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// What is known of bytes in `direction` by an import of the lent memory: what a certificate says, or a
+    /// test that is made now. Takes place inside the gate.
+    pub(crate) fn test(&self, memory: &I::Memory, path: Path, direction: Direction) -> Result<Known> {
+        // A device is the same one tomorrow. Host memory is not.
+        let is_device = self.lent.entry().exporter()?.pci_address().is_some();
+        let store = is_device.then(Store::of_user);
+        verify::assure(store, &self.lent, &*self.importer, memory, path, direction)
+    }
+
+    /// Whether the importer's driver must let go of the lent memory before it is taken back.
+    fn must_be_freed(&self) -> bool {
+        self.importer.on_revoke() == OnRevoke::FreeBefore
+            && self.last.lock().import.as_ref().is_none_or(|import| import.holds_lent_memory())
+    }
+
     /// Whether anybody but the attachment holds an import.
     fn is_given_out(&self) -> bool {
         let last = self.last.lock();
@@ -272,9 +312,9 @@ impl<I: Importer> Attached<I> {
         }
         drop(last.import.take());
         let (import, refused) = Import::new(self, generation)?;
-        let path = import.path();
+        let (path, staging) = (import.path(), import.staging().cloned());
         let import = Arc::new(import);
-        *last = Last { import: Some(Arc::clone(&import)), path, refused };
+        *last = Last { import: Some(Arc::clone(&import)), path, refused, staging };
         Ok(import)
     }
 }
@@ -288,7 +328,7 @@ impl<I: Importer> Gated for Attached<I> {
         if self.gate.drain(deadline) > 0 {
             return false;
         }
-        if self.importer.on_revoke() != OnRevoke::FreeBefore {
+        if !self.must_be_freed() {
             return true;
         }
         // Nobody is let in, so nobody can take another one.
@@ -302,9 +342,11 @@ impl<I: Importer> Gated for Attached<I> {
     }
 
     fn free(&self) {
-        if self.importer.on_revoke() == OnRevoke::FreeBefore {
+        if self.must_be_freed() {
             let import = self.last.lock().import.take();
             drop(import);
+        } else if let Some(import) = self.last.lock().import.clone() {
+            import.settle();
         }
     }
 

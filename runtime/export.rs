@@ -132,11 +132,6 @@ impl Lent {
         self.id
     }
 
-    /// What is exported, and who answers for it.
-    pub(crate) fn aperture(&self) -> &Aperture {
-        &self.aperture
-    }
-
     /// The device that it is memory of.
     pub(crate) fn entry(&self) -> &Arc<Entry> {
         &self.entry
@@ -157,7 +152,12 @@ impl Lent {
         self.is_handed_out.load(Ordering::Relaxed)
     }
 
-    /// Imports by `path`.
+    /// What is lent, and who answers for it.
+    pub(crate) fn aperture(&self) -> &Aperture {
+        &self.aperture
+    }
+
+    /// Imports by `path`, one without a copy.
     pub(crate) fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
             Path::Peer => {
@@ -168,6 +168,9 @@ impl Lent {
             Path::HostPointer => {
                 let device = self.entry.exporter()?;
                 importer.import_host_pointer(device.map(self.aperture.ranges())?)
+            }
+            Path::Staged => {
+                Err(Error::new(Kind::InvalidInput, "import lent memory", "a copy is made, not imported"))
             }
         }
     }

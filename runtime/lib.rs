@@ -40,7 +40,10 @@ mod lender;
 mod path;
 #[cfg(feature = "picture")]
 pub mod picture;
+mod plan;
+mod relay;
 mod revoke;
+mod staged;
 mod sync;
 pub mod verify;
 
@@ -55,6 +58,7 @@ pub use import::Import;
 pub use lender::Lender;
 pub use path::{Direction, Path, Trust};
 pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Terms, Watch, What};
+pub use staged::{Mover, Staging};
 
 /// The program in the README compiles.
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]

@@ -209,9 +209,10 @@ fn verify<E: Exporter + 'static, I: backends::Importer>(
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment: Attachment<I> = export.attach(importer, Trust::Unverified)?;
     let certificate = attachment.verify(direction, &limits, &mut progress_line())?;
-    let granted =
-        certificate.grants(direction, attachment.path(), export.aperture().ranges(), limits.window_only);
-    let file = Store::of_user().keep(certificate.clone());
+    let granted = certificate.grants(direction, attachment.path(), export.aperture().ranges(), false);
+    // Host memory is other memory the next time.
+    let is_kept = certificate.subject.lender.address.is_some();
+    let file = is_kept.then(|| Store::of_user().keep(certificate.clone())).flatten();
     let report = Report {
         passed: certificate.passed(),
         path: attachment.path().name(),
@@ -297,6 +298,9 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
         )?,
     }
     match &report.file {
+        None if subject.lender.address.is_none() => {
+            writeln!(output, "The certificate is not kept: host memory is other memory the next time")
+        }
         Some(file) => writeln!(output, "Certificate: {}", file.display()),
         None => {
             writeln!(output, "The certificate is not kept: the state folder cannot be written (-v says why)")

@@ -438,20 +438,40 @@ fn a_path_is_tested_once_until_something_changes() {
     let importer = pair.attachment.importer();
     let assure = || {
         let access = pair.attachment.enter().unwrap();
-        let lent = pair.attachment.lent();
-        let path = pair.attachment.path();
-        assure(&store, lent, &**importer, access.memory(), path, Direction::Both, &limits())
+        let (lent, path) = (pair.attachment.lent(), pair.attachment.path());
+        assure(Some(&store), lent, &**importer, access.memory(), path, Direction::Both)
     };
-    let first = assure().unwrap();
-    assert_eq!(assure().unwrap(), first, "it was tested again");
+    let seed = || store.list().unwrap().certificates[0].1.tests[0].seed;
+    assert_eq!(assure().unwrap(), Known::Right { window_only: false });
+    let first = seed();
+    assure().unwrap();
+    assert_eq!(seed(), first, "it was tested again");
     *importer.driver.lock() = "fake driver 2".into();
-    let second = assure().unwrap();
-    assert_ne!(second.tests[0].seed, first.tests[0].seed, "another driver did not void it");
+    assure().unwrap();
+    let second = seed();
+    assert_ne!(second, first, "another driver did not void it");
     let engine = importer.engine.as_ref().unwrap();
     *engine.wrong.lock() = Wrong::AllOnes;
-    assert_eq!(assure().unwrap(), second, "a current certificate was not believed");
+    assure().unwrap();
+    assert_eq!(seed(), second, "a current certificate was not believed");
     *importer.driver.lock() = "fake driver 3".into();
     assert_eq!(assure().unwrap_err().kind(), Kind::Unverified);
     *engine.wrong.lock() = Wrong::Nothing;
     assure().unwrap();
+}
+
+#[test]
+fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
+    for (importer, direction, is_taken) in [
+        (Wrong::Nothing, Direction::Both, true),
+        (Wrong::DeadReads, Direction::Write, true),
+        (Wrong::DeadReads, Direction::Read, false),
+        (Wrong::AllOnes, Direction::Write, false),
+    ] {
+        let pair = Pair::new(Setup { importer, ..GOOD });
+        let again = Arc::clone(pair.attachment.importer());
+        let result = pair.export.attach(again, Trust::Verified(direction));
+        assert_eq!(result.is_ok(), is_taken, "{importer:?}, {direction}: {result:?}");
+        assert!(pair.is_put_back());
+    }
 }

@@ -22,6 +22,8 @@ pub struct ImportingGpu {
     space: IoAddressSpace,
     address: PciAddress,
     room: Arc<VramRoom>,
+    /// It imports no memory of others.
+    without_peers: bool,
 }
 
 /// Memory as an [`ImportingGpu`] has it.
@@ -49,7 +51,22 @@ impl ImportingGpu {
             let why = format!("{:#x} is beyond the VRAM that it can spare", stages.end);
             return Err(Error::new(Kind::InvalidInput, TRIED, why).on(device.address()));
         }
-        Ok(Self { gpu, space, address: device.address(), room: VramRoom::new(stages) })
+        Ok(Self { gpu, space, address: device.address(), room: VramRoom::new(stages), without_peers: false })
+    }
+
+    /// The same, as if nothing led from other devices to it: it imports nothing, and what is lent to it is staged.
+    pub fn without_peers(self) -> Self {
+        Self { without_peers: true, ..self }
+    }
+
+    fn check_reaches_peers(&self) -> Result<()> {
+        if self.without_peers {
+            let why = "it is used without peers";
+            return Err(
+                Error::new(Kind::RouteRefused, "import memory of another device", why).on(self.name())
+            );
+        }
+        Ok(())
     }
 
     /// Its driver, for work of its own.
@@ -133,10 +150,12 @@ impl Importer for ImportingGpu {
     }
 
     fn import(&self, dma_buf: &DmaBuf) -> Result<GpuMemory> {
+        self.check_reaches_peers()?;
         self.space.import(dma_buf).map(GpuMemory::Dma)
     }
 
     fn import_host_pointer(&self, mapping: Arc<Mapping>) -> Result<GpuMemory> {
+        self.check_reaches_peers()?;
         self.space.import_host_pointer(mapping).map(GpuMemory::Dma)
     }
 

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
 
 use crate::device::Shared;
 use crate::draw::draw_row;
@@ -101,11 +103,17 @@ impl Shared {
         bytes: u64,
         buffer: &mut [u8],
     ) -> Result<(), Stop> {
+        let start = Instant::now();
+        let mut moved = 0;
         for (at, piece_bytes) in pieces(bytes, must_go_down(source, destination, bytes)) {
             let piece = &mut buffer[..piece_bytes];
             if self.load(ticket, source.after(at), piece)? {
                 self.store(ticket, destination.after(at), piece)?;
             }
+            moved += piece_bytes as u64;
+            // Where pieces come late, the next ones need not wait: the rate is that of the copy.
+            let least = self.state.lock().least_time(moved);
+            thread::sleep(least.saturating_sub(start.elapsed()));
         }
         Ok(())
     }
