@@ -76,11 +76,6 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Whether all of `other` is in it.
-    pub fn includes(self, other: Self) -> bool {
-        self == Self::Both || self == other
-    }
-
     /// A stable name for scripts and `--json`.
     pub fn name(self) -> &'static str {
         match self {
@@ -97,6 +92,11 @@ impl Direction {
             Self::Write => &[Self::Write],
             Self::Both => &[Self::Read, Self::Write],
         }
+    }
+
+    /// Whether all of `other` is in it.
+    pub fn includes(self, other: Self) -> bool {
+        self == Self::Both || self == other
     }
 }
 

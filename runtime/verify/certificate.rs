@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::difference::Difference;
 use super::faults::Faults;
-use super::fingerprint::{BOOT, Fingerprint, Void};
+use super::fingerprint::{BOOT, DRIVER, Fingerprint, Void};
 use super::observer::Observer;
 use super::store;
 use crate::{Direction, Path, Result};
@@ -251,6 +251,14 @@ impl Certificate {
         if changes.is_empty() { Ok(()) } else { Err(changes) }
     }
 
+    /// What things are like now, as far as can be told without opening the importer: its user-space driver is
+    /// taken to be the same.
+    pub fn fingerprint_now(&self) -> Fingerprint {
+        let address = |party: &Party| party.address.as_deref().and_then(|address| address.parse().ok());
+        let driver = self.fingerprint.line(DRIVER).map(str::to_owned);
+        Fingerprint::now(address(&self.subject.lender), address(&self.subject.importer), driver)
+    }
+
     /// Whether its tests are enough to trust `ranges` of its region by `path` in `direction`: each engine that
     /// was tested passed, and the owner's own engine looked (or the CPU, where `window_only` suffices).
     ///
@@ -400,4 +408,161 @@ fn date(seconds: u64) -> String {
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One that a test of 16 MiB left, of `engine` in `direction`.
+    pub(crate) fn tested(direction: Direction, engine: &str, observer: Observer) -> Tested {
+        Tested {
+            direction,
+            engine: engine.into(),
+            observer,
+            path: Path::Peer.name().into(),
+            ranges: vec![Extent { offset_bytes: 0, length_bytes: 16 << 20 }],
+            full: false,
+            places: vec!["start: 0x0+0x10000".into()],
+            seed: 7,
+            when: "2026-11-24T19:41:00Z".into(),
+            copied_bytes: 1 << 20,
+            figure: Some(Figure { size_bytes: 1 << 20, time_us: 81.25 }),
+            faults: Faults::Watched(Vec::new()),
+            failure: None,
+        }
+    }
+
+    pub(crate) fn certificate(tests: Vec<Tested>) -> Certificate {
+        let party = |address: &str| Party { name: address.into(), address: Some(address.into()) };
+        let subject = Subject { lender: party("0000:01:00.0"), region: 2, importer: party("0000:02:00.0") };
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.add("the kernel command line", "quiet");
+        fingerprint.add(BOOT, "one");
+        Certificate::new(subject, false, tests, fingerprint)
+    }
+
+    pub(crate) fn ranges(offset_bytes: u64, length_bytes: u64) -> DmaRanges {
+        let region = peervram_backends::Region {
+            index: 2,
+            size_bytes: 1 << 30,
+            file_offset_bytes: 0,
+            flags: peervram_backends::RegionFlags { read: true, write: true, mmap: true },
+            capabilities: Vec::new(),
+        };
+        DmaRanges::new(&region, &[DmaRange::new(offset_bytes, length_bytes)]).unwrap()
+    }
+
+    fn failed(mut tested: Tested) -> Tested {
+        tested.failure = Some(Failure::Fault { message: "DMAR: fault".into() });
+        tested
+    }
+
+    const ENGINE: Observer = Observer::OwnerEngine;
+    const WINDOW: Observer = Observer::OwnerCpuThroughBar;
+
+    /// Whether it grants, and the reason why not.
+    fn grants(certificate: &Certificate, direction: Direction, ranges: &DmaRanges, window: bool) -> String {
+        match certificate.grants(direction, Path::Peer, ranges, window) {
+            Ok(()) => "yes".into(),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Unverified);
+                error.why().to_owned()
+            }
+        }
+    }
+
+    #[test]
+    fn it_grants_what_was_tested_and_nothing_else() {
+        let certificate = certificate(vec![tested(Direction::Read, "copy engine", ENGINE)]);
+        let whole = ranges(0, 16 << 20);
+        assert_eq!(grants(&certificate, Direction::Read, &whole, false), "yes");
+        assert_eq!(grants(&certificate, Direction::Read, &ranges(4096, 4096), false), "yes");
+        let untested = "no write of these ranges was tested by peer";
+        assert_eq!(grants(&certificate, Direction::Write, &whole, false), untested);
+        assert_eq!(grants(&certificate, Direction::Both, &whole, false), untested);
+        let beyond = grants(&certificate, Direction::Read, &ranges(8 << 20, 16 << 20), false);
+        assert_eq!(beyond, "no read of these ranges was tested by peer");
+        let other = certificate.grants(Direction::Read, Path::HostPointer, &whole, false).unwrap_err();
+        assert!(other.why().contains("by host-pointer"), "{other}");
+    }
+
+    #[test]
+    fn the_window_alone_grants_nothing_unless_it_suffices_by_name() {
+        let window = certificate(vec![tested(Direction::Read, "copy engine", WINDOW)]);
+        let whole = ranges(0, 16 << 20);
+        assert!(grants(&window, Direction::Read, &whole, false).contains("same window only"));
+        assert_eq!(grants(&window, Direction::Read, &whole, true), "yes");
+        let both = certificate(vec![
+            tested(Direction::Read, "copy engine", WINDOW),
+            tested(Direction::Read, "copy engine", ENGINE),
+        ]);
+        assert_eq!(grants(&both, Direction::Read, &whole, false), "yes");
+    }
+
+    #[test]
+    fn one_engine_that_fails_is_enough_to_refuse() {
+        let certificate = certificate(vec![
+            tested(Direction::Read, "transfer queue", ENGINE),
+            failed(tested(Direction::Read, "compute queue", ENGINE)),
+        ]);
+        let why = grants(&certificate, Direction::Read, &ranges(0, 4096), true);
+        assert_eq!(why, "a read by the compute queue went wrong: the kernel reported a fault: DMAR: fault");
+    }
+
+    #[test]
+    fn a_change_voids_and_says_why() {
+        let certificate = certificate(vec![tested(Direction::Read, "copy engine", ENGINE)]);
+        certificate.is_current(&certificate.fingerprint).unwrap();
+        let mut now = certificate.fingerprint.clone();
+        now.add("the kernel command line", "quiet pci=disable_acs_redir=00:02.0");
+        let changes = certificate.is_current(&now).unwrap_err();
+        assert_eq!(
+            changes[0].to_string(),
+            "the kernel command line was quiet and is quiet pci=disable_acs_redir=00:02.0"
+        );
+    }
+
+    #[test]
+    fn a_reboot_voids_unless_it_is_to_outlive_that() {
+        let mut certificate = certificate(vec![tested(Direction::Read, "copy engine", ENGINE)]);
+        let mut now = certificate.fingerprint.clone();
+        now.add(BOOT, "two");
+        assert_eq!(certificate.is_current(&now).unwrap_err()[0].to_string(), "the boot was one and is two");
+        certificate.outlives_reboots = true;
+        certificate.is_current(&now).unwrap();
+    }
+
+    #[test]
+    fn passes_of_several_apertures_add_up_and_a_failure_replaces_them() {
+        let read = || tested(Direction::Read, "copy engine", ENGINE);
+        let mut later = read();
+        later.ranges[0].offset_bytes = 32 << 20;
+        let mut sum = certificate(vec![later]);
+        sum.inherit(&certificate(vec![read(), tested(Direction::Write, "copy engine", ENGINE)]));
+        assert_eq!(sum.tests.len(), 3);
+        let mut broken = certificate(vec![failed(read())]);
+        broken.inherit(&sum);
+        let left: Vec<_> = broken.tests.iter().map(|test| (test.direction, test.passed())).collect();
+        assert_eq!(left, [(Direction::Read, false), (Direction::Write, true)]);
+        let mut mended = certificate(vec![read()]);
+        mended.inherit(&broken);
+        assert!(mended.passed());
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        assert_eq!(date(0), "1970-01-01T00:00:00Z");
+        assert_eq!(date(951_827_696), "2000-02-29T12:34:56Z");
+        assert_eq!(date(1_795_549_260), "2026-11-24T19:41:00Z");
+    }
+
+    proptest! {
+        #[test]
+        fn cleaned_text_fits(text in "\\PC{0,64}|.{0,64}", times in 1_usize..400) {
+            prop_assert!(fits(&clean(&text.repeat(times))));
+        }
+    }
 }

@@ -72,7 +72,7 @@ impl Difference {
         } else if bits <= FEW_BITS && wrong.len() <= 64 {
             format!("the right bytes with {bits} flipped {}", if bits == 1 { "bit" } else { "bits" })
         } else {
-            "bytes that nobody wrote here".into()
+            "bytes that this test wrote nowhere: other memory, perhaps a private copy of one side".into()
         };
         Some(Self {
             first_wrong_bytes: offset_bytes + first as u64,
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(looks_like(&[0; 4096]), "zeros");
         assert_eq!(looks_like(&bytes_of(&known()[0].pattern, OFFSET_BYTES)), "what was to be replaced");
         assert_eq!(looks_like(&bytes_of(&known()[1].pattern, OFFSET_BYTES)), "the bytes of the round before");
-        assert!(looks_like(&[0x5a; 4096]).contains("nobody wrote"));
+        assert!(looks_like(&[0x5a; 4096]).contains("wrote nowhere"));
         let wrapped = looks_like(&bytes_of(&sent(), OFFSET_BYTES - (2 << 20)));
         assert!(wrapped.contains("of offset 0x200000, found at 0x400000"), "{wrapped}");
     }

@@ -9,12 +9,15 @@ use std::fs;
 
 use peervram_backends::PciAddress;
 use peervram_backends::pci::Function;
+use peervram_backends::topology::{Place, Reading, Search, Topology};
 use serde::{Deserialize, Serialize};
 
 use super::certificate::clean;
 
 /// The line that a certificate may be made to ignore.
 pub(crate) const BOOT: &str = "the boot";
+/// The line that only the importer itself can tell.
+pub(crate) const DRIVER: &str = "the importer's driver";
 
 /// What the path between two devices depends on, as far as this machine tells.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,18 +54,46 @@ impl Fingerprint {
     /// Of the machine now, of the two devices, and of what lies between them. Devices that are not on the PCI
     /// bus have nothing to tell. `driver` is what is known of the importer's user-space driver.
     pub fn now(lender: Option<PciAddress>, importer: Option<PciAddress>, driver: Option<String>) -> Self {
+        match Topology::read() {
+            Ok(topology) => Self::of(&topology, lender, importer, driver),
+            // A machine without a PCI bus has a kernel all the same.
+            Err(_) => {
+                let read = |path: &str| match fs::read_to_string(path) {
+                    Ok(text) => Reading::Known(text.trim().to_owned()),
+                    Err(error) => Reading::Unread(error.to_string()),
+                };
+                let mut lines = Self::default();
+                lines.add_reading("the kernel", &read("/proc/sys/kernel/osrelease"));
+                lines.add_reading("the kernel command line", &read("/proc/cmdline"));
+                lines.add_reading(BOOT, &read("/proc/sys/kernel/random/boot_id"));
+                lines.add(DRIVER, driver.unwrap_or_else(|| "unknown".into()));
+                lines
+            }
+        }
+    }
+
+    /// As [`Fingerprint::now`], of a machine as `topology` has it.
+    pub fn of(
+        topology: &Topology,
+        lender: Option<PciAddress>,
+        importer: Option<PciAddress>,
+        driver: Option<String>,
+    ) -> Self {
         let mut lines = Self::default();
-        let read = |path: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            if text.trim().is_empty() { "unknown".into() } else { text.trim().to_owned() }
+        lines.add_reading("the kernel", &topology.kernel_release);
+        lines.add_reading("the kernel command line", &topology.command_line);
+        lines.add_reading(BOOT, &topology.boot_id);
+        let microcode = match &topology.cpu {
+            Reading::Known(cpu) => {
+                let name = cpu.name.as_deref().unwrap_or("a processor");
+                format!("{} of {name}", cpu.microcode.as_deref().unwrap_or("unknown"))
+            }
+            Reading::Unread(why) => unknown(why),
         };
-        lines.add("the kernel", rustix::system::uname().release().to_string_lossy());
-        lines.add("the kernel command line", read("/proc/cmdline"));
-        lines.add(BOOT, read("/proc/sys/kernel/random/boot_id"));
-        lines.add("the microcode", microcode(&read("/proc/cpuinfo")));
-        lines.add("the importer's driver", driver.unwrap_or_else(|| "unknown".into()));
+        lines.add("the microcode", microcode);
+        lines.add(DRIVER, driver.unwrap_or_else(|| "unknown".into()));
         for address in lender.into_iter().chain(importer) {
-            lines.add_function(address);
+            lines.add_device(topology, address);
         }
         lines
     }
@@ -75,6 +106,11 @@ impl Fingerprint {
     /// Its lines, in the order of what they are about.
     pub fn lines(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(what, value)| (&**what, &**value))
+    }
+
+    /// What it says of that.
+    pub fn line(&self, what: &str) -> Option<&str> {
+        self.0.get(what).map(String::as_str)
     }
 
     /// Everything that is not in `now` as it is here.
@@ -90,16 +126,54 @@ impl Fingerprint {
             .collect()
     }
 
-    fn add_function(&mut self, address: PciAddress) {
-        let Ok(function) = Function::read(address) else {
-            self.add(format!("the device {address}"), "unknown");
-            return;
+    fn add_reading(&mut self, what: &str, reading: &Reading<String>) {
+        match reading {
+            Reading::Known(text) if text.trim().is_empty() => self.add(what, "empty"),
+            Reading::Known(text) => self.add(what, text.trim()),
+            Reading::Unread(why) => self.add(what, unknown(why)),
+        }
+    }
+
+    /// What a device is, and what is above it up to the host bridge.
+    fn add_device(&mut self, topology: &Topology, address: PciAddress) {
+        let (way, host_bridge) = match topology.way_up(address) {
+            Ok(way) => way,
+            Err(why) => return self.add(format!("the device {address}"), unknown(&why)),
         };
+        if let Some((place, bridges)) = way.split_first() {
+            self.add_function(place);
+            let bridges = bridges.iter().map(|bridge| {
+                let Function { vendor_id, device_id, .. } = bridge.function;
+                format!("{} ({vendor_id:04x}:{device_id:04x})", bridge.address())
+            });
+            let above: Vec<String> = bridges.chain([host_bridge.to_owned()]).collect();
+            self.add(format!("what is above {address}"), above.join(" below "));
+        }
+        for place in way {
+            let acs = match &place.config {
+                Reading::Unread(why) => unknown(why),
+                Reading::Known(config) => match config.acs() {
+                    Search::Found(acs) => format!("{:#06x}", acs.control),
+                    Search::Absent => "absent".into(),
+                    Search::Unread => unknown("its extended configuration space takes root to read"),
+                },
+            };
+            self.add(format!("ACS control of {}", place.address()), acs);
+        }
+    }
+
+    fn add_function(&mut self, place: &Place) {
+        let (function, address) = (&place.function, place.address());
         self.add(
             format!("the device {address}"),
             format!("{:04x}:{:04x}", function.vendor_id, function.device_id),
         );
-        self.add(format!("the driver of {address}"), function.driver.unwrap_or_else(|| "none".into()));
+        let driver = function.driver.as_deref().map_or("none".into(), |driver| {
+            // Drivers that come with the kernel have no version but the kernel's.
+            let version = fs::read_to_string(format!("/sys/bus/pci/drivers/{driver}/module/version"));
+            version.map_or(driver.to_owned(), |version| format!("{driver} {}", version.trim()))
+        });
+        self.add(format!("the driver of {address}"), driver);
         for bar in &function.bars {
             self.add(
                 format!("BAR {} of {address}", bar.index),
@@ -107,23 +181,17 @@ impl Fingerprint {
             );
         }
         // The present speed is left out: GPUs lower it when they have nothing to do.
-        let link = function.link.map_or("none".into(), |link| {
+        let link = function.link.as_ref().map_or("none".into(), |link| {
             format!("{} of {} lanes, at most {}", link.width_lanes, link.max_width_lanes, link.max_speed)
         });
         self.add(format!("the link of {address}"), link);
-        let mode = fs::read_to_string(address.sysfs_path().join("iommu_group/type"));
-        let mode = mode.map_or("none".into(), |mode| mode.trim().to_owned());
+        let mode = place.iommu_domain.as_deref().unwrap_or("none");
         self.add(format!("the IOMMU mode of {address}"), mode);
     }
 }
 
-/// The revision that `/proc/cpuinfo` gives first: all processors have the same, or the kernel complains.
-fn microcode(cpuinfo: &str) -> String {
-    (cpuinfo.lines())
-        .find_map(|line| {
-            Some(line.strip_prefix("microcode")?.trim_start_matches([' ', '\t', ':']).to_owned())
-        })
-        .unwrap_or_else(|| "unknown".into())
+fn unknown(why: &str) -> String {
+    format!("unknown ({why})")
 }
 
 #[cfg(test)]
@@ -171,11 +239,5 @@ mod tests {
         let now = || Fingerprint::now(None, None, Some("radv Mesa 26.1.6".into()));
         assert!(now().changes(&now()).is_empty());
         assert!(now().lines().any(|(what, _)| what == "the kernel"));
-    }
-
-    #[test]
-    fn microcode_is_the_first_processors() {
-        assert_eq!(microcode("processor\t: 0\nmicrocode\t: 0xffffffff\nmicrocode\t: 0x2\n"), "0xffffffff");
-        assert_eq!(microcode("processor : 0\n"), "unknown");
     }
 }

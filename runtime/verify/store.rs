@@ -313,3 +313,134 @@ fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result
         let _ = fs::remove_file(&temporary);
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::certificate::tests::{certificate, ranges, tested};
+    use super::super::observer::Observer;
+    use super::*;
+
+    fn good() -> Certificate {
+        certificate(vec![tested(Direction::Read, "copy engine", Observer::OwnerEngine)])
+    }
+
+    /// What a fresh reader of the folder says of the only file there.
+    fn ignored(folder: &FilePath) -> String {
+        let listing = Store::at(folder).list().unwrap();
+        assert!(listing.certificates.is_empty(), "{listing:?}");
+        match &listing.ignored[..] {
+            [ignored] => ignored.why.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_by_the_next_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Store::at(folder.path()).keep(good()).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("0000-01-00.0-region-2-to-0000-02-00.0-"), "{name}");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains("\"the kernel command line\": \"quiet\""), "{text}");
+        let next = Store::at(folder.path());
+        assert_eq!(next.get(&good().subject), Some(good()));
+        assert_eq!(next.list().unwrap().certificates.len(), 1);
+        // Nothing else is left in the folder.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_certificate_counts_while_nothing_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let current = |now: &Fingerprint| {
+            let ranges = ranges(0, 4096);
+            store.current(&good().subject, Direction::Read, Path::Peer, &ranges, false, now)
+        };
+        let mut now = good().fingerprint;
+        assert_eq!(current(&now).unwrap_err().why(), "there is none");
+        store.keep(good());
+        current(&now).unwrap();
+        now.add("ACS control of 0000:00:02.0", "0x1d");
+        let error = current(&now).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unverified);
+        assert!(error.why().ends_with("ACS control of 0000:00:02.0 was not there and is 0x1d"), "{error}");
+    }
+
+    #[test]
+    fn the_two_directions_come_together_in_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        Store::at(folder.path()).keep(good());
+        let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
+        Store::at(folder.path()).keep(write);
+        let sum = Store::at(folder.path()).get(&good().subject).unwrap();
+        sum.grants(Direction::Both, Path::Peer, &ranges(0, 4096), false).unwrap();
+    }
+
+    #[test]
+    fn what_is_broken_or_foreign_is_ignored_aloud() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Store::at(folder.path()).keep(good()).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let says = |text: &str| {
+            fs::write(&file, text).unwrap();
+            ignored(folder.path())
+        };
+        assert_eq!(says(&text[..text.len() / 2]), "it is cut short");
+        assert_eq!(says(""), "it is cut short");
+        assert!(says("{]").contains("broken"));
+        assert!(says(&text.replacen("\"format\": 1", "\"format\": 2", 1)).contains("format 2"));
+        let foreign = text.replacen(&machine(), "0123456789abcdef", 1);
+        assert_eq!(says(&foreign), "it was made on another machine");
+        assert!(says(&text.replacen("\"read\"", "\"both\"", 1)).contains("both directions"));
+        assert!(says(&text.replacen("81.25", "-1.0", 1)).contains("a time that is none"));
+        assert!(says(&text.replacen("quiet", "qu\\u0007iet", 1)).contains("control characters"));
+        assert!(says(&text.replacen("\"region\": 2", "\"region\": 3", 1)).contains("its name"));
+        assert!(says(&text.replacen("16777216", "-5", 1)).contains("broken"));
+        assert!(
+            says(&text.replacen("\"offset_bytes\": 0", "\"offset_bytes\": 18446744073709551615", 1))
+                .contains("ranges")
+        );
+        assert!(Store::at(folder.path()).get(&good().subject).is_none());
+        assert!(says(&"[".repeat(100_000)).contains("broken"));
+        fs::write(&file, vec![b' '; MOST_FILE_BYTES as usize + 1]).unwrap();
+        assert!(ignored(folder.path()).contains("too many"));
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+        ignored(folder.path());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_only_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("in the way");
+        fs::write(&file, "").unwrap();
+        let store = Store::at(&file);
+        assert_eq!(store.keep(good()), None);
+        assert_eq!(store.keep(good()), None);
+        assert_eq!(store.get(&good().subject), Some(good()));
+        assert!(store.is_said.load(Ordering::Relaxed));
+        let nowhere = Store::with(None);
+        nowhere.keep(good());
+        assert_eq!(nowhere.list().unwrap().certificates, [(None, good())]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_survived(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(parse(&text).is_err());
+        }
+
+        #[test]
+        fn a_good_file_with_a_change_is_read_or_refused(at: prop::sample::Index, byte: u8) {
+            let mut text = serde_json::to_vec_pretty(&good()).unwrap();
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Ok(read) = parse(&text) {
+                prop_assert!(read.check().is_ok());
+            }
+        }
+    }
+}
