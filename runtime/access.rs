@@ -10,7 +10,7 @@ use peervram_backends::{Importer, Kind, Signal};
 use crate::attachment::Handle;
 use crate::gate::{Closed, InFlight as OfGate};
 use crate::revoke::held;
-use crate::{Error, Import, Outcome, RevokeCause};
+use crate::{Error, Import, Outcome, Result, RevokeCause};
 
 /// A refusal: the memory cannot be used now.
 #[derive(Debug, Clone)]
@@ -44,7 +44,8 @@ impl Revoked {
         Self { generation, cause, error }
     }
 
-    pub(crate) fn owner(generation: u64, error: Error) -> Self {
+    /// The memory is there, and what is in it cannot be brought to the importer.
+    pub(crate) fn not_brought(generation: u64, error: Error) -> Self {
         Self { generation, cause: RevokeCause::DeviceError, error }
     }
 }
@@ -74,6 +75,8 @@ pub struct Access<'a, I: Importer> {
     /// Empty only while it ends.
     import: Option<Arc<Import<I>>>,
     generation: u64,
+    /// What is lent is in the importer's memory, where that is a copy.
+    is_pulled: bool,
     stays: PhantomData<*const ()>,
 }
 
@@ -81,7 +84,14 @@ impl<'a, I: Importer> Access<'a, I> {
     /// Of a gate that was entered in `generation`.
     pub(crate) fn new(handle: &'a Arc<Handle<I>>, import: Arc<Import<I>>, generation: u64) -> Self {
         held::enter(handle.device());
-        Self { handle, import: Some(import), generation, stays: PhantomData }
+        Self { handle, import: Some(import), generation, is_pulled: false, stays: PhantomData }
+    }
+
+    /// Copies what is lent to the importer's memory, where that is a copy.
+    pub(crate) fn pull(&mut self) -> Result<()> {
+        self.import().pull(self.generation)?;
+        self.is_pulled = true;
+        Ok(())
     }
 
     /// The import's memory.
@@ -101,30 +111,43 @@ impl<'a, I: Importer> Access<'a, I> {
 
     /// Ends the access and says whether the memory stayed the same. Finish when the importing device is
     /// done, not when work is submitted; or else [`Access::finish_when`].
+    ///
+    /// On a [staged](crate::Path::Staged) path it first copies back what the importer may have written,
+    /// and blocks for as long as that takes. A revoke that waits for this access waits for the copy, too;
+    /// one that does not wait any more (`Torn`) has nothing copied into memory that it took.
     pub fn finish(mut self) -> Outcome {
         self.end()
     }
 
     /// Lasts on until `signal` fires: a fence, a timeline's value, a sync file. The memory is not taken
     /// back by this process before that, or the deadline of whoever takes it.
+    ///
+    /// On a [staged](crate::Path::Staged) path what the importer wrote is copied back after the signal, by
+    /// whoever notices it first: [`InFlight::wait`], the next `finish_when`, a revoke, or the end of the
+    /// attachment. Until then the lent memory has the old bytes, and no other access that may write
+    /// copies anew: it finds what is in the importer's memory. So wait, where the bytes are wanted.
     pub fn finish_when(mut self, signal: impl Signal + 'static) -> InFlight<I> {
         held::leave(self.handle.device());
         let (import, lent) = (self.import.take(), Arc::clone(self.handle.lent()));
-        let on_end = move || {
+        let (generation, is_pulled) = (self.generation, self.is_pulled);
+        let on_end = move |is_done| {
+            let is_there =
+                !is_pulled || import.as_ref().is_none_or(|import| import.push(generation, is_done));
             lent.invalidate();
             drop(import);
+            is_there
         };
         let of_gate = self.handle.gate().leave_when(self.generation, Box::new(signal), on_end);
         InFlight { handle: Arc::clone(self.handle), of_gate }
     }
 
     fn end(&mut self) -> Outcome {
-        if self.import.take().is_none() {
-            return Outcome::Ok;
-        }
+        let Some(import) = self.import.take() else { return Outcome::Ok };
         held::leave(self.handle.device());
+        let is_there = !self.is_pulled || import.push(self.generation, true);
+        drop(import);
         self.handle.lent().invalidate();
-        self.handle.gate().leave(self.generation)
+        self.handle.gate().leave(self.generation).unless_lost(is_there)
     }
 }
 
@@ -153,9 +176,10 @@ impl<I: Importer> InFlight<I> {
         self.handle.gate().settle(&self.of_gate, timeout)
     }
 
-    /// Ends it, signal or not. You say that the device is done: that it was lost, for example.
+    /// Ends it, signal or not. You say that the device is done: that it was lost, for example. On a staged
+    /// path nothing is copied back then.
     pub fn abandon(self) -> Outcome {
-        self.handle.gate().end(&self.of_gate)
+        self.handle.gate().end(&self.of_gate, false)
     }
 }
 

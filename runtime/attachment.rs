@@ -15,12 +15,16 @@ use peervram_backends::{Importer, OnRevoke};
 use crate::access::{Access, Revoked};
 use crate::export::Lent;
 use crate::gate::Gate;
+use crate::import::Made;
+use crate::plan::Known;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
+use crate::round_trip::round_trip;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
-use crate::{Error, Import, Path, Result, Trust};
+use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store};
+use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Staging, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -38,6 +42,7 @@ pub(crate) struct Attached<I: Importer> {
     lent: Arc<Lent>,
     importer: Arc<I>,
     trust: Trust,
+    tests: Tests,
     gate: Arc<Gate>,
     last: Mutex<Last<I>>,
     /// How many imports are alive, whoever holds them.
@@ -50,10 +55,26 @@ struct Last<I: Importer> {
     import: Option<Arc<Import<I>>>,
     path: Path,
     refused: Vec<(Path, Error)>,
+    staging: Option<Staging>,
+    certificate: Option<Certificate>,
+}
+
+/// How a path is tested where the application wants it verified, and where certificates are kept.
+#[derive(Debug, Default)]
+pub(crate) struct Tests {
+    pub limits: Limits,
+    /// None for the user's.
+    pub store: Option<Arc<Store>>,
+}
+
+impl Tests {
+    fn store(&self) -> &Store {
+        self.store.as_deref().unwrap_or_else(|| Store::of_user())
+    }
 }
 
 impl<I: Importer> Attachment<I> {
-    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust) -> Result<Self> {
+    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust, tests: Tests) -> Result<Self> {
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         // Inside from the start, so that a revoke waits for the import that follows.
         let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| Attached {
@@ -62,7 +83,14 @@ impl<I: Importer> Attachment<I> {
             lent: Arc::clone(&lent),
             importer,
             trust,
-            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new() }),
+            tests,
+            last: Mutex::new(Last {
+                import: None,
+                path: Path::Peer,
+                refused: Vec::new(),
+                staging: None,
+                certificate: None,
+            }),
             imports: AtomicUsize::new(0),
         })?;
         // From here on, dropping it detaches.
@@ -92,6 +120,17 @@ impl<I: Importer> Attachment<I> {
         self.attached().last.lock().refused.clone()
     }
 
+    /// How bytes are copied, on a [staged](Path::Staged) path; nothing on any other.
+    pub fn staging(&self) -> Option<Staging> {
+        self.attached().last.lock().staging.clone()
+    }
+
+    /// What the path was trusted for: the tests, with when each was made and how fast its copies were. Nothing
+    /// where nobody asked, and nothing for a copy, whose engines work on memory of their own and the host's.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.attached().last.lock().certificate.clone()
+    }
+
     /// What the application was content with.
     pub fn trust(&self) -> Trust {
         self.attached().trust
@@ -108,11 +147,12 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
-    /// Does not block but for the owner's flush, and for another thread that imports anew.
+    /// Does not block but for the owner's flush, for another thread that imports anew, and on a
+    /// [staged](Path::Staged) path for the copy, which gives way to a revoke.
     ///
     /// # Errors
     /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with
-    /// the owner's reason why its device's writes cannot be seen.
+    /// the reason why the owner's device cannot show what it wrote, or why it could not be copied.
     pub fn enter(&self) -> Result<Access<'_, I>, Revoked> {
         let attached = self.attached();
         let generation =
@@ -121,8 +161,16 @@ impl<I: Importer> Attachment<I> {
         match import {
             Some(import) if import.is_of(generation) => {
                 // From here on, dropping it leaves the gate.
-                let access = Access::new(&self.0, import, generation);
-                attached.lent.flush().map_err(|error| Revoked::owner(generation, error))?;
+                let mut access = Access::new(&self.0, import, generation);
+                let not_brought = |error| Revoked::not_brought(generation, error);
+                attached.lent.flush().map_err(not_brought)?;
+                access.pull().map_err(|error: Error| {
+                    if error.kind() == Kind::Revoked && attached.gate.is_closed() {
+                        let closed = attached.gate.closed(attached.gate.generation());
+                        return Revoked::away(attached.lent.device_name(), closed);
+                    }
+                    not_brought(error)
+                })?;
                 Ok(access)
             }
             other => {
@@ -148,6 +196,41 @@ impl<I: Importer> Attachment<I> {
         let result = attached.import_of(generation);
         attached.gate.leave(generation);
         result
+    }
+
+    /// Tests whether bytes arrive, by each of the importer's engines, in `direction`, and says what came of it.
+    /// Takes place inside the memory: who takes it back meanwhile waits. Nobody else may use it; what was in
+    /// the tested places is put back.
+    ///
+    /// # Errors
+    /// As [`Attachment::enter`]; [`Kind::Unsupported`](crate::Kind::Unsupported) where nobody answers for the
+    /// memory or the importer has no engine; what the owner's side of the test says;
+    /// [`Kind::Revoked`](crate::Kind::Revoked) where the memory was torn away.
+    pub fn verify(
+        &self,
+        direction: Direction,
+        limits: &Limits,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Certificate> {
+        let attached = self.attached();
+        let access = self.enter()?;
+        let path = access.import().path();
+        let memory = access.memory();
+        let certificate =
+            verify::certify(&attached.lent, &*attached.importer, memory, path, direction, limits, progress);
+        match access.finish() {
+            // What nobody imported was not tested either: then there is an error to tell.
+            Outcome::Ok | Outcome::NotCopiedBack => certificate,
+            Outcome::Torn { .. } => {
+                let why = "the memory was taken back in the middle of the test";
+                Err(Error::new(Kind::Revoked, "verify a path", why).on(attached.lent.device_name()))
+            }
+        }
+    }
+
+    /// What would have to be as it is now for a certificate of this attachment to be current.
+    pub fn fingerprint(&self) -> Fingerprint {
+        verify::fingerprint(&self.attached().lent, &*self.attached().importer)
     }
 
     /// Whether [`Attachment::enter`] needs no new import.
@@ -179,6 +262,11 @@ impl<I: Importer> Attachment<I> {
     pub fn detach(self) -> Result<()> {
         let import = self.attached().last.lock().import.take();
         import.and_then(Arc::into_inner).map_or(Ok(()), Import::release)
+    }
+
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
+    pub(crate) fn lent(&self) -> &Lent {
+        &self.attached().lent
     }
 
     fn attached(&self) -> &Arc<Attached<I>> {
@@ -213,6 +301,75 @@ impl<I: Importer> Attached<I> {
         &self.imports
     }
 
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    pub(crate) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// What a current certificate, or a test made now, says of bytes in `direction` by `memory`, which was
+    /// imported by `path`.
+    ///
+    /// # Errors
+    /// Why `path` is not to be trusted: what was seen, or why nobody could look.
+    pub(crate) fn test(
+        &self,
+        memory: &I::Memory,
+        path: Path,
+        direction: Direction,
+    ) -> Result<(Known, Certificate)> {
+        // A device is the same one tomorrow. Host memory is not.
+        let is_device = self.lent.entry().exporter()?.pci_address().is_some();
+        let store = is_device.then(|| self.tests.store());
+        let limits = &self.tests.limits;
+        verify::assure(store, &self.lent, &*self.importer, memory, path, direction, limits)
+    }
+
+    /// Tries the owner's engine, where there is one and the application wants tests.
+    ///
+    /// # Errors
+    /// As [`round_trip`].
+    pub(crate) fn try_owner_engine(&self) -> Result<()> {
+        let ranges = self.lent.aperture().ranges();
+        match self.lent.aperture().owner().and_then(|owner| owner.engine()) {
+            Some(engine) if self.trust != Trust::Unverified => {
+                round_trip(engine, ranges, ranges.size_bytes(), self.tests.limits.copy_timeout)
+                    .map_err(|error| error.on(self.lent.device_name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries the importer's engine on `memory` for a copy, where that is filled by it.
+    ///
+    /// # Errors
+    /// As [`round_trip`].
+    pub(crate) fn try_importer_engine(&self, memory: &I::Memory) -> Result<()> {
+        let size_bytes = self.lent.aperture().ranges().size_bytes();
+        match self.importer.engines().first() {
+            Some(&engine)
+                if self.trust != Trust::Unverified && self.importer.host_memory(memory).is_none() =>
+            {
+                round_trip(engine, memory, size_bytes, self.tests.limits.copy_timeout)
+                    .map_err(|error| error.on(self.importer.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what a CPU sees through the same window is no proof of what the importer sees.
+    pub(crate) fn is_device(&self) -> bool {
+        self.importer.governed_by_p2pdma() || self.importer.pci_address().is_some()
+    }
+
+    /// Whether the importer's driver must let go of the lent memory before it is taken back.
+    fn must_be_freed(&self) -> bool {
+        self.importer.on_revoke() == OnRevoke::FreeBefore
+            && self.last.lock().import.as_ref().is_none_or(|import| import.holds_lent_memory())
+    }
+
     /// Whether anybody but the attachment holds an import.
     fn is_given_out(&self) -> bool {
         let last = self.last.lock();
@@ -231,10 +388,10 @@ impl<I: Importer> Attached<I> {
             return Ok(Arc::clone(import));
         }
         drop(last.import.take());
-        let (import, refused) = Import::new(self, generation)?;
-        let path = import.path();
+        let Made { import, refused, certificate } = Import::make(self, generation)?;
+        let (path, staging) = (import.path(), import.staging().cloned());
         let import = Arc::new(import);
-        *last = Last { import: Some(Arc::clone(&import)), path, refused };
+        *last = Last { import: Some(Arc::clone(&import)), path, refused, staging, certificate };
         Ok(import)
     }
 }
@@ -248,7 +405,7 @@ impl<I: Importer> Gated for Attached<I> {
         if self.gate.drain(deadline) > 0 {
             return false;
         }
-        if self.importer.on_revoke() != OnRevoke::FreeBefore {
+        if !self.must_be_freed() {
             return true;
         }
         // Nobody is let in, so nobody can take another one.
@@ -262,9 +419,11 @@ impl<I: Importer> Gated for Attached<I> {
     }
 
     fn free(&self) {
-        if self.importer.on_revoke() == OnRevoke::FreeBefore {
+        if self.must_be_freed() {
             let import = self.last.lock().import.take();
             drop(import);
+        } else if let Some(import) = self.last.lock().import.clone() {
+            import.settle();
         }
     }
 

@@ -33,6 +33,16 @@ pub enum Outcome {
         /// The generation of the memory now.
         generation: u64,
     },
+    /// Of a [staged](crate::Path::Staged) path: the memory stayed the same, but what the importer wrote could
+    /// not be copied to it, or only a part. The log says why. What is there is old, new, or some of each.
+    NotCopiedBack,
+}
+
+impl Outcome {
+    /// The same, unless what was written is not where it belongs. What was torn is no better for being there.
+    pub(crate) fn unless_lost(self, is_there: bool) -> Self {
+        if self == Self::Ok && !is_there { Self::NotCopiedBack } else { self }
+    }
 }
 
 const CLOSED: u64 = 1 << 63;
@@ -83,8 +93,9 @@ pub(crate) struct InFlight {
     end: Mutex<Result<Outcome, OnEnd>>,
 }
 
-/// What happens when the work is over, before the gate is left.
-type OnEnd = Option<Box<dyn FnOnce() + Send>>;
+/// What happens when the work is over, before the gate is left. It is told whether the device is known to be
+/// done, and says whether what was written is where it belongs.
+type OnEnd = Option<Box<dyn FnOnce(bool) -> bool + Send>>;
 
 impl Gate {
     /// An open gate, with one access inside.
@@ -139,9 +150,9 @@ impl Gate {
         &self,
         generation: u64,
         signal: Box<dyn Signal>,
-        on_end: impl FnOnce() + Send + 'static,
+        on_end: impl FnOnce(bool) -> bool + Send + 'static,
     ) -> Arc<InFlight> {
-        let end = Mutex::new(Err(Some(Box::new(on_end) as Box<dyn FnOnce() + Send>)));
+        let end = Mutex::new(Err(Some(Box::new(on_end) as Box<dyn FnOnce(bool) -> bool + Send>)));
         let in_flight = Arc::new(InFlight { signal, is_lost: AtomicBool::new(false), generation, end });
         // Nobody looks at what is over before the next drain; so that the list stays short, this does.
         self.reap();
@@ -158,7 +169,7 @@ impl Gate {
         // A signal may be somebody else's code, which must not end a revoke halfway.
         let waited = catch_unwind(AssertUnwindSafe(|| in_flight.signal.wait(timeout)));
         match waited.unwrap_or_else(|_| Err(Error::new(Kind::Os, "wait for a signal", "it panicked"))) {
-            Ok(true) => Some(self.end(in_flight)),
+            Ok(true) => Some(self.end(in_flight, true)),
             Ok(false) => None,
             Err(error) => {
                 if !in_flight.is_lost.swap(true, Ordering::Relaxed) {
@@ -174,21 +185,19 @@ impl Gate {
     pub fn outlive(&self, in_flight: &InFlight) {
         while self.settle(in_flight, Duration::from_secs(1)).is_none() {
             if in_flight.is_lost.load(Ordering::Relaxed) {
-                self.end(in_flight);
+                self.end(in_flight, false);
             }
         }
     }
 
-    /// Ends `in_flight` now, whatever its signal says.
-    pub fn end(&self, in_flight: &InFlight) -> Outcome {
+    /// Ends `in_flight` now, whatever its signal says; `is_done` says whether it has fired.
+    pub fn end(&self, in_flight: &InFlight, is_done: bool) -> Outcome {
         let mut end = in_flight.end.lock();
         match &mut *end {
             Ok(outcome) => *outcome,
             Err(on_end) => {
-                if let Some(on_end) = on_end.take() {
-                    on_end();
-                }
-                let outcome = self.leave(in_flight.generation);
+                let is_there = on_end.take().is_none_or(|on_end| on_end(is_done));
+                let outcome = self.leave(in_flight.generation).unless_lost(is_there);
                 *end = Ok(outcome);
                 outcome
             }
@@ -210,6 +219,11 @@ impl Gate {
     /// The present generation: how often the memory was taken back.
     pub fn generation(&self) -> u64 {
         generation_of(self.state.load(Ordering::Acquire))
+    }
+
+    /// Whether nobody is let in.
+    pub fn is_closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CLOSED != 0
     }
 
     /// Lets nobody in from now on. Those inside stay.
@@ -340,7 +354,7 @@ mod tests {
     fn revoked_under_a_device() -> (Gate, Flag, Arc<InFlight>) {
         let (gate, flag) = (gate(), Flag::new());
         let generation = gate.enter().unwrap();
-        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), || {});
+        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), |_| true);
         gate.close(RevokeCause::Reset);
         assert_eq!(gate.drain(soon()), 1);
         (gate, flag, in_flight)
@@ -376,7 +390,7 @@ mod tests {
         let gate = gate();
         let flag = Flag::new();
         let of_a_device = gate.enter().unwrap();
-        gate.leave_when(of_a_device, Box::new(flag.clone()), || {});
+        gate.leave_when(of_a_device, Box::new(flag.clone()), |_| true);
         let of_a_thread = gate.enter().unwrap();
         gate.close(RevokeCause::Reset);
         thread::scope(|scope| {
@@ -396,7 +410,7 @@ mod tests {
         for _ in 0..100 {
             let flag = Flag::new();
             let generation = gate.enter().unwrap();
-            gate.leave_when(generation, Box::new(flag.clone()), || {});
+            gate.leave_when(generation, Box::new(flag.clone()), |_| true);
             flag.set();
         }
         assert!(gate.beside.lock().in_flight.len() <= 1);

@@ -40,8 +40,13 @@ mod lender;
 mod path;
 #[cfg(feature = "picture")]
 pub mod picture;
+mod plan;
+mod relay;
 mod revoke;
+mod round_trip;
+mod staged;
 mod sync;
+pub mod verify;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};
@@ -54,6 +59,7 @@ pub use import::Import;
 pub use lender::Lender;
 pub use path::{Direction, Path, Trust};
 pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Terms, Watch, What};
+pub use staged::{Mover, Staging};
 
 /// The program in the README compiles.
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]

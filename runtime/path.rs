@@ -9,19 +9,24 @@ pub enum Path {
     /// A dma-buf: the importer reaches the exporter's memory by itself.
     Peer,
     /// The exporter's memory mapped into this process and imported by address. For importers that
-    /// are CPUs; nothing is copied.
+    /// are CPUs, or that do DMA to addresses of this process; nothing is copied.
     HostPointer,
+    /// Memory of the importer's own, to which lent memory is copied by every
+    /// [`enter`](crate::Attachment::enter) and from which it is copied back at the end of the access where the
+    /// importer may write. [`Attachment::staging`](crate::Attachment::staging) says who copies.
+    Staged,
 }
 
 impl Path {
-    /// Every path, in the order in which they are tried.
-    pub(crate) const IN_ORDER: [Self; 2] = [Self::Peer, Self::HostPointer];
+    /// The paths without a copy, in the order in which they are tried.
+    pub(crate) const DIRECT: [Self; 2] = [Self::Peer, Self::HostPointer];
 
     /// A stable name for scripts and `--json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Peer => "peer",
             Self::HostPointer => "host-pointer",
+            Self::Staged => "staged",
         }
     }
 }
@@ -40,15 +45,27 @@ impl fmt::Display for Path {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trust {
-    /// No byte has been tested on this path.
+    /// No byte has been tested on this path. Copies are the last resort, made where nothing else can be
+    /// imported, and in both directions.
     Unverified,
     /// Bytes were tested on this path in this direction, as a current certificate says; where there is
     /// none, one is made while attaching. Where the test fails, another path is taken.
     Verified(Direction),
 }
 
+impl Trust {
+    /// Which way bytes may go.
+    pub(crate) fn direction(self) -> Direction {
+        match self {
+            Self::Unverified => Direction::Both,
+            Self::Verified(direction) => direction,
+        }
+    }
+}
+
 /// Which way bytes go, as the importer sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// The importer reads.
     Read,
@@ -56,4 +73,35 @@ pub enum Direction {
     Write,
     /// The importer reads and writes.
     Both,
+}
+
+impl Direction {
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Both => "both",
+        }
+    }
+
+    /// Each single direction that it stands for.
+    pub(crate) fn each(self) -> &'static [Self] {
+        match self {
+            Self::Read => &[Self::Read],
+            Self::Write => &[Self::Write],
+            Self::Both => &[Self::Read, Self::Write],
+        }
+    }
+
+    /// Whether all of `other` is in it.
+    pub fn includes(self, other: Self) -> bool {
+        self == Self::Both || self == other
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }

@@ -52,6 +52,8 @@ pub enum Kind {
     Vulkan,
     /// The deadline passed.
     TimedOut,
+    /// A path was tested and is not to be trusted: bytes were wrong, or nobody saw them who could tell.
+    Unverified,
     /// The caller would wait for itself.
     WouldDeadlock,
     /// The kernel does not come back from a call, and cannot be made to.
@@ -82,6 +84,7 @@ impl Kind {
             Self::VulkanMissing => "vulkan-missing",
             Self::Vulkan => "vulkan",
             Self::TimedOut => "timed-out",
+            Self::Unverified => "unverified",
             Self::WouldDeadlock => "would-deadlock",
             Self::Stuck => "stuck",
             Self::Os => "os",

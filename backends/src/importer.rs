@@ -32,6 +32,11 @@ pub trait Importer: Send + Sync + 'static {
         None
     }
 
+    /// The user-space driver behind it with its version, where that is known: another one may copy otherwise.
+    fn driver(&self) -> Option<String> {
+        None
+    }
+
     /// What an import needs around a revoke.
     fn on_revoke(&self) -> OnRevoke;
 
@@ -63,6 +68,13 @@ pub trait Importer: Send + Sync + 'static {
     fn stage(&self, size_bytes: u64) -> Result<Self::Memory> {
         let _ = size_bytes;
         Err(Error::new(Kind::Unsupported, "make staging memory", "this importer has none").on(self.name()))
+    }
+
+    /// Where memory that [`stage`](Importer::stage) made is host memory: its mapping, which others can fill
+    /// and empty without an engine of this importer. None where it is the device's own.
+    fn host_memory(&self, memory: &Self::Memory) -> Option<Arc<Mapping>> {
+        let _ = memory;
+        None
     }
 
     /// The engines by which its device reaches an import, the one for bulk copies first. None where the

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use crate::shadow::Shadow;
 use crate::{Error, Kind, Result};
@@ -55,7 +55,7 @@ pub struct Mapping {
 /// What lies behind the addresses now. Locked around every change of it, and by nobody who reads or writes:
 /// the addresses are mapped at any time, so an access meets the one memory or the other.
 struct Behind {
-    /// None once it was let go for good.
+    /// None once it was let go for good, and for memory that never was anything else's.
     source: Option<Arc<dyn Source>>,
     is_shadowed: bool,
 }
@@ -86,8 +86,52 @@ impl Mapping {
             .try_fold(0_usize, |sum, &(_, length)| sum.checked_add(length))
             .filter(|&sum| sum > 0 && sum < usize::MAX - HUGE_PAGE_BYTES)
             .ok_or_else(beyond)?;
+        let mapping = Self::reserve(length_bytes, pieces, Some(Arc::clone(&source)))?;
+        mapping.place_source(source.as_fd()).map_err(|errno| Error::os(TRIED, errno))?;
+        Ok(mapping)
+    }
+
+    /// `length_bytes` of ordinary memory, zeros, a multiple of the page size: what devices copy to and from
+    /// on the way between two memories that do not reach each other. Pages come when they are touched.
+    ///
+    /// It is nobody's but this process's: not shared, and without a file behind it, since some drivers take
+    /// no other memory by address (amdgpu: `AMDGPU_GEM_USERPTR_ANONONLY`). Shadowed, it is lost.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a length of zero or off the page size; else what the kernel says.
+    pub fn of_host_memory(length_bytes: usize) -> Result<Self> {
+        const TRIED: &str = "allocate host memory";
+        let page_bytes = crate::page_size_bytes() as usize;
+        if length_bytes == 0 || !length_bytes.is_multiple_of(page_bytes) {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                TRIED,
+                format!("{length_bytes:#x} bytes are no size"),
+            )
+            .next(format!("use a multiple of the page size, {page_bytes:#x}")));
+        }
+        let mapping = Self::reserve(length_bytes, Box::default(), None)?;
+        mapping.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
+        // Each page may be an entry of an IOMMU: the fewer the better, and no harm where there are none so large.
+        // SAFETY: exactly the range of this mapping; the advice changes no byte.
+        let advised = unsafe { madvise(mapping.start.as_ptr().cast(), length_bytes, Advice::LinuxHugepage) };
+        if let Err(errno) = advised {
+            tracing::debug!(%errno, "no huge pages for host memory");
+        }
+        Ok(mapping)
+    }
+
+    /// Room for `length_bytes`, with nothing in it yet. Dropping it undoes the reservation and all that lies
+    /// in it.
+    fn reserve(
+        length_bytes: usize,
+        pieces: Box<[(u64, usize)]>,
+        source: Option<Arc<dyn Source>>,
+    ) -> Result<Self> {
         let slack = if length_bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { 0 };
-        let reserved_bytes = length_bytes + slack;
+        let reserved_bytes = length_bytes
+            .checked_add(slack)
+            .ok_or_else(|| Error::new(Kind::InvalidInput, TRIED, "the length is beyond the address space"))?;
 
         // SAFETY: a fresh private reservation at an address the kernel picks overlaps nothing.
         let reserved = unsafe {
@@ -108,11 +152,8 @@ impl Mapping {
             // SAFETY: `skip` is below HUGE_PAGE_BYTES, which is the slack of the reservation.
             unsafe { reserved.cast::<u8>().add(skip) }
         };
-        let behind = Mutex::new(Behind { source: Some(Arc::clone(&source)), is_shadowed: false });
-        // From here on, dropping `mapping` undoes the reservation and all that lies in it.
-        let mapping = Self { reserved, reserved_bytes, start, length_bytes, pieces, behind };
-        mapping.place_source(source.as_fd()).map_err(|errno| Error::os(TRIED, errno))?;
-        Ok(mapping)
+        let behind = Mutex::new(Behind { source, is_shadowed: false });
+        Ok(Self { reserved, reserved_bytes, start, length_bytes, pieces, behind })
     }
 
     /// Puts shadow memory over the whole mapping, at the same addresses: reads give all ones, as from a
@@ -567,6 +608,22 @@ mod tests {
         assert_eq!(mapping.unshadow().unwrap_err().kind(), Kind::Gone);
         mapping.shadow().unwrap();
         assert!(is_all(&mapping, 0xFF));
+    }
+
+    #[test]
+    fn host_memory_is_zeros_and_keeps_what_is_written() {
+        for length_bytes in [0, 1, usize::MAX] {
+            let error = Mapping::of_host_memory(length_bytes).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidInput, "{length_bytes:#x}");
+        }
+        for pages in [1, 1024] {
+            let mapping = Mapping::of_host_memory(pages * PAGE as usize).unwrap();
+            assert!(is_all(&mapping, 0));
+            mapping.write(mapping.len() - 3, b"end").unwrap();
+            let mut seen = [0; 3];
+            mapping.read(mapping.len() - 3, &mut seen).unwrap();
+            assert_eq!(&seen, b"end");
+        }
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
 }
 
 /// Whether its registers are as large as a model's. Other devices are not touched.
-fn may_be_model(function: &Function) -> bool {
+pub fn may_be_model(function: &Function) -> bool {
     function.bars.iter().any(|bar| bar.index == REGISTER_BAR && bar.size_bytes == BAR0_BYTES)
         && function.bars.iter().any(|bar| bar.index == VRAM_BAR)
 }

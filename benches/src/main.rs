@@ -1,9 +1,9 @@
 //! What a crossing costs, and taking memory back: peervram against the same calls made raw, large against
-//! small, and what building a mapping or using memory takes; what a driver costs against none. Ratios within
+//! small, and what building a mapping or using memory takes; what a driver costs against none; what two engines at once are worth. Ratios within
 //! one run, by medians; no figure of another machine.
 //!
-//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`descriptors`], [`access`], [`host_pointer`] and
-//! [`mapping`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
+//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`descriptors`], [`access`], [`host_pointer`],
+//! [`mapping`] and [`staged`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
 //! machine; it runs as well where there is a real device, or none.
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod pinned;
 mod report;
 mod revoke;
 mod samples;
+mod staged;
 
 use std::num::NonZero;
 use std::path::PathBuf;
@@ -94,6 +95,8 @@ enum What {
     Mapping,
     /// Give a model GPU's engine descriptors through its driver, against the same written by hand
     Descriptors,
+    /// Copy from one model GPU to another by both engines at once, against one after the other
+    Staged,
 }
 
 impl What {
@@ -130,6 +133,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if chosen.contains(&What::Descriptors) {
         descriptors::measure(&machine, &mut report)?;
+    }
+    if chosen.contains(&What::Staged) {
+        staged::measure(&machine, &mut report)?;
     }
     match &machine {
         // Opening the device for nothing would reset it for nothing.

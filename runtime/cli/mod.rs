@@ -11,6 +11,7 @@ mod import;
 mod pci_names;
 mod reset;
 mod table;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ use clap::{Parser, Subcommand};
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
         peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
+        peervram verify 01:00.0 vulkan                    whether bytes arrive, tested\n  \
         peervram holders 01:00.0                          whom a reset of it would wait for\n  \
         peervram reset 01:00.0                            reset it, and show whom that waits for\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
@@ -54,6 +56,7 @@ enum What {
     Demo(demo::Arguments),
     Holders(holders::Arguments),
     Reset(reset::Arguments),
+    Verify(verify::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         What::Demo(arguments) => demo::run(&arguments, command.json),
         What::Holders(arguments) => holders::run(&arguments, command.json),
         What::Reset(arguments) => reset::run(&arguments, command.json),
+        What::Verify(arguments) => verify::run(&arguments, command.json),
     };
     ending::of(result, command.json)
 }

@@ -36,6 +36,12 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["holders", "01:00.0", "--all"], "--all"),
         (&["reset", "01:00.0", "--hot", "--function"], "--help"),
         (&["reset", "01:00.0", "--with", "card0"], "/dev/dri/card0"),
+        (&["verify"], "--help"),
+        (&["verify", "01:00.0", "card0"], "/dev/dri/card0"),
+        (&["verify", "vulkan"], "0000:01:00.0"),
+        (&["verify", "--host", "vulkan", "vulkan"], "--host vulkan"),
+        (&["verify", "--host", "--list"], "--help"),
+        (&["verify", "--host", "--bytes", "2.5M"], "0x1000"),
         (&["frobnicate"], "--help"),
     ] {
         let output = peervram(arguments);
@@ -177,8 +183,36 @@ fn put_program(root: &Path) {
 }
 
 #[test]
+fn what_has_no_engine_is_not_verified_and_says_what_would_be() {
+    for importer in ["02:00.0", "/dev/dri/card0"] {
+        let value = refused(&["verify", "01:00.0", importer], "unsupported", 4);
+        assert!(value["error"]["next"].as_str().unwrap().contains("docs/verify.md"), "{value}");
+    }
+}
+
+#[test]
+fn stored_certificates_are_listed_and_what_is_none_is_named() {
+    let state = tempfile::tempdir().unwrap();
+    let list = |json: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peervram"));
+        let output =
+            command.args(["verify", "--list"]).args(json).env("XDG_STATE_HOME", state.path()).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(list(&[]).starts_with("No certificates in "));
+    std::fs::create_dir(state.path().join("peervram")).unwrap();
+    std::fs::write(state.path().join("peervram/old.json"), r#"{"format": 99}"#).unwrap();
+    assert!(list(&[]).contains("old.json: it is of format 99"), "{}", list(&[]));
+    let value: Value = serde_json::from_str(&list(&["--json"])).unwrap();
+    assert_eq!(value["certificates"], serde_json::json!([]));
+    assert!(value["ignored"][0]["why"].as_str().unwrap().contains("format 99"), "{value}");
+}
+
+#[test]
 fn help_teaches_each_command() {
-    for command in ["doctor", "devices", "export", "import", "demo", "holders"] {
+    for command in ["doctor", "devices", "export", "import", "demo", "holders", "verify"] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");

@@ -182,6 +182,15 @@ impl Importer for Node {
         Ok(BufferObject::new(self.clone(), handle, dma_buf.size_bytes()))
     }
 
+    /// A buffer of its own would have to be copied to by the CPU: the kernel maps it in a way that no other
+    /// device's DMA can pin (`drm_gem_shmem_mmap` sets VM_PFNMAP), and a screen has to be told of each change.
+    fn stage(&self, _: u64) -> Result<BufferObject> {
+        let why = "memory of a DRM node cannot be pinned for the engine that would copy to it";
+        Err(Error::new(Kind::Unsupported, "make staging memory", why)
+            .on(self.name())
+            .next("stage to a Vulkan device, and show what that has"))
+    }
+
     fn release(&self, memory: BufferObject) -> Result<()> {
         memory.close()
     }

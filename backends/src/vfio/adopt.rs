@@ -57,7 +57,7 @@ impl Device {
         }
         let own = VFIO_PCI_NUM_REGIONS..info.num_regions.max(VFIO_PCI_NUM_REGIONS);
         let indices = (0..info.num_regions.min(VFIO_PCI_ROM_REGION_INDEX)).chain(own);
-        Self::describe(Open { fd, membership: None }, address, &info, indices)
+        Self::describe(Open { fd, membership: None, space: None }, address, &info, indices)
     }
 
     /// Whether another process owns it.

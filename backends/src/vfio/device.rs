@@ -38,6 +38,8 @@ pub(super) struct Open {
     pub(super) fd: OwnedFd,
     /// None where another process opened it.
     pub(super) membership: Option<Membership>,
+    /// The address space that it was opened into.
+    pub(super) space: Option<IoAddressSpace>,
 }
 
 impl AsFd for Open {
@@ -83,7 +85,7 @@ impl Device {
         let (fd, membership) = space.open_device(address)?;
         let failed = |errno: Errno| Error::os("describe a VFIO device", errno).on(address);
         let info = uapi::device_get_info(&fd).map_err(failed)?;
-        let open = Open { fd, membership: Some(membership) };
+        let open = Open { fd, membership: Some(membership), space: Some(space.clone()) };
         Self::describe(open, address, &info, 0..info.num_regions)
     }
 
@@ -127,6 +129,11 @@ impl Device {
     /// How this process opened it; none where another one did ([`Device::adopt`]).
     pub fn interface(&self) -> Option<Interface> {
         self.open.membership.as_ref().map(Membership::interface)
+    }
+
+    /// The address space that its DMA is translated by; none where another process opened it.
+    pub fn address_space(&self) -> Option<&IoAddressSpace> {
+        self.open.space.as_ref()
     }
 
     /// The region at `index`, with the meaning of a PCI BAR below 6.

@@ -9,13 +9,20 @@
 //!   device that was reset. It must be freed before any revoking call, which is what
 //!   [`OnRevoke::FreeBefore`] says.
 //!
+//! Ordinary memory of this process both map by its address, and both pin it.
+//!
 //! Neither asks `pci_p2pdma_map_type`: the topology forbids nothing, and promises nothing.
 #![expect(unsafe_code, reason = "giving a device access to mapped memory")]
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use iommufd_ioctls::{IommufdError, IommufdIoas};
+use iommufd_bindings::{
+    iommu_ioas_map, iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA as FIXED_IOVA,
+    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE as READABLE,
+    iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE as WRITEABLE,
+};
+use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use rustix::io::Errno;
 use vfio_ioctls::VfioError;
 
@@ -31,8 +38,8 @@ pub struct IovaMapping {
     space: IoAddressSpace,
     iova: u64,
     length_bytes: u64,
-    /// What type1 maps; it lives at least as long as the mapping for DMA.
-    _mapping: Option<Arc<Mapping>>,
+    /// What was mapped by its address; it lives at least as long as the mapping for DMA.
+    mapping: Option<Arc<Mapping>>,
 }
 
 impl IovaMapping {
@@ -44,6 +51,11 @@ impl IovaMapping {
     /// Its length in bytes.
     pub fn len(&self) -> u64 {
         self.length_bytes
+    }
+
+    /// The memory of this process that was mapped by its address; none where it was a dma-buf.
+    pub fn memory(&self) -> Option<&Arc<Mapping>> {
+        self.mapping.as_ref()
     }
 
     /// Never true: a mapping has at least one page.
@@ -94,13 +106,25 @@ impl Importer for IoAddressSpace {
         self.place(dma_buf.size_bytes(), None, |iova| map_file(ioas, dma_buf, iova))
     }
 
+    /// A container maps any memory of this process so; an iommufd ordinary memory, and BARs by
+    /// [`import`](Importer::import) only.
     fn import_host_pointer(&self, mapping: Arc<Mapping>) -> Result<IovaMapping> {
-        let Space::Container(container) = &self.space else {
-            return Err(Error::new(Kind::Unsupported, TRIED, "an iommufd maps a BAR as a dma-buf only")
-                .on(self.name()));
-        };
         let length_bytes = mapping.len() as u64;
-        self.place(length_bytes, Some(Arc::clone(&mapping)), |iova| map_address(container, &mapping, iova))
+        self.place(length_bytes, Some(Arc::clone(&mapping)), |iova| match &self.space {
+            Space::Iommufd { iommufd, ioas } => map_address_in_ioas(iommufd, ioas, &mapping, iova),
+            Space::Container(container) => map_address(container, &mapping, iova),
+        })
+    }
+
+    /// Host memory, pinned as long as it is mapped.
+    fn stage(&self, size_bytes: u64) -> Result<IovaMapping> {
+        let length_bytes = usize::try_from(size_bytes)
+            .map_err(|_| Error::new(Kind::InvalidInput, TRIED, "it is larger than the address space"))?;
+        self.import_host_pointer(Arc::new(Mapping::of_host_memory(length_bytes)?))
+    }
+
+    fn host_memory(&self, memory: &IovaMapping) -> Option<Arc<Mapping>> {
+        memory.mapping.clone()
     }
 
     fn release(&self, memory: IovaMapping) -> Result<()> {
@@ -121,7 +145,7 @@ impl IoAddressSpace {
             Error::new(Kind::Busy, TRIED, "no range of IO addresses is long enough").on(self.name())
         })?;
         match map(iova) {
-            Ok(()) => Ok(IovaMapping { space: self.clone(), iova, length_bytes, _mapping: mapping }),
+            Ok(()) => Ok(IovaMapping { space: self.clone(), iova, length_bytes, mapping }),
             Err(error) => {
                 self.iovas.free(iova, length_bytes);
                 Err(error.on(self.name()))
@@ -141,14 +165,33 @@ fn map_address(container: &Container, mapping: &Mapping, iova: u64) -> Result<()
     unsafe { container.vfio().vfio_dma_map(iova, mapping.len(), mapping.as_ptr()) }.map_err(explain_type1)
 }
 
+fn map_address_in_ioas(iommufd: &IommuFd, ioas: &IommufdIoas, mapping: &Mapping, iova: u64) -> Result<()> {
+    let map = iommu_ioas_map {
+        size: size_of::<iommu_ioas_map>() as u32,
+        flags: FIXED_IOVA | READABLE | WRITEABLE,
+        ioas_id: ioas.id(),
+        user_va: mapping.as_ptr() as u64,
+        length: mapping.len() as u64,
+        iova,
+        ..Default::default()
+    };
+    iommufd.map_iommu_ioas(&map).map_err(explain_iommufd)
+}
+
 fn explain_iommufd(error: IommufdError) -> Error {
     let errno = match error {
-        IommufdError::IommuIoasMapFile(errno) | IommufdError::IommuIoasUnmap(errno) => {
-            Errno::from_raw_os_error(errno.errno())
-        }
+        IommufdError::IommuIoasMap(errno)
+        | IommufdError::IommuIoasMapFile(errno)
+        | IommufdError::IommuIoasUnmap(errno) => Errno::from_raw_os_error(errno.errno()),
         other => return Error::new(Kind::Os, TRIED, other.to_string()),
     };
     match errno {
+        // pfn_reader_user_pin: pin_user_pages takes no BAR.
+        Errno::FAULT => {
+            let why = "an iommufd maps ordinary memory by its address, and a BAR as a dma-buf only";
+            Error::new(Kind::Unsupported, TRIED, why).errno(errno)
+        }
+        Errno::NOMEM => locked_too_much(errno),
         // vfio_pci_dma_buf_iommufd_map
         Errno::OPNOTSUPP => Error::new(Kind::Unsupported, TRIED, "an iommufd maps a VFIO dma-buf of one range only")
             .errno(errno)
@@ -174,11 +217,13 @@ fn explain_type1(error: VfioError) -> Error {
         Errno::FAULT => Error::new(Kind::MemoryDisabled, TRIED, "the memory cannot be reached now")
             .errno(errno)
             .next("switch the exporter's memory on and import again"),
-        Errno::NOMEM => {
-            Error::new(Kind::PermissionDenied, TRIED, "the process may not lock that much memory")
-                .errno(errno)
-                .next("raise RLIMIT_MEMLOCK (ulimit -l)")
-        }
+        Errno::NOMEM => locked_too_much(errno),
         errno => Error::os(TRIED, errno),
     }
+}
+
+fn locked_too_much(errno: Errno) -> Error {
+    Error::new(Kind::PermissionDenied, TRIED, "the process may not lock that much memory")
+        .errno(errno)
+        .next("raise RLIMIT_MEMLOCK (ulimit -l)")
 }

@@ -3,12 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use peervram::backends::{DmaRange, DmaRanges, Exporter, Owner, vfio};
+use peervram::backends::{DmaRange, DmaRanges, Engine, Exporter, Owner, vfio};
 use peervram::{Error, Kind, Result};
 use peervram_model::registers::{
     COPY_ENGINE, DESCRIPTOR_BYTES, DRAW_ENGINE, Descriptor, IDENTITY, IDENTITY_VALUE, flags,
 };
 
+use crate::copy_engine::CopyEngine;
+use crate::reached::Reached;
 use crate::ring::{Place, Ring};
 
 /// The BAR with the registers.
@@ -28,7 +30,7 @@ const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// closed, or [bury](peervram::backends::Exporter::bury) them. After a reset of the device that no lender
 /// made, [`restart`](ModelGpu::restart) it; a lender calls [`resume`](Owner::resume).
 pub struct ModelGpu {
-    copy: Mutex<Ring>,
+    copy: CopyEngine,
     draw: Mutex<Ring>,
     /// VRAM that may be lent, in bytes from its start.
     lendable_bytes: u64,
@@ -61,7 +63,7 @@ impl ModelGpu {
             Ring::start(device.address().to_string(), Arc::clone(&registers), block, place).map(Mutex::new)
         };
         Ok(Self {
-            copy: ring(COPY_ENGINE, 0)?,
+            copy: CopyEngine::new(ring(COPY_ENGINE, 0)?, Reached::new(device.address_space().cloned())),
             draw: ring(DRAW_ENGINE, 1)?,
             lendable_bytes: rings.offset_bytes,
         })
@@ -104,7 +106,7 @@ impl ModelGpu {
     /// # Errors
     /// As [`ModelGpu::write_dma`].
     pub fn copy(&self, descriptor: Descriptor, timeout: Duration) -> Result<()> {
-        Self::run(&self.copy, &[descriptor], timeout)
+        self.copy_all(&[descriptor], timeout)
     }
 
     /// Gives the copy engine several descriptors, one after the other, and waits for the last.
@@ -112,7 +114,7 @@ impl ModelGpu {
     /// # Errors
     /// As [`ModelGpu::write_dma`].
     pub fn copy_all(&self, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
-        Self::run(&self.copy, descriptors, timeout)
+        run(self.copy.ring(), descriptors, timeout)
     }
 
     /// Gives the draw engine one descriptor and waits for it. As [`ModelGpu::copy`].
@@ -120,21 +122,27 @@ impl ModelGpu {
     /// # Errors
     /// As [`ModelGpu::write_dma`].
     pub fn draw(&self, descriptor: Descriptor, timeout: Duration) -> Result<()> {
-        Self::run(&self.draw, &[descriptor], timeout)
+        run(&self.draw, &[descriptor], timeout)
     }
 
-    fn run(ring: &Mutex<Ring>, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
-        let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.submit(descriptors, timeout)?;
-        ring.finish(timeout)
+    /// Its copy engine.
+    pub(crate) fn copy_engine(&self) -> &CopyEngine {
+        &self.copy
     }
 
     fn each_ring(&self, hook: impl Fn(&mut Ring) -> Result<()>) -> Result<()> {
-        for ring in [&self.copy, &self.draw] {
+        for ring in [self.copy.ring(), &self.draw] {
             hook(&mut ring.lock().unwrap_or_else(PoisonError::into_inner))?;
         }
         Ok(())
     }
+}
+
+/// Gives a ring work and waits for it.
+pub(crate) fn run(ring: &Mutex<Ring>, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
+    let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+    ring.submit(descriptors, timeout)?;
+    ring.finish(timeout)
 }
 
 impl Owner for ModelGpu {
@@ -161,5 +169,9 @@ impl Owner for ModelGpu {
     /// the kernel keeps over a reset and over sleep.
     fn resume(&self, _: &DmaRanges) -> Result<()> {
         self.each_ring(Ring::restart)
+    }
+
+    fn engine(&self) -> Option<&dyn Engine<DmaRanges>> {
+        Some(&self.copy)
     }
 }

@@ -45,12 +45,15 @@ pub(crate) struct Ring {
     fence: u64,
     /// The last one that was seen reached.
     reached: u64,
+    /// Whether its ring was taken away: what it is given then is never done.
+    is_stopped: bool,
 }
 
 impl Ring {
     /// Resets the engine whose registers begin at `block` and gives it an empty ring.
     pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: Place) -> Result<Self> {
-        let mut ring = Self { device, registers, block, place, tail: 0, fence: 0, reached: 0 };
+        let mut ring =
+            Self { device, registers, block, place, tail: 0, fence: 0, reached: 0, is_stopped: true };
         ring.restart()?;
         Ok(ring)
     }
@@ -62,13 +65,19 @@ impl Ring {
         self.store(RING_ADDRESS_LOW, self.place.vram_offset_bytes as u32)?;
         self.store(RING_ADDRESS_HIGH, (self.place.vram_offset_bytes >> 32) as u32)?;
         self.store(RING_ENTRIES, self.place.entries)?;
-        self.store(CONTROL, CONTROL_ENABLE)
+        self.store(CONTROL, CONTROL_ENABLE)?;
+        self.is_stopped = false;
+        Ok(())
     }
 
     /// Gives the engine `descriptors`, each with the next fence. Blocks while the ring is full, each time
     /// at most `timeout`. The doorbell is rung once for as many as the ring holds: it costs the model a
     /// message.
     pub fn submit(&mut self, descriptors: &[Descriptor], timeout: Duration) -> Result<()> {
+        if self.is_stopped {
+            let why = "its memory is taken back: the engine is stopped";
+            return Err(Error::new(Kind::Revoked, "give an engine work", why).on(&self.device));
+        }
         let entries = u64::from(self.place.entries);
         for batch in descriptors.chunks(self.place.entries as usize) {
             // The entries of this batch are free once what lay there before is done.
@@ -138,7 +147,8 @@ impl Ring {
     }
 
     /// Takes the engine's ring away; what is under way is abandoned.
-    pub fn stop(&self) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
+        self.is_stopped = true;
         self.store(CONTROL, CONTROL_RESET)
     }
 

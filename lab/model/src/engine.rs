@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Instant;
 
 use crate::device::Shared;
 use crate::draw::draw_row;
@@ -101,18 +103,24 @@ impl Shared {
         bytes: u64,
         buffer: &mut [u8],
     ) -> Result<(), Stop> {
+        let start = Instant::now();
+        let mut moved = 0;
         for (at, piece_bytes) in pieces(bytes, must_go_down(source, destination, bytes)) {
             let piece = &mut buffer[..piece_bytes];
             if self.load(ticket, source.after(at), piece)? {
                 self.store(ticket, destination.after(at), piece)?;
             }
+            moved += piece_bytes as u64;
+            // Where pieces come late, the next ones need not wait: the rate is that of the copy.
+            let least = self.state.lock().least_time(moved);
+            thread::sleep(least.saturating_sub(start.elapsed()));
         }
         Ok(())
     }
 
     /// Loads a piece. `Ok(false)`: nothing came.
     fn load(&self, ticket: Ticket, place: Place, buffer: &mut [u8]) -> Result<bool, Stop> {
-        let faults = self.faults_of(ticket)?;
+        let faults = self.faults_of(ticket)?.at(self.is_peer(place));
         match place {
             Place::Vram(offset) => {
                 let memory = if faults.mirror { self.mirror()? } else { &self.vram };
@@ -142,12 +150,17 @@ impl Shared {
             // No gate here: the thread that would reset is the one that takes in the answers of the
             // client. As on a real bus, what is on its way when a reset comes may still arrive.
             Place::Dma(address) => {
-                if !self.faults_of(ticket)?.dead_writes {
+                if !self.faults_of(ticket)?.at(self.is_peer(place)).dead_writes {
                     self.dma.write(address, data).map_err(|_| ErrorCode::DmaFault)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether it is another device's memory.
+    fn is_peer(&self, place: Place) -> bool {
+        matches!(place, Place::Dma(address) if self.dma.is_peer(address))
     }
 
     fn faults_of(&self, ticket: Ticket) -> Result<crate::misbehaviour::Faults, Stop> {

@@ -81,6 +81,9 @@ pub const INTERRUPT_STATUS: u32 = 0x0030;
 pub const INTERRUPT_ENABLE: u32 = 0x0034;
 /// Keeps what is written; zero after reset. For tests of the register path.
 pub const SCRATCH: u32 = 0x0038;
+/// The most MiB that each engine moves in a second; zero, as after reset, for as many as it can. An engine of
+/// a real device leaves the CPU alone while it moves bytes; one that waits for its rate does, too.
+pub const ENGINE_RATE: u32 = 0x003c;
 
 /// MSI-X vector of the copy engine.
 pub const VECTOR_COPY: u16 = 0;

@@ -65,6 +65,7 @@ pub struct State {
     interrupt_enable: u32,
     to_raise: u32,
     scratch: u32,
+    engine_rate: u32,
     engines: [EngineRegisters; ENGINES],
     msix_table: [u32; TABLE_WORDS],
 }
@@ -84,6 +85,7 @@ impl State {
             interrupt_enable: 0,
             to_raise: 0,
             scratch: 0,
+            engine_rate: 0,
             engines: Default::default(),
             msix_table: [0; TABLE_WORDS],
         }
@@ -151,6 +153,7 @@ impl State {
         self.interrupt_enable = 0;
         self.to_raise = 0;
         self.scratch = 0;
+        self.engine_rate = 0;
         self.msix_table = [0; TABLE_WORDS];
         self.engines.iter_mut().for_each(EngineRegisters::reset);
     }
@@ -269,6 +272,14 @@ impl State {
         engine.enabled && engine.epoch == ticket.epoch
     }
 
+    /// How long an engine takes for that many bytes at least.
+    pub fn least_time(&self, bytes: u64) -> Now {
+        match self.engine_rate {
+            0 => Now::ZERO,
+            mib => Now::from_nanos(bytes.saturating_mul(1_000_000_000) / (u64::from(mib) << 20)),
+        }
+    }
+
     /// Whether completion may be told now.
     pub fn may_finish(&self) -> bool {
         !self.faults.stuck_fence
@@ -345,6 +356,7 @@ impl State {
             map::INTERRUPT_STATUS => self.interrupt_status,
             map::INTERRUPT_ENABLE => self.interrupt_enable,
             map::SCRATCH => self.scratch,
+            map::ENGINE_RATE => self.engine_rate,
             at if map::READINESS.contains(&at) => map::READINESS_VALUE,
             _ => 0,
         }
@@ -366,6 +378,7 @@ impl State {
                 map::INTERRUPT_STATUS => self.interrupt_status &= !value,
                 map::INTERRUPT_ENABLE => self.interrupt_enable = value & ((1 << map::VECTORS) - 1),
                 map::SCRATCH => self.scratch = value,
+                map::ENGINE_RATE => self.engine_rate = value,
                 _ => {}
             }
         }

@@ -228,3 +228,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_engine_has_a_rate_until_a_reset() {
+    let mut state = State::new(IDENTITY);
+    assert_eq!(state.least_time(u64::MAX), Now::ZERO);
+    write(&mut state, map::ENGINE_RATE, 4);
+    assert_eq!(state.least_time(1 << 20), Now::from_millis(250));
+    state.reset(T0);
+    assert_eq!(read(&mut state, map::ENGINE_RATE), 0);
+}

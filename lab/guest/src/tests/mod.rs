@@ -16,6 +16,8 @@ mod routes;
 mod shadow;
 mod signal;
 mod slots;
+mod staged;
+mod trust;
 mod vfio;
 mod vulkan;
 
@@ -34,6 +36,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        staged::TESTS,
+        trust::TESTS,
         power::TESTS,
         shadow::TESTS,
         adopt::TESTS,

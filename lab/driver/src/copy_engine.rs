@@ -1,0 +1,156 @@
+//! `CopyEngine`: the engine that moves bytes, for whoever owns VRAM and for whoever imports.
+//!
+//! The other end is host memory, which it reaches by DMA: no CPU and no BAR take part.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use peervram::backends::{DmaRanges, Engine, HostSlice};
+use peervram::{Error, Kind, Result};
+
+use crate::gpu::{VRAM_BAR, run};
+use crate::importing_gpu::GpuMemory;
+use crate::reached::Reached;
+use crate::ring::Ring;
+use crate::span::Span;
+
+/// The copy engine with its ring, and the host memory that it reaches.
+pub(crate) struct CopyEngine {
+    ring: Mutex<Ring>,
+    reached: Reached,
+}
+
+impl CopyEngine {
+    /// On `ring`, which is running.
+    pub fn new(ring: Mutex<Ring>, reached: Reached) -> Self {
+        Self { ring, reached }
+    }
+
+    /// Its ring.
+    pub fn ring(&self) -> &Mutex<Ring> {
+        &self.ring
+    }
+
+    /// Copies from `device`, spans one after the other, to `host`, or the other way.
+    fn copy(&self, device: &[Span], host: &HostSlice, way: Way, deadline: Instant) -> Result<()> {
+        let (mut address, _mapped) = self.reached.address_of(host)?;
+        let mut descriptors = Vec::with_capacity(device.len());
+        for &span in device {
+            let other = Span::dma(address, span.length_bytes);
+            address += span.length_bytes;
+            descriptors.push(match way {
+                Way::ToHost => span.copied_to(other),
+                Way::ToDevice => other.copied_to(span),
+            });
+        }
+        run(&self.ring, &descriptors, left_until(deadline))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    ToHost,
+    ToDevice,
+}
+
+/// As an owner's: its own engine on its own memory.
+impl Engine<DmaRanges> for CopyEngine {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn read(&self, ranges: &DmaRanges, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+        let spans = vram_spans(ranges, offset_bytes, host.length_bytes() as u64)?;
+        self.copy(&spans, host, Way::ToHost, deadline)
+    }
+
+    fn write(
+        &self,
+        ranges: &DmaRanges,
+        offset_bytes: u64,
+        host: &HostSlice,
+        deadline: Instant,
+    ) -> Result<()> {
+        let spans = vram_spans(ranges, offset_bytes, host.length_bytes() as u64)?;
+        self.copy(&spans, host, Way::ToDevice, deadline)
+    }
+}
+
+/// As an importer's.
+impl Engine<GpuMemory> for CopyEngine {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn read(&self, memory: &GpuMemory, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+        let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
+        self.copy(&[span], host, Way::ToHost, deadline)
+    }
+
+    fn write(
+        &self,
+        memory: &GpuMemory,
+        offset_bytes: u64,
+        host: &HostSlice,
+        deadline: Instant,
+    ) -> Result<()> {
+        let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
+        self.copy(&[span], host, Way::ToDevice, deadline)
+    }
+}
+
+const NAME: &str = "copy engine";
+
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+/// Where `length_bytes` from `offset_bytes` on lie in VRAM, in a buffer made of `ranges`.
+fn vram_spans(ranges: &DmaRanges, offset_bytes: u64, length_bytes: u64) -> Result<Vec<Span>> {
+    let refused = |why: String| Error::new(Kind::InvalidInput, "copy by an engine", why);
+    if ranges.region_index() != VRAM_BAR {
+        return Err(refused(format!("region {} is not VRAM", ranges.region_index())));
+    }
+    if offset_bytes.checked_add(length_bytes).is_none_or(|end| end > ranges.size_bytes()) {
+        return Err(refused(format!(
+            "{length_bytes:#x} bytes from {offset_bytes:#x} on are not in {:#x}",
+            ranges.size_bytes()
+        )));
+    }
+    let (mut skip, mut left) = (offset_bytes, length_bytes);
+    let mut spans = Vec::new();
+    for range in ranges.as_slice() {
+        let part = range.length_bytes.saturating_sub(skip).min(left);
+        if part > 0 {
+            spans.push(Span::vram(range.offset_bytes + skip, part));
+            left -= part;
+        }
+        skip = skip.saturating_sub(range.length_bytes);
+    }
+    Ok(spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peervram::backends::{DmaRange, Region, RegionFlags};
+
+    #[test]
+    fn a_buffer_of_several_ranges_is_one_after_the_other() {
+        let region = Region {
+            index: VRAM_BAR,
+            size_bytes: 1 << 20,
+            file_offset_bytes: 0,
+            flags: RegionFlags { read: true, write: true, mmap: true },
+            capabilities: Vec::new(),
+        };
+        let ranges =
+            DmaRanges::new(&region, &[DmaRange::new(0x8000, 0x2000), DmaRange::new(0x1000, 0x1000)]).unwrap();
+        let spans = |offset, length| vram_spans(&ranges, offset, length).unwrap();
+        assert_eq!(spans(0, 0x3000), [Span::vram(0x8000, 0x2000), Span::vram(0x1000, 0x1000)]);
+        assert_eq!(spans(0x1800, 0x1000), [Span::vram(0x9800, 0x800), Span::vram(0x1000, 0x800)]);
+        assert_eq!(spans(0x2100, 0x10), [Span::vram(0x1100, 0x10)]);
+        assert!(vram_spans(&ranges, 0x2000, 0x1001).is_err());
+        assert!(vram_spans(&ranges, u64::MAX, 2).is_err());
+    }
+}

@@ -1,0 +1,290 @@
+//! `Plan`: which path an attachment takes, out of what was tried and tested. Pure: it asks for one step after
+//! the other, and whoever carries them out says what came of each.
+//!
+//! ```text
+//!   Import(peer) -> Test(peer, read) -> Test(peer, write) -> Take(peer)
+//!       |refused        |wrong               |wrong
+//!       v               v                    v
+//!   Import(host-pointer) -> ... the same ...              -> Take(host-pointer)
+//!       |
+//!       v
+//!   Stage -> Take(staged), or GiveUp
+//! ```
+//!
+//! Without trust nothing is tested. What is tested are the directions that the application asked for: where
+//! reads are dead and it only writes, the path is good. Where it also reads, bytes are staged, and the owner's
+//! engine pushes them.
+//!
+//! Absent: who tests and how, and whether an old certificate is good enough. That is said here as
+//! [`Known`].
+
+use crate::{Direction, Mover, Path, Trust};
+
+/// What is known of one direction of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Nothing.
+    Untested,
+    /// The right bytes arrived.
+    Right {
+        /// So says a CPU that looked through the same window as the importer, which proves less.
+        window_only: bool,
+    },
+    /// Other bytes arrived, or none, or nobody can tell.
+    Wrong,
+}
+
+/// What is to be done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Import by this path.
+    Import(Path),
+    /// Test this path, one direction at a time.
+    Test(Path, Direction),
+    /// This path was imported and is not to be taken.
+    Refuse(Path, Refusal),
+    /// Make memory to copy to.
+    Stage,
+    /// It is over: this is the path.
+    Take(Path),
+    /// It is over: there is none.
+    GiveUp,
+}
+
+/// Why a path that was imported is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It was tested, and is wrong.
+    Wrong,
+    /// The test proves too little.
+    WindowOnly,
+}
+
+/// How far a path got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Untried,
+    Imported,
+    Refused,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Direct {
+    path: Path,
+    state: State,
+    reads: Known,
+    writes: Known,
+}
+
+/// A plan under way.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    trust: Trust,
+    /// The importer is a device. What a CPU sees through the window is then not what it sees.
+    is_device: bool,
+    direct: [Direct; 2],
+    staged: State,
+}
+
+impl Plan {
+    /// For an importer that is a device, or a CPU.
+    pub fn new(trust: Trust, is_device: bool) -> Self {
+        let direct = Path::DIRECT.map(|path| Direct {
+            path,
+            state: State::Untried,
+            reads: Known::Untested,
+            writes: Known::Untested,
+        });
+        Self { trust, is_device, direct, staged: State::Untried }
+    }
+
+    /// What is to be done now.
+    pub fn next(&self) -> Step {
+        for direct in &self.direct {
+            match direct.state {
+                State::Untried => return Step::Import(direct.path),
+                State::Refused => {}
+                State::Imported => return self.judge(direct),
+            }
+        }
+        match self.staged {
+            State::Untried => Step::Stage,
+            State::Imported => Step::Take(Path::Staged),
+            State::Refused => Step::GiveUp,
+        }
+    }
+
+    fn judge(&self, direct: &Direct) -> Step {
+        let Trust::Verified(asked) = self.trust else { return Step::Take(direct.path) };
+        for (direction, known) in [(Direction::Read, direct.reads), (Direction::Write, direct.writes)] {
+            if !asked.includes(direction) {
+                continue;
+            }
+            match known {
+                Known::Untested => return Step::Test(direct.path, direction),
+                // The other direction is not tested: a test of a device that hangs takes its time.
+                Known::Wrong => return Step::Refuse(direct.path, Refusal::Wrong),
+                Known::Right { window_only } if window_only && self.is_device => {
+                    return Step::Refuse(direct.path, Refusal::WindowOnly);
+                }
+                Known::Right { .. } => {}
+            }
+        }
+        Step::Take(direct.path)
+    }
+
+    /// `path` was imported, or memory for it made.
+    pub fn imported(&mut self, path: Path) {
+        *self.state_of(path) = State::Imported;
+    }
+
+    /// `path` could not be imported, or is not taken.
+    pub fn refused(&mut self, path: Path) {
+        *self.state_of(path) = State::Refused;
+    }
+
+    /// What a test of `path`, or a certificate, said of `direction`.
+    pub fn tested(&mut self, path: Path, direction: Direction, known: Known) {
+        if let Some(direct) = self.direct.iter_mut().find(|direct| direct.path == path) {
+            if direction.includes(Direction::Read) {
+                direct.reads = known;
+            }
+            if direction.includes(Direction::Write) {
+                direct.writes = known;
+            }
+        }
+    }
+
+    /// Who copies between the lent memory and the host, in one direction as the importer sees it: the owner's
+    /// engine, if it has one to be trusted; the importer's, where `kept`, a path that was imported and not taken,
+    /// is known to be right; else the CPU.
+    pub fn mover(&self, direction: Direction, owner_has_engine: bool, kept: Option<Path>) -> Mover {
+        if owner_has_engine {
+            Mover::OwnerEngine
+        } else if kept.is_some_and(|path| self.is_right(path, direction)) {
+            Mover::ImporterEngine
+        } else {
+            Mover::Cpu
+        }
+    }
+
+    /// Whether `direction` is known to be right by `path`, although the path may not be taken.
+    pub fn is_right(&self, path: Path, direction: Direction) -> bool {
+        let is_right = |known| matches!(known, Known::Right { .. });
+        self.direct.iter().any(|direct| {
+            direct.path == path
+                && is_right(if direction == Direction::Read { direct.reads } else { direct.writes })
+        })
+    }
+
+    fn state_of(&mut self, path: Path) -> &mut State {
+        match self.direct.iter_mut().find(|direct| direct.path == path) {
+            Some(direct) => &mut direct.state,
+            None => &mut self.staged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RIGHT: Known = Known::Right { window_only: false };
+    const WINDOW: Known = Known::Right { window_only: true };
+
+    /// What a path is in truth: refused, or what tests will say of reads and of writes.
+    type Truth = Option<(Known, Known)>;
+
+    /// Carries a plan out against the truth of the paths; says which was taken.
+    fn run(trust: Trust, is_device: bool, truths: [Truth; 2], can_stage: bool) -> (Option<Path>, Plan) {
+        let mut plan = Plan::new(trust, is_device);
+        let truth = |path| truths[usize::from(path == Path::HostPointer)];
+        for _ in 0..20 {
+            match plan.next() {
+                Step::Import(path) if truth(path).is_some() => plan.imported(path),
+                Step::Import(path) | Step::Refuse(path, _) => plan.refused(path),
+                Step::Test(path, direction) => {
+                    let (reads, writes) = truth(path).expect("what is tested was imported");
+                    plan.tested(path, direction, if direction == Direction::Read { reads } else { writes });
+                }
+                Step::Stage if can_stage => plan.imported(Path::Staged),
+                Step::Stage => plan.refused(Path::Staged),
+                Step::Take(path) => return (Some(path), plan),
+                Step::GiveUp => return (None, plan),
+            }
+        }
+        panic!("it never ends: {plan:?}");
+    }
+
+    #[test]
+    fn dead_reads_are_staged_and_writes_alone_are_not() {
+        let dead_reads = [Some((Known::Wrong, RIGHT)), None];
+        let taken = |direction| run(Trust::Verified(direction), true, dead_reads, true).0;
+        assert_eq!(taken(Direction::Read), Some(Path::Staged));
+        assert_eq!(taken(Direction::Both), Some(Path::Staged));
+        assert_eq!(taken(Direction::Write), Some(Path::Peer));
+    }
+
+    #[test]
+    fn a_look_through_the_same_window_is_enough_for_a_cpu_only() {
+        let window = [Some((WINDOW, WINDOW)), None];
+        let taken = |is_device| run(Trust::Verified(Direction::Both), is_device, window, true).0;
+        assert_eq!((taken(true), taken(false)), (Some(Path::Staged), Some(Path::Peer)));
+    }
+
+    #[test]
+    fn without_trust_nothing_is_tested_and_copies_come_last() {
+        let wrong = Some((Known::Wrong, Known::Wrong));
+        let taken = |truths, can_stage| run(Trust::Unverified, true, truths, can_stage).0;
+        assert_eq!(taken([wrong, None], true), Some(Path::Peer));
+        assert_eq!(taken([None, wrong], true), Some(Path::HostPointer));
+        assert_eq!(taken([None, None], true), Some(Path::Staged));
+        assert_eq!(taken([None, None], false), None);
+    }
+
+    #[test]
+    fn the_owners_engine_comes_first_and_an_importers_only_where_it_is_right() {
+        let (_, plan) =
+            run(Trust::Verified(Direction::Both), true, [Some((RIGHT, Known::Wrong)), None], true);
+        let mover = |direction, of_owner, kept| plan.mover(direction, of_owner, kept);
+        let kept = Some(Path::Peer);
+        assert_eq!(mover(Direction::Read, true, kept), Mover::OwnerEngine);
+        assert_eq!(mover(Direction::Read, false, kept), Mover::ImporterEngine);
+        assert_eq!(mover(Direction::Write, false, kept), Mover::Cpu);
+        assert_eq!(mover(Direction::Read, false, Some(Path::HostPointer)), Mover::Cpu);
+        assert_eq!(mover(Direction::Read, false, None), Mover::Cpu);
+    }
+
+    proptest! {
+        /// Whatever the truth: what is taken by trust in a test was right in every direction asked for.
+        #[test]
+        fn nothing_wrong_is_trusted(
+            direction in prop_oneof![Just(Direction::Read), Just(Direction::Write), Just(Direction::Both)],
+            is_device: bool,
+            truths in prop::array::uniform2(prop::option::of(known())),
+            can_stage: bool,
+        ) {
+            let (taken, _) = run(Trust::Verified(direction), is_device, truths, can_stage);
+            let is_good = |known: Known| match known {
+                Known::Right { window_only } => !(window_only && is_device),
+                _ => false,
+            };
+            let is_fit = |truth: Truth| truth.is_some_and(|(reads, writes)| {
+                (!direction.includes(Direction::Read) || is_good(reads))
+                    && (!direction.includes(Direction::Write) || is_good(writes))
+            });
+            let expected = match truths {
+                [peer, _] if is_fit(peer) => Some(Path::Peer),
+                [_, host] if is_fit(host) => Some(Path::HostPointer),
+                _ => can_stage.then_some(Path::Staged),
+            };
+            prop_assert_eq!(taken, expected);
+        }
+    }
+
+    fn known() -> impl Strategy<Value = (Known, Known)> {
+        let one = || prop_oneof![Just(Known::Wrong), Just(RIGHT), Just(WINDOW)];
+        (one(), one())
+    }
+}

@@ -1,0 +1,343 @@
+//! `Staged`: a copy of lent memory in memory of the importer's own, kept in step by an attachment.
+//!
+//! Order of calls: [`Staged::new`], then for each access [`pull`](Staged::pull) -> use ->
+//! [`push`](Staged::push). Bytes go over host memory:
+//!
+//! ```text
+//!   lent memory <-- mover --> host slices <-- importer's engine --> the importer's memory
+//!                                   (or the importer's memory is host memory: one hop)
+//! ```
+//!
+//! The mover is the owner's engine, else an engine of the importer's that reaches the lent memory, else this
+//! process's CPU through the BAR, which is slow to read. Both hops are at work at once ([`relay`]).
+//!
+//! One copy serves all accesses of an attachment. Where the importer may write, the first of several that
+//! overlap pulls and the others find what is there, or a pull would overwrite what was not pushed yet; each
+//! pushes at its end. Where it only reads, each pulls.
+//!
+//! A revoke never finds a push under way into memory that it took: pieces are moved one by one, each under a
+//! lock and after a look at the gate, and [`Staged::settle`] waits for that lock.
+//!
+//! Absent on purpose: copying only what changed, which nobody here can know, and copying ahead of time.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use peervram_backends::{Engine, HostSlice, Importer, Mapping};
+
+use crate::export::Lent;
+use crate::gate::Gate;
+use crate::relay::{pieces, relay};
+use crate::sync::Mutex;
+use crate::{Error, Kind, Result};
+
+/// How large a slice is. Measured between two model GPUs: see the book's measurements.
+const SLICE_BYTES: usize = 1 << 20;
+/// One that is filled and one that is emptied.
+const SLICES: usize = 2;
+/// How long a device may take for one piece.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the CPU has of a BAR at a time.
+const BOUNCE_BYTES: usize = 64 << 10;
+
+/// Who copies between lent memory and the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Mover {
+    /// The engine of the device that the memory is of.
+    OwnerEngine,
+    /// An engine of the importer's, by an import that was tested in this direction.
+    ImporterEngine,
+    /// The CPU, through the BAR: an uncached read answers eight bytes at a time.
+    Cpu,
+}
+
+impl Mover {
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OwnerEngine => "owner-engine",
+            Self::ImporterEngine => "importer-engine",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+impl fmt::Display for Mover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How a staged attachment copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Staging {
+    /// Who copies out of the lent memory when an access begins.
+    pub pull: Mover,
+    /// Who copies into it when an access ends; nobody where the importer only reads.
+    pub push: Option<Mover>,
+    /// Whether the importer works on host memory, rather than on memory of its own that its engine fills.
+    pub in_host_memory: bool,
+    /// Why it is the CPU that copies, where it is.
+    pub why_cpu: Option<String>,
+}
+
+/// A copy of lent memory for one import.
+pub(crate) struct Staged<I: Importer> {
+    importer: Arc<I>,
+    lent: Arc<Lent>,
+    gate: Arc<Gate>,
+    how: Staging,
+    /// The lent memory as the importer has it, where its engine is the mover.
+    peer: Option<I::Memory>,
+    /// The lent memory as the CPU has it, where that is the mover.
+    bar: Option<Arc<Mapping>>,
+    /// The importer's memory, where that is host memory.
+    stage: Option<Arc<Mapping>>,
+    /// Made at the first copy; forgotten where one fails, since an engine may still write into them.
+    slices: Mutex<Option<Vec<HostSlice>>>,
+    /// Accesses that have pulled and not pushed.
+    inside: Mutex<usize>,
+    /// Held while a piece is moved into or out of the lent memory.
+    at_work: Mutex<()>,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Pull,
+    Push,
+}
+
+impl<I: Importer> Staged<I> {
+    /// A copy in `memory`, which the importer's `stage` made. `owner_failed` says why the owner's engine is not a
+    /// mover, where it has one. `peer` is the lent memory as the importer has it,
+    /// which is wanted where its engine is a mover.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where nobody could fill `memory`. What was given is given back.
+    pub fn new(
+        importer: &Arc<I>,
+        lent: &Arc<Lent>,
+        gate: &Arc<Gate>,
+        (pull, push): (Mover, Option<Mover>),
+        owner_failed: Option<Error>,
+        memory: &I::Memory,
+        peer: Option<I::Memory>,
+    ) -> Result<Self, (Error, Option<I::Memory>)> {
+        const TRIED: &str = "stage lent memory";
+        let stage = importer.host_memory(memory);
+        if stage.is_none() && importer.engines().is_empty() {
+            let why = "it has no engine that this process may use, to fill its memory with";
+            return Err((Error::new(Kind::Unsupported, TRIED, why).on(importer.name()), peer));
+        }
+        let is_cpu = pull == Mover::Cpu || push == Some(Mover::Cpu);
+        let bar = is_cpu
+            .then(|| lent.entry().exporter().and_then(|device| device.map(lent.aperture().ranges())))
+            .transpose();
+        let bar = match bar {
+            Ok(bar) => bar,
+            Err(error) => return Err((error, peer)),
+        };
+        let why_cpu = is_cpu.then(|| {
+            let owner = match (lent.aperture().owner(), owner_failed) {
+                (_, Some(error)) => format!("its owner's engine is not to be trusted ({error})"),
+                (None, None) => "nobody answers for the memory".to_owned(),
+                (Some(owner), None) => format!("its owner ({}) has no engine", owner.name()),
+            };
+            format!("{owner}, and no engine of the importer's was found to reach it")
+        });
+        if let Some(why) = &why_cpu {
+            tracing::warn!(device = lent.device_name(), why, "the CPU copies through the BAR");
+        }
+        Ok(Self {
+            importer: Arc::clone(importer),
+            lent: Arc::clone(lent),
+            gate: Arc::clone(gate),
+            how: Staging { pull, push, in_host_memory: stage.is_some(), why_cpu },
+            peer,
+            bar,
+            stage,
+            slices: Mutex::default(),
+            inside: Mutex::new(0),
+            at_work: Mutex::default(),
+        })
+    }
+
+    /// How it copies.
+    pub fn how(&self) -> &Staging {
+        &self.how
+    }
+
+    /// Whether it holds lent memory by the importer's driver.
+    pub fn holds_import(&self) -> bool {
+        self.peer.is_some()
+    }
+
+    /// What it holds of that, to be freed.
+    pub fn take_import(&mut self) -> Option<I::Memory> {
+        self.peer.take()
+    }
+
+    /// Copies what is lent to `memory`, for an access of `generation`.
+    ///
+    /// # Errors
+    /// [`Kind::Revoked`] where the memory is taken back meanwhile; what an engine said. The access has not begun
+    /// then.
+    pub fn pull(&self, memory: &I::Memory, generation: u64) -> Result<()> {
+        let mut inside = self.inside.lock();
+        if *inside == 0 || self.how.push.is_none() {
+            self.copy(memory, Way::Pull, self.how.pull, generation)?;
+        }
+        *inside += 1;
+        Ok(())
+    }
+
+    /// Ends an access of `generation`: copies `memory` back where the importer may have written, and where it is
+    /// known to be done. Says whether what it wrote is there.
+    pub fn push(&self, memory: &I::Memory, generation: u64, is_done: bool) -> bool {
+        let mut inside = self.inside.lock();
+        *inside -= 1;
+        let Some(mover) = self.how.push else { return true };
+        if !is_done {
+            tracing::warn!(importer = self.importer.name(), "nobody knows what it wrote: not copied back");
+            return false;
+        }
+        match self.copy(memory, Way::Push, mover, generation) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "could not copy back what an importer wrote");
+                false
+            }
+        }
+    }
+
+    /// Waits until no piece is moved into or out of the lent memory. Who was torn before moves none afterwards.
+    pub fn settle(&self) {
+        drop(self.at_work.lock());
+    }
+
+    fn copy(&self, memory: &I::Memory, way: Way, mover: Mover, generation: u64) -> Result<()> {
+        let size_bytes = self.lent.aperture().ranges().size_bytes();
+        if let Some(stage) = &self.stage {
+            let mut pieces = pieces(size_bytes, SLICE_BYTES as u64);
+            return pieces.try_for_each(|(offset_bytes, length_bytes)| {
+                let slice = HostSlice::new(Arc::clone(stage), offset_bytes as usize, length_bytes)?;
+                self.move_piece(way, mover, generation, offset_bytes, &slice)
+            });
+        }
+        let engine = *self.importer.engines().first().ok_or_else(|| {
+            Error::new(Kind::Unsupported, "copy by an engine", "it has none").on(self.importer.name())
+        })?;
+        let slices = self.slices(size_bytes)?;
+        let far = |offset_bytes: u64, slice: &HostSlice| {
+            self.move_piece(way, mover, generation, offset_bytes, slice)
+        };
+        let near = |offset_bytes: u64, slice: &HostSlice| {
+            let deadline = Instant::now() + PIECE_TIMEOUT;
+            match way {
+                Way::Pull => engine.write(memory, offset_bytes, slice, deadline),
+                Way::Push => engine.read(memory, offset_bytes, slice, deadline),
+            }
+        };
+        let result = match way {
+            Way::Pull => relay(size_bytes, &slices, far, near),
+            Way::Push => relay(size_bytes, &slices, near, far),
+        };
+        if result.is_err() {
+            *self.slices.lock() = None;
+        }
+        result
+    }
+
+    /// Moves one piece between the lent memory and `slice`.
+    fn move_piece(
+        &self,
+        way: Way,
+        mover: Mover,
+        generation: u64,
+        offset_bytes: u64,
+        slice: &HostSlice,
+    ) -> Result<()> {
+        let _at_work = self.at_work.lock();
+        // A pull gives way to whoever wants the memory; a push is what they wait for.
+        if self.gate.generation() != generation || way == Way::Pull && self.gate.is_closed() {
+            let why = "the memory was taken back, or is about to be";
+            return Err(Error::new(Kind::Revoked, "copy lent memory", why).on(self.lent.device_name()));
+        }
+        match mover {
+            Mover::OwnerEngine => {
+                let engine = self.lent.aperture().owner().and_then(|owner| owner.engine());
+                let engine = engine.ok_or_else(|| self.no_engine("the owner has none any more"))?;
+                moved(engine, self.lent.aperture().ranges(), way, offset_bytes, slice)
+            }
+            Mover::ImporterEngine => {
+                let engines = self.importer.engines();
+                // Another one than the second hop's, if there is: they work at the same time.
+                match (engines.last(), &self.peer) {
+                    (Some(&engine), Some(peer)) => moved(engine, peer, way, offset_bytes, slice),
+                    _ => Err(self.no_engine("the importer has none any more")),
+                }
+            }
+            Mover::Cpu => match &self.bar {
+                Some(bar) => by_cpu(bar, way, offset_bytes, slice),
+                None => Err(self.no_engine("the memory is not mapped")),
+            },
+        }
+    }
+
+    fn no_engine(&self, why: &'static str) -> Error {
+        Error::new(Kind::Unsupported, "copy lent memory", why).on(self.lent.device_name())
+    }
+
+    /// Two slices, or one where all fits it.
+    fn slices(&self, size_bytes: u64) -> Result<Vec<HostSlice>> {
+        let mut slices = self.slices.lock();
+        if let Some(slices) = &*slices {
+            return Ok(slices.clone());
+        }
+        let count = if size_bytes > SLICE_BYTES as u64 { SLICES } else { 1 };
+        let mapping = Arc::new(Mapping::of_host_memory(count * SLICE_BYTES)?);
+        let made: Vec<HostSlice> = (0..count)
+            .map(|number| HostSlice::new(Arc::clone(&mapping), number * SLICE_BYTES, SLICE_BYTES))
+            .collect::<Result<_>>()?;
+        *slices = Some(made.clone());
+        Ok(made)
+    }
+}
+
+fn moved<M: ?Sized>(
+    engine: &dyn Engine<M>,
+    memory: &M,
+    way: Way,
+    offset_bytes: u64,
+    slice: &HostSlice,
+) -> Result<()> {
+    let deadline = Instant::now() + PIECE_TIMEOUT;
+    match way {
+        Way::Pull => engine.read(memory, offset_bytes, slice, deadline),
+        Way::Push => engine.write(memory, offset_bytes, slice, deadline),
+    }
+}
+
+/// Copies by the CPU, by way of memory that it caches.
+fn by_cpu(bar: &Mapping, way: Way, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
+    let mut bounce = vec![0; BOUNCE_BYTES.min(slice.length_bytes())];
+    for (at, length_bytes) in pieces(slice.length_bytes() as u64, bounce.len() as u64) {
+        let bounce = &mut bounce[..length_bytes];
+        let (in_bar, in_slice) = ((offset_bytes + at) as usize, slice.offset_bytes() + at as usize);
+        match way {
+            Way::Pull => {
+                bar.read(in_bar, bounce)?;
+                slice.mapping().write(in_slice, bounce)?;
+            }
+            Way::Push => {
+                slice.mapping().read(in_slice, bounce)?;
+                bar.write(in_bar, bounce)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `FaultWatch`: what the kernel's log says of two devices while they are tested.
+//!
+//! An IOMMU that stops a transfer tells the kernel and nobody else; the copy may look fine. The log is read
+//! from `/dev/kmsg`, which mostly only root may. The kernel writes down few of many faults (ratelimited).
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use peervram_backends::PciAddress;
+use serde::{Deserialize, Serialize};
+
+use super::certificate::clean;
+
+/// How long a fault may take from the device to the log.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How many messages are kept, and how much of each.
+const KEPT: usize = 8;
+const KEPT_CHARS: usize = 400;
+
+/// What was seen of IOMMU faults during a test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Faults {
+    /// The kernel's log was watched, and said this of the two devices: mostly nothing.
+    Watched(Vec<String>),
+    /// It was not, for that reason: faults may have gone unseen.
+    NotWatched(String),
+}
+
+/// The kernel's log, from now on.
+pub(crate) struct FaultWatch {
+    log: std::io::Result<File>,
+    devices: Vec<PciAddress>,
+}
+
+impl FaultWatch {
+    /// Begins to watch for `devices`.
+    pub fn begin(devices: impl IntoIterator<Item = PciAddress>) -> Self {
+        let open = || {
+            let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+            let mut log = File::options().read(true).custom_flags(flags).open("/dev/kmsg")?;
+            log.seek(SeekFrom::End(0))?;
+            Ok(log)
+        };
+        Self { log: open(), devices: devices.into_iter().collect() }
+    }
+
+    /// What was said until now.
+    pub fn end(self) -> Faults {
+        let mut log = match self.log {
+            Ok(log) => log,
+            Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
+        };
+        crate::sync::pause(SETTLE);
+        let mut said = Vec::new();
+        let mut record = [0; 8192];
+        loop {
+            match log.read(&mut record) {
+                Ok(length) => said.extend(
+                    message_in(&record[..length])
+                        .filter(|message| self.devices.iter().any(|&device| is_fault_of(message, device))),
+                ),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                // Overwritten before it was read; the next read goes on behind it.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+                Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
+            }
+        }
+        said.truncate(KEPT);
+        Faults::Watched(said)
+    }
+}
+
+/// The text of a record, "priority,sequence,time,flags;text". What programs wrote there has a facility (the
+/// upper bits of the priority) that is not the kernel's, 0.
+fn message_in(record: &[u8]) -> Option<String> {
+    let record = String::from_utf8_lossy(record);
+    let (head, rest) = record.split_once(';')?;
+    let priority: u32 = head.split(',').next()?.parse().ok()?;
+    (priority >> 3 == 0)
+        .then(|| clean(&rest.lines().next().unwrap_or_default().chars().take(KEPT_CHARS).collect::<String>()))
+}
+
+/// Whether a message tells of a transfer of `device` that was stopped, or arrived broken.
+fn is_fault_of(message: &str, device: PciAddress) -> bool {
+    let lower = message.to_ascii_lowercase();
+    let is_fault = ["fault", "invalid_device_request", "illegal_dev_table", "uncorrect"]
+        .iter()
+        .any(|word| lower.contains(word));
+    // AMD-Vi and SMMU write the whole address, VT-d "[02:00.0]" (drivers/iommu/intel/dmar.c), virtio-iommu
+    // the number of the endpoint (viommu_fault_handler), which is bus, device and function.
+    let full = device.to_string();
+    let short = format!("[{:02x}:{:02x}.{:x}]", device.bus, device.device, device.function);
+    let endpoint = u32::from(device.bus) << 8 | u32::from(device.device) << 3 | u32::from(device.function);
+    let is_named = lower.contains(&full)
+        || (device.domain == 0 && (lower.contains(&short) || lower.contains(&format!(" ep {endpoint} "))));
+    is_fault && is_named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_a_device_are_told_from_other_messages() {
+        let device: PciAddress = "0000:02:00.0".parse().unwrap();
+        for message in [
+            "DMAR: [DMA Write NO_PASID] Request device [02:00.0] fault addr 0xfe000000 [fault reason 0x05] PTE",
+            "vfio-pci 0000:02:00.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x000e address=0x0 flags=0x0]",
+            "virtio_iommu virtio0: page fault from EP 512 at 0x380000000000 [W]",
+            "pcieport 0000:00:01.0: AER: Uncorrectable (Non-Fatal) error received from 0000:02:00.0",
+        ] {
+            assert!(is_fault_of(message, device), "{message}");
+            assert!(!is_fault_of(message, "0000:03:00.0".parse().unwrap()), "{message}");
+            assert!(!is_fault_of(message, "0001:02:00.0".parse().unwrap()), "{message}");
+        }
+        for message in [
+            "vfio-pci 0000:02:00.0: enabling device (0000 -> 0002)",
+            "pci 0000:02:00.0: Adding to iommu group 3",
+        ] {
+            assert!(!is_fault_of(message, device), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_programs_say_is_not_the_kernels_word() {
+        assert_eq!(message_in(b"3,1,2,-;DMAR: fault\n KEY=value\n").as_deref(), Some("DMAR: fault"));
+        assert_eq!(message_in(b"12,1,2,-;DMAR: fault\n"), None);
+        assert_eq!(message_in(b"\xff\xfe"), None);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_read_is_said() {
+        match FaultWatch::begin(["0000:02:00.0".parse().unwrap()]).end() {
+            Faults::Watched(said) => assert!(said.is_empty(), "{said:?}"),
+            Faults::NotWatched(why) => assert!(why.contains("/dev/kmsg"), "{why}"),
+        }
+    }
+}

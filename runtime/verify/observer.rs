@@ -1,0 +1,79 @@
+//! `Observer`: who looks at lent memory for its owner.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use peervram_backends::{DmaRanges, Engine, HostSlice, Mapping};
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+/// Who wrote and read for the owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Observer {
+    /// The CPU, through the same BAR as the importer. That both see the same says nothing of what the
+    /// device itself has there: "window only".
+    OwnerCpuThroughBar,
+    /// The owner's own engine: what its device sees.
+    OwnerEngine,
+}
+
+impl Observer {
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OwnerCpuThroughBar => "owner-cpu-through-bar",
+            Self::OwnerEngine => "owner-engine",
+        }
+    }
+}
+
+impl fmt::Display for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::OwnerCpuThroughBar => "window only (the CPU, through the same BAR)",
+            Self::OwnerEngine => "the owner's engine",
+        })
+    }
+}
+
+/// Lent memory as its observer reaches it.
+pub(crate) enum View<'a> {
+    Engine { engine: &'a dyn Engine<DmaRanges>, ranges: &'a DmaRanges },
+    Bar(Arc<Mapping>),
+}
+
+impl View<'_> {
+    pub fn observer(&self) -> Observer {
+        match self {
+            Self::Engine { .. } => Observer::OwnerEngine,
+            Self::Bar(_) => Observer::OwnerCpuThroughBar,
+        }
+    }
+
+    /// Copies from lent memory until `host` is full.
+    pub fn read(&self, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+        match self {
+            Self::Engine { engine, ranges } => engine.read(ranges, offset_bytes, host, deadline),
+            Self::Bar(mapping) => {
+                let mut bytes = vec![0; host.length_bytes()];
+                mapping.read(offset_bytes as usize, &mut bytes)?;
+                host.mapping().write(host.offset_bytes(), &bytes)
+            }
+        }
+    }
+
+    /// Copies all of `host` into lent memory.
+    pub fn write(&self, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+        match self {
+            Self::Engine { engine, ranges } => engine.write(ranges, offset_bytes, host, deadline),
+            Self::Bar(mapping) => {
+                let mut bytes = vec![0; host.length_bytes()];
+                host.mapping().read(host.offset_bytes(), &mut bytes)?;
+                mapping.write(offset_bytes as usize, &bytes)
+            }
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! `Store`: the certificates of this user, as files.
+//!
+//! One readable file for each lender's region and importer, in `$XDG_STATE_HOME/peervram`, else
+//! `~/.local/state/peervram`. A file is written beside its place, flushed and moved there, so that a reader
+//! meets the old one or the new one. What is read is trusted in nothing: size, owner, format, machine and
+//! every field are checked, and a file that is not in order is ignored aloud.
+//!
+//! Where the folder cannot be written, certificates are kept for the life of the process, and that is said
+//! once. Two processes that write the same file do not wait for each other: the later one's stays, and what the
+//! earlier one tested is tested again when it is asked for.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use peervram_backends::{DmaRanges, Error, Kind};
+
+use super::certificate::{Certificate, FORMAT, Subject};
+use super::fingerprint::Fingerprint;
+use crate::{Direction, Path, Result};
+
+/// No certificate is longer: 64 tests of a few kilobytes, and a fingerprint.
+const MOST_FILE_BYTES: u64 = 4 << 20;
+/// How many files are looked at.
+const MOST_FILES: usize = 4096;
+
+/// A file that was not taken for a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ignored {
+    /// Which.
+    pub file: PathBuf,
+    /// Why.
+    pub why: String,
+}
+
+/// Everything that is stored.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Listing {
+    /// The certificates; with their files, where they have one.
+    pub certificates: Vec<(Option<PathBuf>, Certificate)>,
+    /// What else is in the folder.
+    pub ignored: Vec<Ignored>,
+}
+
+/// The certificates of a user, or of a folder.
+#[derive(Debug)]
+pub struct Store {
+    folder: Option<PathBuf>,
+    /// Those of this process, by the name of their file. Not one of `crate::sync`'s locks: it is held for a
+    /// look-up, and there is one for all threads from their first to their last.
+    kept: Mutex<BTreeMap<String, Certificate>>,
+    is_said: AtomicBool,
+}
+
+impl Store {
+    /// That of the user whom this process belongs to.
+    pub fn of_user() -> &'static Self {
+        static STORE: OnceLock<Store> = OnceLock::new();
+        STORE.get_or_init(|| Self::with(user_folder()))
+    }
+
+    /// One in `folder`, which is made when something is first kept.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self::with(Some(folder.into()))
+    }
+
+    fn with(folder: Option<PathBuf>) -> Self {
+        Self { folder, kept: Mutex::default(), is_said: AtomicBool::new(false) }
+    }
+
+    /// Where its files lie. None where the user has no home: then nothing outlives the process.
+    pub fn folder(&self) -> Option<&FilePath> {
+        self.folder.as_deref()
+    }
+
+    /// The certificate of `subject`, current or not.
+    pub fn get(&self, subject: &Subject) -> Option<Certificate> {
+        let name = file_name(subject);
+        let found = self.kept.lock().get(&name).cloned();
+        found.or_else(|| {
+            let file = self.folder.as_ref()?.join(&name);
+            match read(&file) {
+                Ok(certificate) if certificate.subject == *subject => Some(certificate),
+                Ok(_) => {
+                    warn_of(&Ignored { file, why: "it is of other devices than its name says".into() });
+                    None
+                }
+                Err(Unread::Absent) => None,
+                Err(Unread::Ignored(why)) => {
+                    warn_of(&Ignored { file, why });
+                    None
+                }
+            }
+        })
+    }
+
+    /// A certificate of `subject` that is current and [grants](Certificate::grants) what is asked for.
+    ///
+    /// # Errors
+    /// [`Kind::Unverified`]: there is none, or what voids it, or what it does not grant.
+    pub fn current(
+        &self,
+        subject: &Subject,
+        direction: Direction,
+        path: Path,
+        ranges: &DmaRanges,
+        window_only: bool,
+        now: &Fingerprint,
+    ) -> Result<Certificate> {
+        let on = format!("{} from {}", subject.importer, subject.lender);
+        let refuse = |why: String| Error::new(Kind::Unverified, "find a certificate", why).on(&on);
+        let certificate = self.get(subject).ok_or_else(|| refuse("there is none".into()))?;
+        certificate.is_current(now).map_err(|changes| {
+            let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+            refuse(format!("it is void: {}", changes.join("; "))).next("run peervram verify again")
+        })?;
+        certificate.grants(direction, path, ranges, window_only)?;
+        Ok(certificate)
+    }
+
+    /// Keeps `certificate`, with what the one before it knows and is still good. Says where; nowhere, where
+    /// the folder cannot be written, which is told once.
+    pub fn keep(&self, mut certificate: Certificate) -> Option<PathBuf> {
+        if let Some(older) = self.get(&certificate.subject)
+            && older.outlives_reboots == certificate.outlives_reboots
+            && older.is_current(&certificate.fingerprint).is_ok()
+        {
+            certificate.inherit(&older);
+        }
+        let name = file_name(&certificate.subject);
+        let written = match &self.folder {
+            Some(folder) => write(folder, &name, &certificate).map(|()| folder.join(&name)),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, "neither XDG_STATE_HOME nor HOME is set")),
+        };
+        self.kept.lock().insert(name, certificate);
+        match written {
+            Ok(file) => Some(file),
+            Err(error) => {
+                if !self.is_said.swap(true, Ordering::Relaxed) {
+                    let folder = self.folder.as_ref().map(|folder| folder.display().to_string());
+                    tracing::warn!(%error, folder, "certificates are not kept beyond this process");
+                }
+                None
+            }
+        }
+    }
+
+    /// Everything that is stored, and what was ignored.
+    ///
+    /// # Errors
+    /// The folder is there and cannot be read.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        let mut kept = self.kept.lock().clone();
+        let entries = match self.folder.as_ref().map(fs::read_dir) {
+            Some(Ok(entries)) => Some(entries),
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
+                let folder =
+                    self.folder.as_ref().map_or(String::new(), |folder| folder.display().to_string());
+                return Err(Error::os("list certificates", error).on(folder));
+            }
+            _ => None,
+        };
+        let mut files: Vec<PathBuf> = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .take(MOST_FILES)
+            .collect();
+        files.sort_unstable();
+        for file in files {
+            let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            match read(&file) {
+                Ok(certificate) if file_name(&certificate.subject) == name => {
+                    // What this process knows is as new or newer.
+                    let certificate = kept.remove(&name).unwrap_or(certificate);
+                    listing.certificates.push((Some(file), certificate));
+                }
+                Ok(_) => listing
+                    .ignored
+                    .push(Ignored { file, why: "it is of other devices than its name says".into() }),
+                Err(Unread::Absent) => {}
+                Err(Unread::Ignored(why)) => listing.ignored.push(Ignored { file, why }),
+            }
+        }
+        listing.certificates.extend(kept.into_values().map(|certificate| (None, certificate)));
+        listing.ignored.iter().for_each(warn_of);
+        Ok(listing)
+    }
+}
+
+fn warn_of(ignored: &Ignored) {
+    tracing::warn!(file = %ignored.file.display(), why = ignored.why, "a certificate was ignored");
+}
+
+/// `$XDG_STATE_HOME`, which counts only where it is absolute (XDG Base Directory Specification).
+fn user_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+    Some(state.join("peervram"))
+}
+
+/// A readable name, with a number that tells apart what reads the same.
+fn file_name(subject: &Subject) -> String {
+    let readable = |text: &str| -> String {
+        let kept = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
+        text.chars().take(48).map(kept).collect()
+    };
+    let who = |party: &super::certificate::Party| party.address.clone().unwrap_or_else(|| party.name.clone());
+    let all = format!("{subject:?}");
+    let sum = sum_of(all.as_bytes());
+    format!(
+        "{}-region-{}-to-{}-{sum:016x}.json",
+        readable(&who(&subject.lender)),
+        subject.region,
+        readable(&who(&subject.importer))
+    )
+}
+
+/// FNV-1a: the same in every version of the program.
+fn sum_of(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// This machine, as a number that does not give its id away (machine-id(5) asks for that).
+pub(crate) fn machine() -> String {
+    let id = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    match id.trim() {
+        "" => "unknown".into(),
+        id => format!("{:016x}", sum_of(format!("peervram {id}").as_bytes())),
+    }
+}
+
+enum Unread {
+    Absent,
+    Ignored(String),
+}
+
+fn read(file: &FilePath) -> Result<Certificate, Unread> {
+    let ignored = |why: String| Unread::Ignored(why);
+    // A link, a pipe or a device is none of ours, and opening one must not wait.
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let opened = match File::options().read(true).custom_flags(flags).open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unread::Absent),
+        other => other.map_err(|error| ignored(error.to_string()))?,
+    };
+    let about = opened.metadata().map_err(|error| ignored(error.to_string()))?;
+    if !about.is_file() {
+        return Err(ignored("it is no ordinary file".into()));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if about.uid() != user {
+        return Err(ignored(format!("it belongs to user {}, not to {user}", about.uid())));
+    }
+    if about.len() > MOST_FILE_BYTES {
+        return Err(ignored(format!("{} bytes are too many", about.len())));
+    }
+    let mut text = Vec::new();
+    opened.take(MOST_FILE_BYTES).read_to_end(&mut text).map_err(|error| ignored(error.to_string()))?;
+    parse(&text).map_err(ignored)
+}
+
+/// A certificate of this machine, or why it is none.
+fn parse(text: &[u8]) -> Result<Certificate, String> {
+    #[derive(serde::Deserialize)]
+    struct Head {
+        format: u32,
+    }
+    let broken = |error: serde_json::Error| {
+        if error.is_eof() { "it is cut short".into() } else { format!("it is broken: {error}") }
+    };
+    // The format first: another one's fields are not ours to complain of.
+    let head: Head = serde_json::from_slice(text).map_err(broken)?;
+    if head.format != FORMAT {
+        return Err(format!("it is of format {}, and this program writes and reads {FORMAT}", head.format));
+    }
+    let certificate: Certificate = serde_json::from_slice(text).map_err(broken)?;
+    if certificate.machine != machine() {
+        return Err("it was made on another machine".into());
+    }
+    certificate.check().map_err(|what| format!("it has {what}"))?;
+    Ok(certificate)
+}
+
+fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    fs::create_dir_all(folder)?;
+    let mut temporary = String::new();
+    let _ = write!(temporary, ".{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let temporary = folder.join(temporary);
+    let mut text = serde_json::to_vec_pretty(certificate)?;
+    text.push(b'\n');
+    let put = || -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).open(&temporary)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&temporary, folder.join(name))?;
+        // That the name is the new file's is in the folder.
+        File::open(folder)?.sync_all()
+    };
+    put().inspect_err(|_| {
+        // What is left of the attempt, if anything.
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::certificate::tests::{certificate, ranges, tested};
+    use super::super::observer::Observer;
+    use super::*;
+
+    fn good() -> Certificate {
+        certificate(vec![tested(Direction::Read, "copy engine", Observer::OwnerEngine)])
+    }
+
+    /// What a fresh reader of the folder says of the only file there.
+    fn ignored(folder: &FilePath) -> String {
+        let listing = Store::at(folder).list().unwrap();
+        assert!(listing.certificates.is_empty(), "{listing:?}");
+        match &listing.ignored[..] {
+            [ignored] => ignored.why.clone(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_read_by_the_next_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Store::at(folder.path()).keep(good()).unwrap();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("0000-01-00.0-region-2-to-0000-02-00.0-"), "{name}");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains("\"the kernel command line\": \"quiet\""), "{text}");
+        let next = Store::at(folder.path());
+        assert_eq!(next.get(&good().subject), Some(good()));
+        assert_eq!(next.list().unwrap().certificates.len(), 1);
+        // Nothing else is left in the folder.
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_certificate_counts_while_nothing_has_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let current = |now: &Fingerprint| {
+            let ranges = ranges(0, 4096);
+            store.current(&good().subject, Direction::Read, Path::Peer, &ranges, false, now)
+        };
+        let mut now = good().fingerprint;
+        assert_eq!(current(&now).unwrap_err().why(), "there is none");
+        store.keep(good());
+        current(&now).unwrap();
+        now.add("ACS control of 0000:00:02.0", "0x1d");
+        let error = current(&now).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unverified);
+        assert!(error.why().ends_with("ACS control of 0000:00:02.0 was not there and is 0x1d"), "{error}");
+    }
+
+    #[test]
+    fn the_two_directions_come_together_in_one_file() {
+        let folder = tempfile::tempdir().unwrap();
+        Store::at(folder.path()).keep(good());
+        let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
+        Store::at(folder.path()).keep(write);
+        let sum = Store::at(folder.path()).get(&good().subject).unwrap();
+        sum.grants(Direction::Both, Path::Peer, &ranges(0, 4096), false).unwrap();
+    }
+
+    #[test]
+    fn what_is_broken_or_foreign_is_ignored_aloud() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = Store::at(folder.path()).keep(good()).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        let says = |text: &str| {
+            fs::write(&file, text).unwrap();
+            ignored(folder.path())
+        };
+        assert_eq!(says(&text[..text.len() / 2]), "it is cut short");
+        assert_eq!(says(""), "it is cut short");
+        assert!(says("{]").contains("broken"));
+        assert!(says(&text.replacen("\"format\": 1", "\"format\": 2", 1)).contains("format 2"));
+        let foreign = text.replacen(&machine(), "0123456789abcdef", 1);
+        assert_eq!(says(&foreign), "it was made on another machine");
+        assert!(says(&text.replacen("\"read\"", "\"both\"", 1)).contains("both directions"));
+        assert!(says(&text.replacen("81.25", "-1.0", 1)).contains("a time that is none"));
+        assert!(says(&text.replacen("quiet", "qu\\u0007iet", 1)).contains("control characters"));
+        assert!(says(&text.replacen("\"region\": 2", "\"region\": 3", 1)).contains("its name"));
+        assert!(says(&text.replacen("16777216", "-5", 1)).contains("broken"));
+        assert!(
+            says(&text.replacen("\"offset_bytes\": 0", "\"offset_bytes\": 18446744073709551615", 1))
+                .contains("ranges")
+        );
+        assert!(Store::at(folder.path()).get(&good().subject).is_none());
+        assert!(says(&"[".repeat(100_000)).contains("broken"));
+        fs::write(&file, vec![b' '; MOST_FILE_BYTES as usize + 1]).unwrap();
+        assert!(ignored(folder.path()).contains("too many"));
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+        ignored(folder.path());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_costs_only_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("in the way");
+        fs::write(&file, "").unwrap();
+        let store = Store::at(&file);
+        assert_eq!(store.keep(good()), None);
+        assert_eq!(store.keep(good()), None);
+        assert_eq!(store.get(&good().subject), Some(good()));
+        assert!(store.is_said.load(Ordering::Relaxed));
+        let nowhere = Store::with(None);
+        nowhere.keep(good());
+        assert_eq!(nowhere.list().unwrap().certificates, [(None, good())]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_survived(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(parse(&text).is_err());
+        }
+
+        #[test]
+        fn a_good_file_with_a_change_is_read_or_refused(at: prop::sample::Index, byte: u8) {
+            let mut text = serde_json::to_vec_pretty(&good()).unwrap();
+            let at = at.index(text.len());
+            text[at] = byte;
+            if let Ok(read) = parse(&text) {
+                prop_assert!(read.check().is_ok());
+            }
+        }
+    }
+}
