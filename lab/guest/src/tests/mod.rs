@@ -14,6 +14,7 @@ mod revoke;
 mod shadow;
 mod signal;
 mod slots;
+mod verify;
 mod vfio;
 mod vulkan;
 
@@ -36,6 +37,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         shadow::TESTS,
         adopt::TESTS,
         slots::TESTS,
+        verify::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
