@@ -265,7 +265,7 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
             format!(
                 "{} in {:.0} us, {:.1} MB/s",
                 show_bytes(figure.size_bytes),
-                figure.time_us,
+                figure.time_ns as f64 / 1e3,
                 figure.mb_per_s()
             )
         });

@@ -286,7 +286,7 @@ fn a_healthy_pair_is_certified_in_both_directions_and_nothing_is_lost() {
     assert_eq!(read.observer, Observer::OwnerEngine);
     for test in [read, write] {
         let figure = test.figure.unwrap();
-        assert!(figure.size_bytes > MIB as u64 && figure.time_us > 0.0, "{figure:?}");
+        assert!(figure.size_bytes > MIB as u64 && figure.time_ns > 0, "{figure:?}");
         assert!(test.copied_bytes <= 2 * limits().quick_bytes, "{test:?}");
         assert!(test.places.iter().any(|place| place.contains("across 2 MiB")), "{test:?}");
     }

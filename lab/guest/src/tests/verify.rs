@@ -123,7 +123,7 @@ fn healthy_pair_is_certified(guest: &Guest) -> Verdict {
         let text = format!(
             "{} KiB in {:.0} ms, {:.1} MB/s",
             figure.size_bytes >> 10,
-            figure.time_us / 1e3,
+            figure.time_ns as f64 / 1e6,
             figure.mb_per_s()
         );
         guest.cell("verify: a healthy pair", test.direction.name(), test.engine.as_str(), &text)?;
