@@ -15,10 +15,12 @@ use peervram_backends::{Importer, OnRevoke};
 use crate::access::{Access, Revoked};
 use crate::export::Lent;
 use crate::gate::Gate;
+use crate::import::Made;
 use crate::plan::Known;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
+use crate::round_trip::round_trip;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
 use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store};
@@ -40,6 +42,7 @@ pub(crate) struct Attached<I: Importer> {
     lent: Arc<Lent>,
     importer: Arc<I>,
     trust: Trust,
+    tests: Tests,
     gate: Arc<Gate>,
     last: Mutex<Last<I>>,
     /// How many imports are alive, whoever holds them.
@@ -53,10 +56,25 @@ struct Last<I: Importer> {
     path: Path,
     refused: Vec<(Path, Error)>,
     staging: Option<Staging>,
+    certificate: Option<Certificate>,
+}
+
+/// How a path is tested where the application wants it verified, and where certificates are kept.
+#[derive(Debug, Default)]
+pub(crate) struct Tests {
+    pub limits: Limits,
+    /// None for the user's.
+    pub store: Option<Arc<Store>>,
+}
+
+impl Tests {
+    fn store(&self) -> &Store {
+        self.store.as_deref().unwrap_or_else(|| Store::of_user())
+    }
 }
 
 impl<I: Importer> Attachment<I> {
-    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust) -> Result<Self> {
+    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust, tests: Tests) -> Result<Self> {
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         // Inside from the start, so that a revoke waits for the import that follows.
         let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| Attached {
@@ -65,7 +83,14 @@ impl<I: Importer> Attachment<I> {
             lent: Arc::clone(&lent),
             importer,
             trust,
-            last: Mutex::new(Last { import: None, path: Path::Peer, refused: Vec::new(), staging: None }),
+            tests,
+            last: Mutex::new(Last {
+                import: None,
+                path: Path::Peer,
+                refused: Vec::new(),
+                staging: None,
+                certificate: None,
+            }),
             imports: AtomicUsize::new(0),
         })?;
         // From here on, dropping it detaches.
@@ -98,6 +123,12 @@ impl<I: Importer> Attachment<I> {
     /// How bytes are copied, on a [staged](Path::Staged) path; nothing on any other.
     pub fn staging(&self) -> Option<Staging> {
         self.attached().last.lock().staging.clone()
+    }
+
+    /// What the path was trusted for: the tests, with when each was made and how fast its copies were. Nothing
+    /// where nobody asked, and nothing for a copy, whose engines work on memory of their own and the host's.
+    pub fn certificate(&self) -> Option<Certificate> {
+        self.attached().last.lock().certificate.clone()
     }
 
     /// What the application was content with.
@@ -181,8 +212,14 @@ impl<I: Importer> Attachment<I> {
         limits: &Limits,
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Certificate> {
-        let access = self.enter()?;
         let attached = self.attached();
+        if self.path() == Path::Staged {
+            let why = "its bytes are copied: the importer does not reach the lent memory";
+            return Err(Error::new(Kind::Unsupported, "verify a path", why)
+                .on(attached.lent.device_name())
+                .next("Attachment::refused says why; attach unverified to test what was refused"));
+        }
+        let access = self.enter()?;
         let path = access.import().path();
         let memory = access.memory();
         let certificate =
@@ -278,13 +315,62 @@ impl<I: Importer> Attached<I> {
         self.trust
     }
 
-    /// What is known of bytes in `direction` by an import of the lent memory: what a certificate says, or a
-    /// test that is made now. Takes place inside the gate.
-    pub(crate) fn test(&self, memory: &I::Memory, path: Path, direction: Direction) -> Result<Known> {
-        // A device is the same one tomorrow. Host memory is not.
-        let is_device = self.lent.entry().exporter()?.pci_address().is_some();
-        let store = is_device.then(Store::of_user);
-        verify::assure(store, &self.lent, &*self.importer, memory, path, direction)
+    /// What a current certificate, or a test made now, says of bytes in `direction` by `memory`, which was
+    /// imported by `path`.
+    ///
+    /// # Errors
+    /// Why `path` is not to be trusted: what was seen, or why nobody could look.
+    pub(crate) fn test(
+        &self,
+        memory: &I::Memory,
+        path: Path,
+        direction: Direction,
+    ) -> Result<(Known, Certificate)> {
+        // Whether the window is enough, the plan decides.
+        let limits = Limits { window_only: true, ..self.tests.limits.clone() };
+        let (lent, importer) = (&*self.lent, &*self.importer);
+        let certificate =
+            verify::assure(self.tests.store(), lent, importer, memory, path, direction, &limits)?;
+        let window_only = certificate.grants(direction, path, lent.aperture().ranges(), false).is_err();
+        Ok((Known::Right { window_only }, certificate))
+    }
+
+    /// Tries the owner's engine, where there is one and the application wants tests.
+    ///
+    /// # Errors
+    /// As [`round_trip`].
+    pub(crate) fn try_owner_engine(&self) -> Result<()> {
+        let ranges = self.lent.aperture().ranges();
+        match self.lent.aperture().owner().and_then(|owner| owner.engine()) {
+            Some(engine) if self.trust != Trust::Unverified => {
+                round_trip(engine, ranges, ranges.size_bytes(), self.tests.limits.copy_timeout)
+                    .map_err(|error| error.on(self.lent.device_name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries the importer's engine on `memory` for a copy, where that is filled by it.
+    ///
+    /// # Errors
+    /// As [`round_trip`].
+    pub(crate) fn try_importer_engine(&self, memory: &I::Memory) -> Result<()> {
+        let size_bytes = self.lent.aperture().ranges().size_bytes();
+        match self.importer.engines().first() {
+            Some(&engine)
+                if self.trust != Trust::Unverified && self.importer.host_memory(memory).is_none() =>
+            {
+                round_trip(engine, memory, size_bytes, self.tests.limits.copy_timeout)
+                    .map_err(|error| error.on(self.importer.name()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what a CPU sees through the same window is no proof of what the importer sees.
+    pub(crate) fn is_device(&self) -> bool {
+        let is_device = self.importer.governed_by_p2pdma() || self.importer.pci_address().is_some();
+        is_device && !self.tests.limits.window_only
     }
 
     /// Whether the importer's driver must let go of the lent memory before it is taken back.
@@ -311,10 +397,10 @@ impl<I: Importer> Attached<I> {
             return Ok(Arc::clone(import));
         }
         drop(last.import.take());
-        let (import, refused) = Import::new(self, generation)?;
+        let Made { import, refused, certificate } = Import::make(self, generation)?;
         let (path, staging) = (import.path(), import.staging().cloned());
         let import = Arc::new(import);
-        *last = Last { import: Some(Arc::clone(&import)), path, refused, staging };
+        *last = Last { import: Some(Arc::clone(&import)), path, refused, staging, certificate };
         Ok(import)
     }
 }

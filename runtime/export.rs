@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
-use crate::attachment::Attachment;
+use crate::attachment::{Attachment, Tests};
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::ExportId;
 use crate::revoke::{Event, Events, Subscription};
-use crate::{Path, Result, Trust};
+use crate::verify::{Limits, Store};
+use crate::{Direction, Path, Result, Trust};
 
 /// An exported range of memory.
 ///
@@ -86,7 +87,23 @@ impl Export {
     /// The reasons of all paths, with the kind and errno of the first; [`Kind::Revoked`],
     /// [`Kind::Busy`] or [`Kind::Gone`] where the memory is not there now.
     pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
-        Attachment::new(Arc::clone(&self.0), importer, trust)
+        Attachment::new(Arc::clone(&self.0), importer, trust, Tests::default())
+    }
+
+    /// As [`attach`](Export::attach) with [`Trust::Verified`], by tests within `limits`, and with certificates of
+    /// `store` rather than the user's.
+    ///
+    /// # Errors
+    /// As [`attach`](Export::attach).
+    pub fn attach_tested<I: Importer>(
+        &self,
+        importer: Arc<I>,
+        direction: Direction,
+        limits: Limits,
+        store: Arc<Store>,
+    ) -> Result<Attachment<I>> {
+        let tests = Tests { limits, store: Some(store) };
+        Attachment::new(Arc::clone(&self.0), importer, Trust::Verified(direction), tests)
     }
 
     /// Calls back with everything that happens to the memory from now on, until the subscription is
@@ -132,6 +149,11 @@ impl Lent {
         self.id
     }
 
+    /// What is lent, and who answers for it.
+    pub(crate) fn aperture(&self) -> &Aperture {
+        &self.aperture
+    }
+
     /// The device that it is memory of.
     pub(crate) fn entry(&self) -> &Arc<Entry> {
         &self.entry
@@ -150,11 +172,6 @@ impl Lent {
     /// Whether importers may have its dma-buf that this process knows nothing of.
     pub(crate) fn is_handed_out(&self) -> bool {
         self.is_handed_out.load(Ordering::Relaxed)
-    }
-
-    /// What is lent, and who answers for it.
-    pub(crate) fn aperture(&self) -> &Aperture {
-        &self.aperture
     }
 
     /// Imports by `path`, one without a copy.

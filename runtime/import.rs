@@ -18,6 +18,7 @@ use crate::export::Lent;
 use crate::plan::{Engines, Known, Plan, Refusal, Step};
 use crate::staged::Staged;
 use crate::sync::atomic::Ordering;
+use crate::verify::Certificate;
 use crate::{Direction, Error, Kind, Mover, Path, Result, Staging};
 
 /// Memory of one device, imported by another. Freed with its last owner; until then a revoke knows of it,
@@ -32,13 +33,21 @@ pub struct Import<I: Importer> {
     staged: Option<Staged<I>>,
 }
 
+/// An import, and how it came to it.
+pub(crate) struct Made<I: Importer> {
+    pub import: Import<I>,
+    /// The paths that are not taken, each with the reason.
+    pub refused: Vec<(Path, Error)>,
+    /// What the path is trusted for, where that was asked.
+    pub certificate: Option<Certificate>,
+}
+
 impl<I: Importer> Import<I> {
     /// By the first path that works and is trusted as far as the application wants, with the reasons why those
     /// before are not taken.
-    pub(crate) fn new(attached: &Arc<Attached<I>>, generation: u64) -> Result<(Self, Vec<(Path, Error)>)> {
+    pub(crate) fn make(attached: &Arc<Attached<I>>, generation: u64) -> Result<Made<I>> {
         let (lent, importer) = (attached.lent(), attached.importer());
-        let is_device = importer.governed_by_p2pdma() || importer.pci_address().is_some();
-        let mut plan = Plan::new(attached.trust(), is_device);
+        let mut plan = Plan::new(attached.trust(), attached.is_device());
         let mut refused = Vec::new();
         let mut refuse = |plan: &mut Plan, path: Path, error: Error| {
             tracing::debug!(%path, %error, "a path was refused");
@@ -47,6 +56,7 @@ impl<I: Importer> Import<I> {
         };
         // What the path at hand was imported as, why its test failed, and what is kept of a path that is not taken.
         let (mut memory, mut wrong, mut kept, mut staged) = (None, None, None, None);
+        let mut certificate: Option<Certificate> = None;
         loop {
             match plan.next() {
                 Step::Import(path) => match lent.import(&**importer, path) {
@@ -57,19 +67,19 @@ impl<I: Importer> Import<I> {
                     Err(error) => refuse(&mut plan, path, error),
                 },
                 Step::Test(path, direction) => {
-                    let tested = memory.as_ref().map(|memory| attached.test(memory, path, direction));
-                    plan.tested(
-                        path,
-                        direction,
-                        match tested {
-                            Some(Ok(known)) => known,
-                            Some(Err(error)) => {
-                                wrong = Some(error);
-                                Known::Wrong
-                            }
-                            None => Known::Wrong,
-                        },
-                    );
+                    let memory = memory.as_ref().expect("a path is tested after it was imported");
+                    let known = match attached.test(memory, path, direction) {
+                        Ok((known, mut tested)) => {
+                            certificate.iter().for_each(|before| tested.inherit(before));
+                            certificate = Some(tested);
+                            known
+                        }
+                        Err(error) => {
+                            wrong = Some(error);
+                            Known::Wrong
+                        }
+                    };
+                    plan.tested(path, direction, known);
                 }
                 Step::Refuse(path, why) => {
                     let engines = engines(lent, &**importer);
@@ -93,7 +103,9 @@ impl<I: Importer> Import<I> {
                     give_back(&**importer, kept);
                     attached.imports().fetch_add(1, Ordering::Relaxed);
                     let attached = Arc::clone(attached);
-                    return Ok((Self { attached, memory, generation, path, staged }, refused));
+                    let certificate = certificate.filter(|_| path != Path::Staged);
+                    let import = Self { attached, memory, generation, path, staged };
+                    return Ok(Made { import, refused, certificate });
                 }
                 Step::GiveUp => {
                     give_back(&**importer, kept);
@@ -208,12 +220,20 @@ fn stage<I: Importer>(
     kept: &mut Option<I::Memory>,
 ) -> Result<(I::Memory, Staged<I>)> {
     let (lent, importer) = (attached.lent(), attached.importer());
-    let engines = engines(lent, &**importer);
+    let size_bytes = lent.aperture().ranges().size_bytes();
+    let mut engines = engines(lent, &**importer);
+    // Who wants bytes to be tested does not want them copied by an engine that was not.
+    let owner = attached.try_owner_engine();
+    engines.of_owner &= owner.is_ok();
     let mover = |way| plan.mover(way, engines);
     let writes = attached.trust().direction().includes(Direction::Write);
     let movers = (mover(Direction::Read), writes.then(|| mover(Direction::Write)));
-    let memory = importer.stage(lent.aperture().ranges().size_bytes())?;
-    match Staged::new(importer, lent, attached.gate(), movers, &memory, kept.take()) {
+    let memory = importer.stage(size_bytes)?;
+    let made = match attached.try_importer_engine(&memory) {
+        Ok(()) => Staged::new(importer, lent, attached.gate(), movers, owner.err(), &memory, kept.take()),
+        Err(error) => Err((error, kept.take())),
+    };
+    match made {
         Ok(staged) => Ok((memory, staged)),
         Err((error, back)) => {
             *kept = back;

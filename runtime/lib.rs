@@ -43,6 +43,7 @@ pub mod picture;
 mod plan;
 mod relay;
 mod revoke;
+mod round_trip;
 mod staged;
 mod sync;
 pub mod verify;

@@ -112,7 +112,8 @@ enum Way {
 }
 
 impl<I: Importer> Staged<I> {
-    /// A copy in `memory`, which the importer's `stage` made. `peer` is the lent memory as the importer has it,
+    /// A copy in `memory`, which the importer's `stage` made. `owner_failed` says why the owner's engine is not a
+    /// mover, where it has one. `peer` is the lent memory as the importer has it,
     /// which is wanted where its engine is a mover.
     ///
     /// # Errors
@@ -122,6 +123,7 @@ impl<I: Importer> Staged<I> {
         lent: &Arc<Lent>,
         gate: &Arc<Gate>,
         (pull, push): (Mover, Option<Mover>),
+        owner_failed: Option<Error>,
         memory: &I::Memory,
         peer: Option<I::Memory>,
     ) -> Result<Self, (Error, Option<I::Memory>)> {
@@ -140,9 +142,10 @@ impl<I: Importer> Staged<I> {
             Err(error) => return Err((error, peer)),
         };
         let why_cpu = is_cpu.then(|| {
-            let owner = match lent.aperture().owner() {
-                None => "nobody answers for the memory".to_owned(),
-                Some(owner) => format!("its owner ({}) has no engine", owner.name()),
+            let owner = match (lent.aperture().owner(), owner_failed) {
+                (_, Some(error)) => format!("its owner's engine is not to be trusted ({error})"),
+                (None, None) => "nobody answers for the memory".to_owned(),
+                (Some(owner), None) => format!("its owner ({}) has no engine", owner.name()),
             };
             format!("{owner}, and no engine of the importer's was found to reach it")
         });

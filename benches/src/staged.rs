@@ -68,7 +68,9 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
 
     let other = vfio::Device::open(other)?;
     let gpu = Arc::new(ModelGpu::new(&other)?);
-    let importer = Arc::new(ImportingGpu::new(&other, gpu, 0..2 * SIZE_BYTES)?.without_peers());
+    let mut importer = ImportingGpu::new(&other, gpu, 0..2 * SIZE_BYTES)?;
+    importer.forget_peers();
+    let importer = Arc::new(importer);
     let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Read))?;
     ensure!(attachment.path() == Path::Staged, "the path is {}", attachment.path());
 

@@ -54,9 +54,10 @@ impl ImportingGpu {
         Ok(Self { gpu, space, address: device.address(), room: VramRoom::new(stages), without_peers: false })
     }
 
-    /// The same, as if nothing led from other devices to it: it imports nothing, and what is lent to it is staged.
-    pub fn without_peers(self) -> Self {
-        Self { without_peers: true, ..self }
+    /// From now on it is as if nothing led from other devices to it: it imports nothing, and what is lent to it
+    /// is staged.
+    pub fn forget_peers(&mut self) {
+        self.without_peers = true;
     }
 
     fn check_reaches_peers(&self) -> Result<()> {

@@ -21,6 +21,7 @@ mod painted;
 mod program;
 mod revocable;
 mod slot;
+mod stage;
 mod sw_sync;
 mod test;
 mod tests;

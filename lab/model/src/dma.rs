@@ -66,6 +66,14 @@ impl DmaSpace {
         (inner.windows.len(), files)
     }
 
+    /// Whether `address` leads to memory of another device: to a window without a file. Memory of the host
+    /// comes with one, unless the machine was not told to share it.
+    pub fn is_peer(&self, address: u64) -> bool {
+        let inner = self.inner.read();
+        let piece = inner.windows.find(address, 1, Direction::Read);
+        piece.is_ok_and(|piece| matches!(piece.target, Target::Messages))
+    }
+
     /// Adds a window, with or without a file.
     ///
     /// # Errors

@@ -120,7 +120,7 @@ impl Shared {
 
     /// Loads a piece. `Ok(false)`: nothing came.
     fn load(&self, ticket: Ticket, place: Place, buffer: &mut [u8]) -> Result<bool, Stop> {
-        let faults = self.faults_of(ticket)?;
+        let faults = self.faults_of(ticket)?.at(self.is_peer(place));
         match place {
             Place::Vram(offset) => {
                 let memory = if faults.mirror { self.mirror()? } else { &self.vram };
@@ -150,12 +150,17 @@ impl Shared {
             // No gate here: the thread that would reset is the one that takes in the answers of the
             // client. As on a real bus, what is on its way when a reset comes may still arrive.
             Place::Dma(address) => {
-                if !self.faults_of(ticket)?.dead_writes {
+                if !self.faults_of(ticket)?.at(self.is_peer(place)).dead_writes {
                     self.dma.write(address, data).map_err(|_| ErrorCode::DmaFault)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether it is another device's memory.
+    fn is_peer(&self, place: Place) -> bool {
+        matches!(place, Place::Dma(address) if self.dma.is_peer(address))
     }
 
     fn faults_of(&self, ticket: Ticket) -> Result<crate::misbehaviour::Faults, Stop> {

@@ -21,6 +21,9 @@ pub enum Misbehaviour {
     DeadReads,
     /// Stores to DMA addresses are lost. No error.
     DeadWrites,
+    /// What goes wrong with loads and stores does so at DMA addresses of other devices only: the way between
+    /// peers is bad, and that to host memory is not. A private mirror and a stuck fence are what they were.
+    PeersOnly,
     /// Work is done, but no fence, index or interrupt tells. It is made up for afterwards.
     StuckFence,
     /// A reset takes this long; until then the device answers all ones.
@@ -77,6 +80,8 @@ pub struct Faults {
     pub dead_reads: bool,
     /// Stores to DMA addresses are dead.
     pub dead_writes: bool,
+    /// Loads and stores go wrong at addresses of other devices only.
+    pub peers_only: bool,
     /// Completion is never told.
     pub stuck_fence: bool,
     /// How long a reset takes.
@@ -86,6 +91,14 @@ pub struct Faults {
 }
 
 impl Faults {
+    /// What of it concerns loads and stores at a place that is, or is not, another device's.
+    pub fn at(mut self, is_peer: bool) -> Self {
+        if self.peers_only && !is_peer {
+            (self.loads, self.dead_reads, self.dead_writes) = (Loads::Honest, false, false);
+        }
+        self
+    }
+
     /// The same with one more.
     pub fn with(mut self, misbehaviour: Misbehaviour) -> Self {
         match misbehaviour {
@@ -94,6 +107,7 @@ impl Faults {
             Misbehaviour::Mirror => self.mirror = true,
             Misbehaviour::DeadReads => self.dead_reads = true,
             Misbehaviour::DeadWrites => self.dead_writes = true,
+            Misbehaviour::PeersOnly => self.peers_only = true,
             Misbehaviour::StuckFence => self.stuck_fence = true,
             Misbehaviour::SlowReset { ms } => self.reset = ResetTime::SlowMs(ms),
             Misbehaviour::StuckReset => self.reset = ResetTime::Stuck,

@@ -14,6 +14,8 @@ mod revoke;
 mod shadow;
 mod signal;
 mod slots;
+mod staged;
+mod trust;
 mod verify;
 mod vfio;
 mod vulkan;
@@ -33,6 +35,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        staged::TESTS,
+        trust::TESTS,
         power::TESTS,
         shadow::TESTS,
         adopt::TESTS,

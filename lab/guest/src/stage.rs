@@ -1,0 +1,163 @@
+//! `Stage`: two model GPUs as lender and importer, for tests of copies and of trust.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, Mapping, Owner};
+use peervram::verify::{Limits, Store};
+use peervram::{Attachment, Direction, Export, Kind, Lender};
+use peervram_lab::machine::Iommu;
+use peervram_model_driver::{Descriptor, GpuMemory, ImportingGpu, ModelGpu, VRAM_BAR};
+
+use crate::crossing::PATIENCE;
+use crate::guest::Guest;
+use crate::model::Model;
+
+/// What is lent: two pieces of VRAM, in an order that is not theirs, or one.
+pub const PIECE_BYTES: u64 = 3 << 20;
+/// Where the importer has room of its own.
+pub const SCRATCH: u64 = 8 << 20;
+/// The part of the importer's VRAM that is copied to.
+pub const STAGES: Range<u64> = 64 << 20..96 << 20;
+
+/// The lender with its driver, and another GPU that imports.
+pub struct Stage<'guest> {
+    pub lender_model: Model<'guest>,
+    pub other_model: Model<'guest>,
+    pub ranges: DmaRanges,
+    // In the order in which they go: exports, drivers, devices.
+    pub export: Export,
+    pub importer: Arc<ImportingGpu>,
+    pub owner: Arc<ModelGpu>,
+    _other_device: Device,
+    pub lender: Lender<Device>,
+}
+
+impl<'guest> Stage<'guest> {
+    /// `pieces` of VRAM lent by their driver, to an importer that copies to `stages`.
+    pub fn new(guest: &'guest Guest, pieces: &[u64], stages: Range<u64>) -> Result<Self> {
+        Self::owned_by(guest, pieces, stages, |driver| driver)
+    }
+
+    /// As [`Stage::new`], with somebody else who answers for the memory.
+    pub fn owned_by(
+        guest: &'guest Guest,
+        pieces: &[u64],
+        stages: Range<u64>,
+        owner: impl FnOnce(Arc<dyn Owner>) -> Arc<dyn Owner>,
+    ) -> Result<Self> {
+        let (lender_model, other_model) = (Model::new(guest, 0)?, Model::new(guest, 1)?);
+        let space = || match IoAddressSpace::new(Interface::Cdev) {
+            // QEMU's virtio-iommu keeps iommufd's mappings of BARs from vfio-user devices; see `peer`.
+            Ok(space) if guest.facts().iommu != Iommu::Virtio => Ok(space),
+            Err(error) if error.kind() != Kind::NotFound => Err(error),
+            _ => IoAddressSpace::new(Interface::Group),
+        };
+        let device = Device::open_into(&space()?, lender_model.address())?;
+        let driver = Arc::new(ModelGpu::new(&device)?);
+        let ranges: Vec<DmaRange> =
+            pieces.iter().map(|piece| DmaRange::new(piece * PIECE_BYTES, PIECE_BYTES)).collect();
+        let ranges = DmaRanges::new(device.region(VRAM_BAR)?, &ranges)?;
+        let lender = Lender::new(device);
+        let export = lender.export(Aperture::owned(ranges.clone(), owner(Arc::clone(&driver) as _)))?;
+        let other_device = Device::open_into(&space()?, other_model.address())?;
+        let importer = ImportingGpu::new(&other_device, Arc::new(ModelGpu::new(&other_device)?), stages)?;
+        let (importer, owner) = (Arc::new(importer), driver);
+        Ok(Self {
+            lender_model,
+            other_model,
+            ranges,
+            export,
+            importer,
+            owner,
+            _other_device: other_device,
+            lender,
+        })
+    }
+
+    /// Attaches by tests of now, whatever was tested before.
+    pub fn attach(&self, direction: Direction) -> Result<Attachment<ImportingGpu>> {
+        let mut limits = Limits::default();
+        // A fence that is stuck is waited for as long.
+        limits.copy_timeout = Duration::from_secs(2);
+        let folder = std::env::temp_dir().join(format!("certificates-{}", std::process::id()));
+        std::fs::remove_dir_all(&folder).ok();
+        let store = Arc::new(Store::at(&folder));
+        let attachment = self.export.attach_tested(Arc::clone(&self.importer), direction, limits, store);
+        std::fs::remove_dir_all(&folder).ok();
+        Ok(attachment?)
+    }
+
+    /// The owner's device puts another pattern in each piece.
+    pub fn fill(&self, seed: u32) -> Result<()> {
+        for (word, range) in (seed..).zip(self.ranges.as_slice()) {
+            let fill = Descriptor::fill(word * 0x0101_0101, range.offset_bytes, range.length_bytes, 0);
+            self.owner.copy(fill, PATIENCE)?;
+        }
+        Ok(())
+    }
+
+    /// The other GPU puts the same in `memory`.
+    pub fn store(&self, memory: &GpuMemory, seed: u32) -> Result<()> {
+        store(&self.importer, &self.ranges, memory, seed)
+    }
+
+    /// Whether the other GPU finds that pattern in `memory`: by its engine, and the host looks at what it got.
+    pub fn finds(&self, memory: &GpuMemory, seed: u32) -> Result<()> {
+        let size_bytes = self.ranges.size_bytes();
+        self.importer.gpu().copy(Descriptor::fill(0xEEEE_EEEE, SCRATCH, size_bytes, 0), PATIENCE)?;
+        self.importer.load(memory, 0, SCRATCH, size_bytes, PATIENCE)?;
+        self.is_pattern(&self.other_model, &[DmaRange::new(SCRATCH, size_bytes)], seed)
+    }
+
+    /// Whether the host finds that pattern in the lent memory.
+    pub fn is_lent(&self, seed: u32) -> Result<()> {
+        self.is_pattern(&self.lender_model, self.ranges.as_slice(), seed)
+    }
+
+    fn is_pattern(&self, model: &Model, places: &[DmaRange], seed: u32) -> Result<()> {
+        let pieces = places.iter().flat_map(|place| {
+            (0..place.length_bytes / PIECE_BYTES).map(|i| place.offset_bytes + i * PIECE_BYTES)
+        });
+        for (word, offset_bytes) in (seed..).zip(pieces) {
+            let sum = model.host_checksum(offset_bytes, PIECE_BYTES)?;
+            let expected = (word * 0x0101_0101).to_le_bytes().repeat(PIECE_BYTES as usize / 4);
+            let first = model.host_bytes(offset_bytes, 4)?;
+            ensure!(
+                sum == peervram::backends::vulkan::checksum(&expected),
+                "at {offset_bytes:#x} there is not {word:02x}: it begins with {first:02x?}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether `memory`, which is host memory, has that pattern, as this process sees it.
+    pub fn host_has(&self, memory: &GpuMemory, seed: u32) -> Result<()> {
+        let mapping: Arc<Mapping> = self
+            .importer
+            .host_memory(memory)
+            .ok_or_else(|| anyhow::anyhow!("what is staged is not in host memory"))?;
+        let mut seen = vec![0; PIECE_BYTES as usize];
+        for (number, word) in (0..self.ranges.as_slice().len()).zip(seed..) {
+            mapping.read(number * PIECE_BYTES as usize, &mut seen)?;
+            let byte = word as u8;
+            ensure!(seen.iter().all(|&one| one == byte), "piece {number} begins with {:02x?}", &seen[..4]);
+        }
+        Ok(())
+    }
+}
+
+/// `importer` puts a pattern in `memory`, which is of `ranges`: for threads, which a stage stays off.
+pub fn store(importer: &ImportingGpu, ranges: &DmaRanges, memory: &GpuMemory, seed: u32) -> Result<()> {
+    let mut at = 0;
+    for (word, range) in (seed..).zip(ranges.as_slice()) {
+        let fill = Descriptor::fill(word * 0x0101_0101, SCRATCH, range.length_bytes, 0);
+        importer.gpu().copy(fill, PATIENCE)?;
+        importer.store(SCRATCH, memory, at, range.length_bytes, PATIENCE)?;
+        at += range.length_bytes;
+    }
+    Ok(())
+}
