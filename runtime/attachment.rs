@@ -213,12 +213,6 @@ impl<I: Importer> Attachment<I> {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Certificate> {
         let attached = self.attached();
-        if self.path() == Path::Staged {
-            let why = "its bytes are copied: the importer does not reach the lent memory";
-            return Err(Error::new(Kind::Unsupported, "verify a path", why)
-                .on(attached.lent.device_name())
-                .next("Attachment::refused says why; attach unverified to test what was refused"));
-        }
         let access = self.enter()?;
         let path = access.import().path();
         let memory = access.memory();
@@ -326,13 +320,11 @@ impl<I: Importer> Attached<I> {
         path: Path,
         direction: Direction,
     ) -> Result<(Known, Certificate)> {
-        // Whether the window is enough, the plan decides.
-        let limits = Limits { window_only: true, ..self.tests.limits.clone() };
-        let (lent, importer) = (&*self.lent, &*self.importer);
-        let certificate =
-            verify::assure(self.tests.store(), lent, importer, memory, path, direction, &limits)?;
-        let window_only = certificate.grants(direction, path, lent.aperture().ranges(), false).is_err();
-        Ok((Known::Right { window_only }, certificate))
+        // A device is the same one tomorrow. Host memory is not.
+        let is_device = self.lent.entry().exporter()?.pci_address().is_some();
+        let store = is_device.then(|| self.tests.store());
+        let limits = &self.tests.limits;
+        verify::assure(store, &self.lent, &*self.importer, memory, path, direction, limits)
     }
 
     /// Tries the owner's engine, where there is one and the application wants tests.
@@ -369,8 +361,7 @@ impl<I: Importer> Attached<I> {
 
     /// Whether what a CPU sees through the same window is no proof of what the importer sees.
     pub(crate) fn is_device(&self) -> bool {
-        let is_device = self.importer.governed_by_p2pdma() || self.importer.pci_address().is_some();
-        is_device && !self.tests.limits.window_only
+        self.importer.governed_by_p2pdma() || self.importer.pci_address().is_some()
     }
 
     /// Whether the importer's driver must let go of the lent memory before it is taken back.

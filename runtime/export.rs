@@ -149,11 +149,6 @@ impl Lent {
         self.id
     }
 
-    /// What is lent, and who answers for it.
-    pub(crate) fn aperture(&self) -> &Aperture {
-        &self.aperture
-    }
-
     /// The device that it is memory of.
     pub(crate) fn entry(&self) -> &Arc<Entry> {
         &self.entry
@@ -172,6 +167,11 @@ impl Lent {
     /// Whether importers may have its dma-buf that this process knows nothing of.
     pub(crate) fn is_handed_out(&self) -> bool {
         self.is_handed_out.load(Ordering::Relaxed)
+    }
+
+    /// What is lent, and who answers for it.
+    pub(crate) fn aperture(&self) -> &Aperture {
+        &self.aperture
     }
 
     /// Imports by `path`, one without a copy.

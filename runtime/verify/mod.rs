@@ -36,6 +36,7 @@ pub use observer::Observer;
 pub use store::{Ignored, Listing, Store};
 
 use crate::export::Lent;
+use crate::plan::Known;
 use crate::{Direction, Path, Result};
 use faults::FaultWatch;
 use observer::View;
@@ -55,8 +56,6 @@ pub struct Limits {
     pub quick_timeout: Duration,
     /// The CPU looks through the BAR, although the owner has an engine.
     pub by_cpu: bool,
-    /// What was seen through the same window only suffices to trust a path.
-    pub window_only: bool,
     /// A reboot does not void the certificate. What firmware sets up at boot cannot be read, so it does
     /// unless this is asked for.
     pub outlives_reboots: bool,
@@ -72,7 +71,6 @@ impl Default for Limits {
             copy_timeout: Duration::from_secs(10),
             quick_timeout: Duration::from_secs(30),
             by_cpu: false,
-            window_only: false,
             outlives_reboots: false,
             seed: None,
         }
@@ -109,40 +107,42 @@ pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint
     Fingerprint::now(lender, importer.pci_address(), importer.driver())
 }
 
-/// For who wants a path verified: a current certificate of `store` that grants it, or one that is made now and
-/// kept. `memory` was imported from `lent` by `path`, and nobody uses it meanwhile: what is in it is put back.
+/// For who wants a path verified: what a current certificate of `store` says, or a test that is made now and
+/// kept there. `memory` was imported from `lent` by `path`, and nobody uses it meanwhile: what is in it is put
+/// back.
 ///
 /// # Errors
-/// [`Kind::Unverified`] where the test was made and the path is not to be trusted; else as [`certify`].
+/// [`Kind::Unverified`] where the test was made and bytes were wrong; else as [`certify`].
 pub(crate) fn assure<I: Importer>(
-    store: &Store,
+    store: Option<&Store>,
     lent: &Lent,
     importer: &I,
     memory: &I::Memory,
     path: Path,
     direction: Direction,
     limits: &Limits,
-) -> Result<Certificate> {
+) -> Result<(Known, Certificate)> {
     let ranges = lent.aperture().ranges();
-    let subject = subject(lent, importer);
-    // A device is the same one tomorrow. Host memory is not.
-    let is_device = subject.lender.address.is_some();
-    if is_device {
-        // An old look through the window is not enough where the owner's engine can look now.
-        let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
-        let window_only = limits.window_only && (limits.by_cpu || !has_engine);
-        let now = fingerprint(lent, importer);
-        match store.current(&subject, direction, path, ranges, window_only, &now) {
-            Ok(certificate) => return Ok(certificate),
+    // An old look through the window is not enough where the owner's engine can look now.
+    let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
+    let window_only = |certificate: &Certificate| certificate.grants(direction, path, ranges, false).is_err();
+    if let Some(store) = store {
+        let (subject, now) = (subject(lent, importer), fingerprint(lent, importer));
+        match store.current(&subject, direction, path, ranges, !has_engine, &now) {
+            Ok(certificate) => {
+                let known = Known::Right { window_only: window_only(&certificate) };
+                return Ok((known, certificate));
+            }
             Err(error) => tracing::info!(%error, "a path is tested"),
         }
     }
     let certificate = certify(lent, importer, memory, path, direction, limits, &mut |_| ())?;
-    let granted = certificate.grants(direction, path, ranges, limits.window_only);
-    if is_device {
+    let granted = certificate.grants(direction, path, ranges, true);
+    let window_only = window_only(&certificate);
+    if let Some(store) = store {
         store.keep(certificate.clone());
     }
-    granted.map(|()| certificate)
+    granted.map(|()| (Known::Right { window_only }, certificate))
 }
 
 /// Tests `memory`, which `importer` has from `lent` by `path`, with each of its engines, and says what came of it:
