@@ -264,7 +264,7 @@ impl<I: Importer> Attachment<I> {
         import.and_then(Arc::into_inner).map_or(Ok(()), Import::release)
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     pub(crate) fn lent(&self) -> &Lent {
         &self.attached().lent
     }
