@@ -18,6 +18,7 @@ mod signal;
 mod slots;
 mod staged;
 mod trust;
+mod verify;
 mod vfio;
 mod vulkan;
 
@@ -36,6 +37,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         model::TESTS,
         peer::TESTS,
+        verify::TESTS,
         staged::TESTS,
         trust::TESTS,
         power::TESTS,
