@@ -15,7 +15,7 @@ use peervram_backends::{Importer, OnRevoke};
 
 use crate::attachment::Attached;
 use crate::export::Lent;
-use crate::plan::{Engines, Known, Plan, Refusal, Step};
+use crate::plan::{Known, Plan, Refusal, Step};
 use crate::staged::Staged;
 use crate::sync::atomic::Ordering;
 use crate::verify::Certificate;
@@ -82,12 +82,10 @@ impl<I: Importer> Import<I> {
                     plan.tested(path, direction, known);
                 }
                 Step::Refuse(path, why) => {
-                    let engines = engines(lent, &**importer);
-                    let is_wanted = [Direction::Read, Direction::Write].into_iter().any(|way| {
-                        plan.mover(way, engines) == Mover::ImporterEngine && plan.right(way) == Some(path)
-                    });
+                    // Where the owner has no engine to be trusted, this one may serve to copy.
+                    let is_right = Direction::Both.each().iter().any(|&way| plan.is_right(path, way));
                     match memory.take() {
-                        Some(imported) if is_wanted && kept.is_none() => kept = Some(imported),
+                        Some(imported) if is_right && kept.is_none() => kept = Some((path, imported)),
                         imported => give_back(&**importer, imported),
                     }
                     refuse(&mut plan, path, refusal(why, wrong.take()));
@@ -100,7 +98,7 @@ impl<I: Importer> Import<I> {
                     Err(error) => refuse(&mut plan, Path::Staged, error),
                 },
                 Step::Take(path) => {
-                    give_back(&**importer, kept);
+                    give_back(&**importer, kept.map(|(_, memory)| memory));
                     attached.imports().fetch_add(1, Ordering::Relaxed);
                     let attached = Arc::clone(attached);
                     let certificate = certificate.filter(|_| path != Path::Staged);
@@ -108,7 +106,7 @@ impl<I: Importer> Import<I> {
                     return Ok(Made { import, refused, certificate });
                 }
                 Step::GiveUp => {
-                    give_back(&**importer, kept);
+                    give_back(&**importer, kept.map(|(_, memory)| memory));
                     return Err(combine(lent, &refused));
                 }
             }
@@ -217,36 +215,39 @@ impl<I: Importer> fmt::Debug for Import<I> {
 fn stage<I: Importer>(
     attached: &Arc<Attached<I>>,
     plan: &Plan,
-    kept: &mut Option<I::Memory>,
+    kept: &mut Option<(Path, I::Memory)>,
 ) -> Result<(I::Memory, Staged<I>)> {
     let (lent, importer) = (attached.lent(), attached.importer());
     let size_bytes = lent.aperture().ranges().size_bytes();
-    let mut engines = engines(lent, &**importer);
+    let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
     // Who wants bytes to be tested does not want them copied by an engine that was not.
-    let owner = attached.try_owner_engine();
-    engines.of_owner &= owner.is_ok();
-    let mover = |way| plan.mover(way, engines);
+    let tried = attached.try_owner_engine();
+    let path = kept.as_ref().map(|(path, _)| *path);
+    let mover = |way| plan.mover(way, has_engine && tried.is_ok(), path);
     let writes = attached.trust().direction().includes(Direction::Write);
     let movers = (mover(Direction::Read), writes.then(|| mover(Direction::Write)));
-    let memory = importer.stage(size_bytes)?;
-    let made = match attached.try_importer_engine(&memory) {
-        Ok(()) => Staged::new(importer, lent, attached.gate(), movers, owner.err(), &memory, kept.take()),
-        Err(error) => Err((error, kept.take())),
-    };
-    match made {
-        Ok(staged) => Ok((memory, staged)),
-        Err((error, back)) => {
-            *kept = back;
+    let is_wanted = movers.0 == Mover::ImporterEngine || movers.1 == Some(Mover::ImporterEngine);
+    let peer = if is_wanted { kept.take().map(|(_, memory)| memory) } else { None };
+    let made = importer.stage(size_bytes).and_then(|memory| match attached.try_importer_engine(&memory) {
+        Ok(()) => Ok(memory),
+        Err(error) => {
             give_back(&**importer, Some(memory));
             Err(error)
         }
-    }
-}
-
-fn engines<I: Importer>(lent: &Lent, importer: &I) -> Engines {
-    Engines {
-        of_owner: lent.aperture().owner().is_some_and(|owner| owner.engine().is_some()),
-        of_importer: !importer.engines().is_empty(),
+    });
+    let memory = match made {
+        Ok(memory) => memory,
+        Err(error) => {
+            give_back(&**importer, peer);
+            return Err(error);
+        }
+    };
+    match Staged::new(importer, lent, attached.gate(), movers, tried.err(), &memory, peer) {
+        Ok(staged) => Ok((memory, staged)),
+        Err((error, peer)) => {
+            [peer, Some(memory)].into_iter().for_each(|memory| give_back(&**importer, memory));
+            Err(error)
+        }
     }
 }
 

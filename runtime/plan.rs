@@ -155,25 +155,26 @@ impl Plan {
         }
     }
 
-    /// Who copies between the lent memory and the host, in one direction as the importer sees it. The
-    /// importer's engine does where `path`, which it reaches the memory by, is known to be right.
-    pub fn mover(&self, direction: Direction, engines: Engines) -> Mover {
-        if engines.of_owner {
-            return Mover::OwnerEngine;
+    /// Who copies between the lent memory and the host, in one direction as the importer sees it: the owner's
+    /// engine, if it has one to be trusted; the importer's, where `kept`, a path that was imported and not taken,
+    /// is known to be right; else the CPU.
+    pub fn mover(&self, direction: Direction, owner_has_engine: bool, kept: Option<Path>) -> Mover {
+        if owner_has_engine {
+            Mover::OwnerEngine
+        } else if kept.is_some_and(|path| self.is_right(path, direction)) {
+            Mover::ImporterEngine
+        } else {
+            Mover::Cpu
         }
-        if engines.of_importer && self.right(direction).is_some() {
-            return Mover::ImporterEngine;
-        }
-        Mover::Cpu
     }
 
-    /// The path by which `direction` is right although the path is not taken.
-    pub fn right(&self, direction: Direction) -> Option<Path> {
-        let is_right = |direct: &&Direct| {
-            let known = if direction == Direction::Read { direct.reads } else { direct.writes };
-            matches!(known, Known::Right { .. })
-        };
-        self.direct.iter().find(is_right).map(|direct| direct.path)
+    /// Whether `direction` is known to be right by `path`, although the path may not be taken.
+    pub fn is_right(&self, path: Path, direction: Direction) -> bool {
+        let is_right = |known| matches!(known, Known::Right { .. });
+        self.direct.iter().any(|direct| {
+            direct.path == path
+                && is_right(if direction == Direction::Read { direct.reads } else { direct.writes })
+        })
     }
 
     fn state_of(&mut self, path: Path) -> &mut State {
@@ -182,15 +183,6 @@ impl Plan {
             None => &mut self.staged,
         }
     }
-}
-
-/// Who has an engine that may be used.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Engines {
-    /// The owner of the memory.
-    pub of_owner: bool,
-    /// The importer.
-    pub of_importer: bool,
 }
 
 #[cfg(test)]
@@ -255,12 +247,13 @@ mod tests {
     fn the_owners_engine_comes_first_and_an_importers_only_where_it_is_right() {
         let (_, plan) =
             run(Trust::Verified(Direction::Both), true, [Some((RIGHT, Known::Wrong)), None], true);
-        let mover =
-            |direction, of_owner, of_importer| plan.mover(direction, Engines { of_owner, of_importer });
-        assert_eq!(mover(Direction::Read, true, true), Mover::OwnerEngine);
-        assert_eq!(mover(Direction::Read, false, true), Mover::ImporterEngine);
-        assert_eq!(mover(Direction::Write, false, true), Mover::Cpu);
-        assert_eq!(mover(Direction::Read, false, false), Mover::Cpu);
+        let mover = |direction, of_owner, kept| plan.mover(direction, of_owner, kept);
+        let kept = Some(Path::Peer);
+        assert_eq!(mover(Direction::Read, true, kept), Mover::OwnerEngine);
+        assert_eq!(mover(Direction::Read, false, kept), Mover::ImporterEngine);
+        assert_eq!(mover(Direction::Write, false, kept), Mover::Cpu);
+        assert_eq!(mover(Direction::Read, false, Some(Path::HostPointer)), Mover::Cpu);
+        assert_eq!(mover(Direction::Read, false, None), Mover::Cpu);
     }
 
     proptest! {

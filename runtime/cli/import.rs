@@ -12,7 +12,8 @@ use peervram::backends::drm::{self, ScanOut};
 use peervram::backends::vulkan::{Buffer, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes, vfio};
 use peervram::picture::Picture;
-use peervram::{Attachment, Error, Kind, Lender, Path, Result, Trust};
+use peervram::verify::Figure;
+use peervram::{Attachment, Direction, Error, Kind, Lender, Mover, Path, Result, Trust};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, PictureSize, show_bytes};
@@ -23,7 +24,7 @@ pub const DEVICE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Import memory of a VFIO device into Vulkan or a DRM node.
 ///
-/// Says which path the bytes take and why the others were refused. Nothing has verified the path:
+/// Says which path the bytes take and why the others were refused. Without --verified nothing has tested it:
 /// --checksum and --picture read the memory by the importing device, so that you can compare.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
@@ -41,6 +42,11 @@ pub struct Arguments {
     /// `vulkan:WHICH`, or a DRM card node like /dev/dri/card0.
     #[arg(long, default_value = "vulkan", value_name = "IMPORTER")]
     to: Target,
+
+    /// Take a path only if bytes arrive by it in this direction: read, write or both, as the importer sees it. A
+    /// certificate says so, or a test that is made now; else the bytes are copied.
+    #[arg(long, value_name = "DIRECTION", value_parser = direction)]
+    verified: Option<Direction>,
 
     /// Read all of it by a compute shader and print the position-dependent sum of its words.
     #[arg(long)]
@@ -111,6 +117,12 @@ impl FromStr for Target {
     }
 }
 
+fn direction(text: &str) -> std::result::Result<Direction, String> {
+    let all = [Direction::Read, Direction::Write, Direction::Both];
+    let found = all.into_iter().find(|direction| direction.name() == text);
+    found.ok_or_else(|| format!("{text:?} is none of read, write and both"))
+}
+
 #[derive(Serialize)]
 struct Report {
     exporter: String,
@@ -120,10 +132,33 @@ struct Report {
     size_bytes: u64,
     attach_us: f64,
     refused: Vec<Refusal>,
+    /// Who copies, where bytes are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied: Option<Copied>,
+    /// What the path is trusted for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tests: Vec<Passed>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checksum: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Copied {
+    pull: &'static str,
+    push: Option<&'static str>,
+    in_host_memory: bool,
+    why_cpu: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Passed {
+    direction: Direction,
+    engine: String,
+    observer: &'static str,
+    when: String,
+    mb_per_s: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -172,6 +207,8 @@ fn attach<I: Importer>(
         size_bytes: 0,
         attach_us: 0.0,
         refused: Vec::new(),
+        copied: None,
+        tests: Vec::new(),
         checksum: None,
         picture: None,
     };
@@ -182,11 +219,29 @@ fn attach<I: Importer>(
             let lender = Lender::new(device);
             let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
             let start = Instant::now();
-            let attachment: Attachment<I> = export.attach(importer, Trust::Unverified)?;
+            let attachment: Attachment<I> =
+                export.attach(importer, arguments.verified.map_or(Trust::Unverified, Trust::Verified))?;
             report.attach_us = start.elapsed().as_secs_f64() * 1e6;
             report.exporter = address.to_string();
             report.path = attachment.path().name();
             report.size_bytes = export.size_bytes();
+            report.copied = attachment.staging().map(|how| Copied {
+                pull: how.pull.name(),
+                push: how.push.map(Mover::name),
+                in_host_memory: how.in_host_memory,
+                why_cpu: how.why_cpu,
+            });
+            let tests = attachment.certificate().map(|certificate| certificate.tests).unwrap_or_default();
+            report.tests = (tests.into_iter().filter(|test| test.passed()))
+                .map(|test| Passed {
+                    direction: test.direction,
+                    observer: test.observer.name(),
+                    mb_per_s: test.figure.as_ref().map(Figure::mb_per_s),
+                    engine: test.engine,
+                    when: test.when,
+                })
+                .collect();
+            report.verified = !report.tests.is_empty();
             report.refused = (attachment.refused().iter())
                 .map(|(path, error)| Refusal { path: path.name(), error: error.into() })
                 .collect();
@@ -257,7 +312,25 @@ fn print(report: &Report) {
         report.importer,
         report.attach_us
     );
-    println!("path      {} (unverified)", report.path);
+    match (&report.copied, report.verified) {
+        (Some(copied), _) => {
+            let memory = if copied.in_host_memory { "host memory" } else { "the importer's own memory" };
+            let push = copied.push.map_or_else(String::new, |push| format!(", back by {push}"));
+            println!("path      {} in {memory}: there by {}{push}", report.path, copied.pull);
+            if let Some(why) = &copied.why_cpu {
+                println!("          {why}");
+            }
+        }
+        (None, true) => println!("path      {} (verified)", report.path),
+        (None, false) => println!("path      {} (unverified)", report.path),
+    }
+    for test in &report.tests {
+        let speed = test.mb_per_s.map_or_else(String::new, |speed| format!(", {speed:.0} MB/s"));
+        println!(
+            "tested    {} by {} at {}, seen by {}{speed}",
+            test.direction, test.engine, test.when, test.observer
+        );
+    }
     for refusal in &report.refused {
         println!("refused   {}: {}", refusal.path, refusal.error.message());
     }

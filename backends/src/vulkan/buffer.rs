@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use ash::vk::{self, Handle};
 
-use super::Device;
+use super::failure::failure;
+use super::{Device, memory_type};
 use crate::{Error, Kind, Mapping, Result};
 
 /// What a buffer will be used for: `VkBufferUsageFlags`.
@@ -85,7 +86,7 @@ pub(super) enum Origin {
     /// Of a dma-buf: owned by the outside's queue family between uses.
     DmaBuf,
     /// Of this process's address space, which the mapping keeps.
-    HostPointer(#[expect(dead_code, reason = "held until the memory is freed")] Arc<Mapping>),
+    HostPointer(Arc<Mapping>),
     /// Allocated here.
     Own,
 }
@@ -100,6 +101,42 @@ impl Drop for Allocation {
             device.destroy_buffer(self.buffer, None);
             device.free_memory(self.memory, None);
         }
+    }
+}
+
+impl Allocation {
+    /// A buffer of this device's own for the default usage, in memory of a type that `choose` picks.
+    pub(super) fn own(
+        tried: &'static str,
+        device: &Device,
+        size_bytes: u64,
+        choose: fn(&[vk::MemoryType], u32) -> Option<u32>,
+    ) -> Result<Self> {
+        let failed = |result| failure(tried, result);
+        let usage = BufferUsage::default();
+        let ash = device.ash();
+        let info = vk::BufferCreateInfo::default().size(size_bytes).usage(usage.flags());
+        // SAFETY: a plain structure; nobody asks for a buffer of no bytes.
+        let buffer = unsafe { ash.create_buffer(&info, None) }.map_err(failed)?;
+        let mut allocation = Self {
+            device: device.clone(),
+            buffer,
+            memory: vk::DeviceMemory::null(),
+            size_bytes,
+            usage,
+            origin: Origin::Own,
+        };
+        // SAFETY: made above.
+        let needs = unsafe { ash.get_buffer_memory_requirements(buffer) };
+        let memory_type = choose(device.memory_types(), needs.memory_type_bits)
+            .ok_or_else(|| Error::new(Kind::Vulkan, tried, "no memory type suits it"))?;
+        let info =
+            vk::MemoryAllocateInfo::default().allocation_size(needs.size).memory_type_index(memory_type);
+        // SAFETY: size and type are what the buffer requires.
+        allocation.memory = unsafe { ash.allocate_memory(&info, None) }.map_err(failed)?;
+        // SAFETY: both were made above, for each other.
+        unsafe { ash.bind_buffer_memory(buffer, allocation.memory, 0) }.map_err(failed)?;
+        Ok(allocation)
     }
 }
 
@@ -132,6 +169,21 @@ impl Buffer {
     /// Whether it was imported by host pointer rather than as a dma-buf.
     pub fn is_host_pointer(&self) -> bool {
         matches!(self.0.origin, Origin::HostPointer(_))
+    }
+
+    /// Memory of the device's own.
+    pub(super) fn own(device: &Device, size_bytes: u64) -> Result<Self> {
+        const TRIED: &str = "make staging memory";
+        let allocation = Allocation::own(TRIED, device, size_bytes, memory_type::for_device_access)?;
+        Ok(Self(Arc::new(allocation)))
+    }
+
+    /// The memory behind it, where it was imported by host pointer.
+    pub(super) fn mapping(&self) -> Option<&Arc<Mapping>> {
+        match &self.0.origin {
+            Origin::HostPointer(mapping) => Some(mapping),
+            _ => None,
+        }
     }
 
     /// Frees it now.

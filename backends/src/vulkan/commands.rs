@@ -99,6 +99,11 @@ impl Commands {
         self.settle(tried, deadline)
     }
 
+    /// Waits for what is in flight, if anything is.
+    pub(super) fn finish(&mut self, tried: &'static str, deadline: Instant) -> Result<()> {
+        self.settle(tried, deadline)
+    }
+
     /// Waits for what is in flight, and lets go of what it used.
     fn settle(&mut self, tried: &'static str, deadline: Instant) -> Result<()> {
         if self.in_flight.is_empty() {

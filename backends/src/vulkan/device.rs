@@ -13,9 +13,10 @@ use ash::vk::{self, Handle};
 use ash::{ext, khr};
 use parking_lot::Mutex;
 
+use super::copy_engine::{CopyEngine, Means};
 use super::import;
 use super::{Buffer, ImportOptions, Instance, PhysicalDevice};
-use crate::{DmaBuf, Error, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
+use crate::{DmaBuf, Engine, Error, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
 
 /// `PFN_vkGetInstanceProcAddr`: how every function of Vulkan is found.
 pub type GetInstanceProcAddr = unsafe extern "system" fn(
@@ -34,7 +35,7 @@ pub struct RawDevice<'a> {
     pub physical_device: u64,
     /// `VkDevice`.
     pub device: u64,
-    /// `VkQueue`; used by [`Engine`](super::Engine) only.
+    /// `VkQueue`; used by [`Engine`](super::Engine) only, and after [`Device::own_queue`].
     pub queue: u64,
     /// The family of `queue`, and the one that imported memory is handed to and from.
     pub queue_family_index: u32,
@@ -44,7 +45,11 @@ pub struct RawDevice<'a> {
 
 /// A Vulkan device that imports dma-bufs and host pointers. Clones share it.
 #[derive(Clone)]
-pub struct Device(Arc<Inner>);
+pub struct Device {
+    inner: Arc<Inner>,
+    /// Where this process may submit by itself. They hold the device without engines.
+    engines: Option<Arc<[CopyEngine]>>,
+}
 
 struct Inner {
     device: ash::Device,
@@ -182,7 +187,7 @@ impl Device {
         description: PhysicalDevice,
     ) -> Self {
         let instance = owner.ash().clone();
-        Self::build(Some(owner), instance, device, physical, queue, enabled, description)
+        Self::build(Some(owner), instance, device, physical, queue, enabled, description).with_engines()
     }
 
     fn build(
@@ -211,41 +216,71 @@ impl Device {
         } else {
             vk::QUEUE_FAMILY_EXTERNAL
         };
-        Self(Arc::new(Inner {
-            memory_types: memory.memory_types_as_slice().to_vec(),
-            device,
-            instance,
-            physical,
-            description,
-            limits,
-            memory_fd,
-            host_pointer,
-            outside_family_index,
-            queue_family_index,
-            queue: Mutex::new(queue),
-            owner,
-        }))
+        Self {
+            engines: None,
+            inner: Arc::new(Inner {
+                memory_types: memory.memory_types_as_slice().to_vec(),
+                device,
+                instance,
+                physical,
+                description,
+                limits,
+                memory_fd,
+                host_pointer,
+                outside_family_index,
+                queue_family_index,
+                queue: Mutex::new(queue),
+                owner,
+            }),
+        }
+    }
+
+    /// Says that nobody else submits to the queue that the device was made with, so that this process may do so by
+    /// itself: the device has engines then, for verification and for staged copies. A device that
+    /// [`Instance::open_device`] made has them from the start.
+    ///
+    /// # Safety
+    /// From now on nobody else submits to the queue, or waits for it (vkQueueSubmit demands external
+    /// synchronisation: VUID-vkQueueSubmit-queue-00893).
+    pub unsafe fn own_queue(self) -> Self {
+        self.with_engines()
+    }
+
+    fn with_engines(self) -> Self {
+        let device = Self { inner: self.inner, engines: None };
+        // SAFETY: the physical device is one of the instance; both are valid as long as the device.
+        let families = unsafe {
+            device.inner.instance.get_physical_device_queue_family_properties(device.inner.physical)
+        };
+        let flags = families.get(device.inner.queue_family_index as usize).map(|family| family.queue_flags);
+        // Every family that draws or computes copies, too.
+        let computes = flags.is_some_and(|flags| flags.contains(vk::QueueFlags::COMPUTE));
+        let means = [Means::Commands, Means::Shader]
+            .into_iter()
+            .filter(|&means| computes || means == Means::Commands);
+        let engines = means.map(|means| CopyEngine::new(device.clone(), means)).collect();
+        Self { engines: Some(engines), ..device }
     }
 
     /// What its driver says of it.
     pub fn description(&self) -> &PhysicalDevice {
-        &self.0.description
+        &self.inner.description
     }
 
     /// Whether dma-bufs can be tried: the driver says so, and the extensions are enabled.
     pub fn imports_dma_bufs(&self) -> bool {
-        self.0.description.can_import_dma_buf && self.0.memory_fd.is_some()
+        self.inner.description.can_import_dma_buf && self.inner.memory_fd.is_some()
     }
 
     /// What host pointers must be aligned to, if they can be imported: the driver says so, and the
     /// extension is enabled.
     pub fn host_pointer_alignment_bytes(&self) -> Option<u64> {
-        self.0.description.host_pointer_alignment_bytes.filter(|_| self.0.host_pointer.is_some())
+        self.inner.description.host_pointer_alignment_bytes.filter(|_| self.inner.host_pointer.is_some())
     }
 
     /// `VkDevice`, for the application's own calls. Valid as long as the device is.
     pub fn raw_device(&self) -> u64 {
-        self.0.device.handle().as_raw()
+        self.inner.device.handle().as_raw()
     }
 
     /// Imports `dma_buf` as a buffer. The descriptor stays the caller's: the driver gets a
@@ -272,43 +307,43 @@ impl Device {
     }
 
     pub(super) fn ash(&self) -> &ash::Device {
-        &self.0.device
+        &self.inner.device
     }
 
     pub(super) fn ash_instance(&self) -> (&ash::Instance, vk::PhysicalDevice) {
-        (&self.0.instance, self.0.physical)
+        (&self.inner.instance, self.inner.physical)
     }
 
     pub(super) fn limits(&self) -> &vk::PhysicalDeviceLimits {
-        &self.0.limits
+        &self.inner.limits
     }
 
     pub(super) fn memory_types(&self) -> &[vk::MemoryType] {
-        &self.0.memory_types
+        &self.inner.memory_types
     }
 
     pub(super) fn memory_fd(&self) -> Option<&khr::external_memory_fd::Device> {
-        self.0.memory_fd.as_ref()
+        self.inner.memory_fd.as_ref()
     }
 
     pub(super) fn host_pointer(&self) -> Option<&ext::external_memory_host::Device> {
-        self.0.host_pointer.as_ref()
+        self.inner.host_pointer.as_ref()
     }
 
     pub(super) fn queue(&self) -> &Mutex<vk::Queue> {
-        &self.0.queue
+        &self.inner.queue
     }
 
     pub(super) fn queue_family_index(&self) -> u32 {
-        self.0.queue_family_index
+        self.inner.queue_family_index
     }
 
     pub(super) fn outside_family_index(&self) -> u32 {
-        self.0.outside_family_index
+        self.inner.outside_family_index
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.inner, &other.inner)
     }
 }
 
@@ -347,6 +382,27 @@ impl Importer for Device {
 
     fn import_host_pointer(&self, mapping: Arc<Mapping>) -> Result<Buffer> {
         self.import_mapping(mapping, &ImportOptions::default())
+    }
+
+    /// Memory of the device's own, where it has engines to fill it; host memory for a CPU, which has no other,
+    /// and for a device whose queue is not ours to submit to.
+    fn stage(&self, size_bytes: u64) -> Result<Buffer> {
+        if self.engines.is_some() && !self.description().is_cpu {
+            return Buffer::own(self, size_bytes).map_err(|error| error.on(self.name()));
+        }
+        let length_bytes = usize::try_from(size_bytes).map_err(|_| {
+            Error::new(Kind::InvalidInput, "make staging memory", "it is larger than the address space")
+        })?;
+        self.import_host_pointer(Arc::new(Mapping::of_host_memory(length_bytes)?))
+    }
+
+    fn host_memory(&self, memory: &Buffer) -> Option<Arc<Mapping>> {
+        memory.mapping().cloned()
+    }
+
+    fn engines(&self) -> Vec<&dyn Engine<Buffer>> {
+        let engines = self.engines.iter().flat_map(|engines| engines.iter());
+        engines.map(|engine| engine as &dyn Engine<Buffer>).collect()
     }
 
     /// [`Kind::StillInUse`] where work that missed its deadline still runs on the buffer: it is

@@ -27,6 +27,13 @@ pub(super) fn for_host_access(types: &[vk::MemoryType], allowed_bits: u32) -> Op
         .or_else(|| find(types, allowed_bits, |flags| flags.contains(coherent) && !flags.intersects(NEVER)))
 }
 
+/// The best type in `allowed_bits` for memory that the device alone uses.
+pub(super) fn for_device_access(types: &[vk::MemoryType], allowed_bits: u32) -> Option<u32> {
+    let local = vk::MemoryPropertyFlags::DEVICE_LOCAL;
+    find(types, allowed_bits, |flags| flags.contains(local) && !flags.intersects(NEVER))
+        .or_else(|| for_import(types, allowed_bits))
+}
+
 fn find(
     types: &[vk::MemoryType],
     allowed_bits: u32,

@@ -19,6 +19,7 @@ mod buffer;
 mod checksum;
 mod commands;
 mod copy;
+mod copy_engine;
 mod device;
 mod engine;
 mod extensions;

@@ -2,17 +2,18 @@
 #![expect(unsafe_code, reason = "allocating and mapping device memory")]
 
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use ash::vk;
 
-use super::buffer::{Allocation, Origin};
+use super::buffer::Allocation;
 use super::failure::failure;
-use super::{BufferUsage, Device, memory_type};
+use super::{Device, memory_type};
 use crate::{Error, Kind, Result};
 
 /// A buffer of this device's own, mapped.
 pub(super) struct Staging {
-    allocation: Allocation,
+    allocation: Arc<Allocation>,
     start: NonNull<u8>,
 }
 
@@ -25,37 +26,19 @@ unsafe impl Sync for Staging {}
 impl Staging {
     pub(super) fn new(device: &Device, size_bytes: u64) -> Result<Self> {
         const TRIED: &str = "allocate staging memory";
-        let failed = |result| failure(TRIED, result);
-        let usage = BufferUsage::default();
+        let allocation = Allocation::own(TRIED, device, size_bytes, memory_type::for_host_access)?;
         let ash = device.ash();
-        let info = vk::BufferCreateInfo::default().size(size_bytes).usage(usage.flags());
-        // SAFETY: a plain structure with a size that is not zero.
-        let buffer = unsafe { ash.create_buffer(&info, None) }.map_err(failed)?;
-        let mut allocation = Allocation {
-            device: device.clone(),
-            buffer,
-            memory: vk::DeviceMemory::null(),
-            size_bytes,
-            usage,
-            origin: Origin::Own,
-        };
-        // SAFETY: made above.
-        let needs = unsafe { ash.get_buffer_memory_requirements(buffer) };
-        let memory_type = memory_type::for_host_access(device.memory_types(), needs.memory_type_bits)
-            .ok_or_else(|| Error::new(Kind::Vulkan, TRIED, "no memory type is visible and coherent"))?;
-        let info =
-            vk::MemoryAllocateInfo::default().allocation_size(needs.size).memory_type_index(memory_type);
-        // SAFETY: size and type are what the buffer requires.
-        allocation.memory = unsafe { ash.allocate_memory(&info, None) }.map_err(failed)?;
-        // SAFETY: both were made above, for each other.
-        unsafe { ash.bind_buffer_memory(buffer, allocation.memory, 0) }.map_err(failed)?;
         // SAFETY: the type is host-visible, and the memory is mapped here only. Freeing unmaps.
         let start =
             unsafe { ash.map_memory(allocation.memory, 0, vk::WHOLE_SIZE, vk::MemoryMapFlags::empty()) }
-                .map_err(failed)?;
+                .map_err(|result| failure(TRIED, result))?;
         let start = NonNull::new(start.cast())
             .ok_or_else(|| Error::new(Kind::Vulkan, TRIED, "the driver mapped it at address zero"))?;
-        Ok(Self { allocation, start })
+        Ok(Self { allocation: Arc::new(allocation), start })
+    }
+
+    pub(super) fn allocation(&self) -> &Arc<Allocation> {
+        &self.allocation
     }
 
     pub(super) fn buffer(&self) -> vk::Buffer {

@@ -40,6 +40,7 @@ const MISBEHAVIOURS: &str = "Misbehaviours (they add up until `behave`):
   mirror              the engine works on other memory than the BAR shows
   dead-reads          loads from DMA addresses bring nothing, without an error
   dead-writes         stores to DMA addresses are lost, without an error
+  peers-only          ones, zeros and dead directions with memory of other devices only
   stuck-fence         work is done, and no fence, index or interrupt tells
   slow-reset [--ms N] a reset takes N milliseconds (1500)
   stuck-reset         a reset does not end until `behave`

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{self, Device, Engine, Instance, Selector};
-use peervram::backends::{Aperture, DmaRanges, Exporter, RawBytes};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, HostSlice, Importer, Mapping, RawBytes};
 use peervram::picture::Picture;
-use peervram::{Kind, Lender, Outcome, Path, Trust};
+use peervram::{Direction, Kind, Lender, Mover, Outcome, Path, Trust};
 
-use crate::crossing::{Crossing, PATIENCE, refused};
+use crate::crossing::{Crossing, PATIENCE, VRAM, refused};
 use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
@@ -19,6 +19,9 @@ pub const TESTS: &[Test] = &[
     Test::new("vulkan/several-ranges-are-one-buffer", several_ranges_are_one_buffer).on(|facts| facts.vulkan),
     Test::new("vulkan/host-memory-crosses-as-dma-buf", host_memory_crosses_as_dma_buf)
         .on(|facts| facts.vulkan),
+    Test::new("vulkan/engines-move-bytes-both-ways", engines_move_bytes).on(|facts| facts.vulkan),
+    Test::new("vulkan/a-cpu-is-trusted-by-the-window", trusted_by_the_window).on(|facts| facts.vulkan),
+    Test::new("vulkan/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
     Test::new("vulkan/import-outlives-the-device", import_outlives_the_device).on(|facts| facts.vulkan),
 ];
 
@@ -97,5 +100,79 @@ fn import_outlives_the_device(guest: &Guest) -> Verdict {
     crate::crossing::open_device(guest)?;
     attachment.detach()?;
     refused(export.attach(open()?, Trust::Unverified), Kind::Gone)?;
+    Ok(())
+}
+
+/// By copy commands and by the shader, out of a buffer that was imported and into it.
+fn engines_move_bytes(_: &Guest) -> Verdict {
+    const SIZE: usize = 256 << 10;
+    let device = open()?;
+    let engines = device.engines();
+    let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
+    ensure!(names == ["copy commands", "compute shader"], "its engines are {names:?}");
+    let memory = device.stage(SIZE as u64)?;
+    let behind = device.host_memory(&memory).context("a CPU has memory of its own")?;
+    let host = Arc::new(Mapping::of_host_memory(SIZE)?);
+    let mut seen = vec![0; SIZE];
+    for (engine, seed) in engines.into_iter().zip(1_usize..) {
+        let bytes: Vec<u8> = (0..SIZE).map(|i| ((i * seed) ^ (i >> 9)) as u8).collect();
+        let deadline = || Instant::now() + SLOW;
+        behind.write(0, &bytes)?;
+        // Not from the start: a shader binds from further in front.
+        engine.read(&memory, 4100, &HostSlice::new(Arc::clone(&host), 8, 70_000)?, deadline())?;
+        host.read(0, &mut seen)?;
+        ensure!(seen[8..70_008] == bytes[4100..74_100], "{} reads other bytes", engine.name());
+        engine.write(&memory, 100_000, &HostSlice::new(Arc::clone(&host), 8, 70_000)?, deadline())?;
+        behind.read(0, &mut seen)?;
+        ensure!(seen[100_000..170_000] == bytes[4100..74_100], "{} writes other bytes", engine.name());
+        ensure!(seen[..100_000] == bytes[..100_000], "{} writes elsewhere", engine.name());
+        let beyond = HostSlice::new(Arc::clone(&host), 0, SIZE)?;
+        refused(engine.read(&memory, 4, &beyond, deadline()), Kind::InvalidInput)?;
+    }
+    device.release(memory)?;
+    Ok(())
+}
+
+fn trusted_by_the_window(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let attachment = crossing.export.attach(open()?, Trust::Verified(Direction::Both))?;
+    ensure!(attachment.path() == Path::HostPointer, "refused: {:?}", attachment.refused());
+    let certificate = attachment.certificate().context("it is trusted for nothing")?;
+    // Both engines, both ways.
+    ensure!(certificate.tests.len() == 4 && certificate.passed(), "its certificate is {certificate:?}");
+    ensure!(crossing.seen()? == crossing.card, "what was there is not put back");
+    attachment.detach()?;
+    crossing.close()
+}
+
+fn staged(guest: &Guest) -> Verdict {
+    let device = crate::crossing::open_device(guest)?;
+    let ranges = DmaRanges::new(device.region(VRAM)?, &[DmaRange::new(0, 3 << 20)])?;
+    let view = device.map(&ranges)?;
+    let lender = Lender::new(device);
+    let export = lender.export(Aperture::unowned(ranges))?;
+    let attachment = export.attach(open()?, Trust::Verified(Direction::Both))?;
+    let how = attachment.staging();
+    ensure!(
+        how.as_ref().is_some_and(|how| how.pull == Mover::Cpu && how.in_host_memory),
+        "by {}: {how:?}, {:?}",
+        attachment.path(),
+        attachment.refused()
+    );
+    view.write(0, &[3; 3 << 20])?;
+    let access = attachment.enter()?;
+    let mut engine = Engine::new(attachment.importer())?;
+    let mut seen = vec![0; 3 << 20];
+    engine.read_back(access.memory(), 0, &mut seen, Instant::now() + SLOW)?;
+    ensure!(seen.iter().all(|&byte| byte == 3), "Vulkan sees other bytes");
+    engine.upload(access.memory(), 1 << 20, &[4; 4096], Instant::now() + SLOW)?;
+    view.read(0, &mut seen)?;
+    ensure!(seen.iter().all(|&byte| byte == 3), "it is copied back too early");
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    view.read(0, &mut seen)?;
+    ensure!(
+        seen[1 << 20..][..4096] == [4; 4096] && seen[0] == 3 && seen[(1 << 20) + 4096] == 3,
+        "what Vulkan wrote is not there"
+    );
     Ok(())
 }
