@@ -205,11 +205,13 @@ fn verify<E: Exporter + 'static, I: backends::Importer>(
     limits.seed = arguments.seed;
     limits.outlives_reboots = arguments.outlives_reboots;
 
+    // What a CPU imports is what the CPU sees.
+    let is_cpu = !importer.governed_by_p2pdma() && importer.pci_address().is_none();
     let lender = Lender::new(exporter);
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment: Attachment<I> = export.attach(importer, Trust::Unverified)?;
     let certificate = attachment.verify(direction, &limits, &mut progress_line())?;
-    let granted = certificate.grants(direction, attachment.path(), export.aperture().ranges(), false);
+    let granted = certificate.grants(direction, attachment.path(), export.aperture().ranges(), is_cpu);
     // Host memory is other memory the next time.
     let is_kept = certificate.subject.lender.address.is_some();
     let file = is_kept.then(|| Store::of_user().keep(certificate.clone())).flatten();

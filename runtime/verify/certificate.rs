@@ -302,7 +302,7 @@ impl Certificate {
                     "a {way} by the {} was seen through the same window only, which may show a private copy",
                     test.engine
                 );
-                return refuse(why, "lend with an owner that has an engine, or accept the window by name");
+                return refuse(why, "lend with an owner that has an engine, or attach unverified");
             }
         }
         Ok(())
