@@ -203,9 +203,9 @@ impl<I: Importer> Attachment<I> {
     /// the tested places is put back.
     ///
     /// # Errors
-    /// As [`Attachment::enter`]; [`Kind::Unsupported`](crate::Kind::Unsupported) where nobody answers for the
+    /// As [`Attachment::enter`]; [`Kind::Unsupported`] where nobody answers for the
     /// memory or the importer has no engine; what the owner's side of the test says;
-    /// [`Kind::Revoked`](crate::Kind::Revoked) where the memory was torn away.
+    /// [`Kind::Revoked`] where the memory was torn away.
     pub fn verify(
         &self,
         direction: Direction,

@@ -265,7 +265,7 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
             format!(
                 "{} in {:.0} us, {:.1} MB/s",
                 show_bytes(figure.size_bytes),
-                figure.time_us,
+                figure.time_ns as f64 / 1e3,
                 figure.mb_per_s()
             )
         });
@@ -382,4 +382,94 @@ fn print_list(
         writeln!(output, "\nIgnored: {}: {}", ignored.file.display(), ignored.why)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(failure: &serde_json::Value) -> Certificate {
+        let test = serde_json::json!({
+            "direction": "read",
+            "engine": "transfer queue",
+            "observer": "owner-cpu-through-bar",
+            "path": "peer",
+            "ranges": [{ "offset_bytes": 0, "length_bytes": 16 << 20 }],
+            "full": false,
+            "places": ["start: 0x0+0x100000"],
+            "seed": 7,
+            "when": "2026-11-24T19:41:00Z",
+            "copied_bytes": 4 << 20,
+            "figure": { "size_bytes": 1 << 20, "time_ns": 80_000 },
+            "faults": { "not-watched": "/dev/kmsg cannot be read: Permission denied" },
+            "failure": failure,
+        });
+        let party = |address: &str| serde_json::json!({ "name": address, "address": address });
+        let certificate = serde_json::json!({
+            "format": 1,
+            "machine": "unknown",
+            "subject": { "lender": party("0000:01:00.0"), "region": 2, "importer": party("0000:02:00.0") },
+            "outlives_reboots": false,
+            "tests": [test],
+            "fingerprint": { "the kernel command line": "quiet" },
+        });
+        serde_json::from_value(certificate).unwrap()
+    }
+
+    fn printed(certificate: &Certificate, why_not: Option<&Error>) -> String {
+        let report = Report {
+            certificate,
+            path: "peer",
+            passed: certificate.passed(),
+            granted: why_not.is_none(),
+            why_not: why_not.map(ErrorReport::from),
+            file: Some("/state/peervram/a.json".into()),
+        };
+        let mut output = Vec::new();
+        print(&report, &mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn what_was_seen_and_by_whom_is_printed() {
+        let refused =
+            Error::new(Kind::Unverified, "trust a path", "it was seen through the same window only");
+        let text = printed(&certificate(&serde_json::Value::Null), Some(&refused));
+        for part in [
+            "0000:01:00.0, region 2, to 0000:02:00.0 by peer",
+            "1 MiB in 80 us, 13107.2 MB/s",
+            "right  window only",
+            "IOMMU faults were not watched: /dev/kmsg",
+            "do not take this one: cannot trust a path",
+            "Certificate: /state/peervram/a.json",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn wrong_bytes_are_printed_with_what_they_look_like() {
+        let failure = serde_json::json!({ "wrong-bytes": {
+            "first_wrong_bytes": 4096, "expected": "01", "seen": "ff", "wrong_bytes": 12, "of_bytes": 4096,
+            "looks_like": "all ones, as where nobody answers",
+        }});
+        let text = printed(&certificate(&failure), None);
+        assert!(text.contains("WRONG") && text.contains("the first at 0x1000"), "{text}");
+        assert!(text.contains("they look like all ones"), "{text}");
+    }
+
+    #[test]
+    fn a_list_says_what_voids() {
+        let certificate = certificate(&serde_json::Value::Null);
+        let void = vec!["the kernel command line was quiet and is loud".to_owned()];
+        let stored = [Stored { file: None, current: false, void, certificate: &certificate }];
+        let mut output = Vec::new();
+        print_list(&Store::at("/state/peervram"), &stored, &Listing::default(), &mut output).unwrap();
+        let text = String::from_utf8(output).unwrap();
+        assert!(
+            text.contains("to 0000:02:00.0: VOID\n  the kernel command line was quiet and is loud"),
+            "{text}"
+        );
+        assert!(text.contains("read  by peer through the transfer queue: right, window only"), "{text}");
+    }
 }

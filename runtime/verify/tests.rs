@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
-    Aperture, DmaBuf, DmaRanges, Engine, Exporter, HostSlice, Importer, Mapping, OnRevoke, Owner,
+    Aperture, DmaBuf, DmaRanges, Engine, Exporter, HostSlice, Importer, Mapping, OnRevoke, Owner, PciAddress,
+    Region,
 };
 
 use super::*;
@@ -205,6 +206,35 @@ impl Engine<DmaRanges> for FakeOwner {
     }
 }
 
+/// Host memory that says it is a device, of which certificates are kept.
+struct FakeDevice(HostMemory);
+
+impl Exporter for FakeDevice {
+    fn name(&self) -> String {
+        "fffe:fe:1f.7".into()
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        self.name().parse().ok()
+    }
+
+    fn regions(&self) -> &[Region] {
+        self.0.regions()
+    }
+
+    fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
+        self.0.export(ranges)
+    }
+
+    fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
+        self.0.map(ranges)
+    }
+
+    fn check_reachable(&self) -> Result<()> {
+        self.0.check_reachable()
+    }
+}
+
 /// A lender, its owner, and an importer.
 struct Pair {
     attachment: Attachment<FakeImporter>,
@@ -212,7 +242,7 @@ struct Pair {
     owner: Arc<FakeOwner>,
     /// What the BAR shows.
     window: Arc<Mapping>,
-    _lender: Lender<HostMemory>,
+    _lender: Lender<FakeDevice>,
 }
 
 #[derive(Clone, Copy)]
@@ -240,7 +270,7 @@ impl Pair {
             has_engine: setup.owner_has_engine,
             is_flushed: AtomicBool::new(true),
         });
-        let lender = Lender::new(memory);
+        let lender = Lender::new(FakeDevice(memory));
         let export = lender.export(Aperture::owned(ranges, Arc::clone(&owner) as _)).unwrap();
         let importer = FakeImporter {
             engine: Some(FakeEngine::new(setup.importer)),
@@ -286,7 +316,7 @@ fn a_healthy_pair_is_certified_in_both_directions_and_nothing_is_lost() {
     assert_eq!(read.observer, Observer::OwnerEngine);
     for test in [read, write] {
         let figure = test.figure.unwrap();
-        assert!(figure.size_bytes > MIB as u64 && figure.time_us > 0.0, "{figure:?}");
+        assert!(figure.size_bytes > MIB as u64 && figure.time_ns > 0, "{figure:?}");
         assert!(test.copied_bytes <= 2 * limits().quick_bytes, "{test:?}");
         assert!(test.places.iter().any(|place| place.contains("across 2 MiB")), "{test:?}");
     }
@@ -471,7 +501,9 @@ fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
     ] {
         let pair = Pair::new(Setup { importer, ..GOOD });
         let again = Arc::clone(pair.attachment.importer());
-        let result = pair.export.attach(again, Trust::Verified(direction));
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::at(folder.path()));
+        let result = pair.export.attach_tested(again, direction, limits(), store);
         assert_eq!(result.is_ok(), is_taken, "{importer:?}, {direction}: {result:?}");
         assert!(pair.is_put_back());
     }

@@ -16,6 +16,7 @@ mod signal;
 mod slots;
 mod staged;
 mod trust;
+mod verify;
 mod vfio;
 mod vulkan;
 
@@ -40,6 +41,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         shadow::TESTS,
         adopt::TESTS,
         slots::TESTS,
+        verify::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
