@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use peervram::backends::drm::import_support;
+use peervram::backends::import_support;
 use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
 use serde::Serialize;

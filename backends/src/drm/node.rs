@@ -12,8 +12,8 @@ use drm::control::Device as _;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{BufferObject, import_support};
-use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result};
+use super::BufferObject;
+use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result, import_support};
 
 /// An open DRM node. Cheap to clone; buffer objects hold it open.
 #[derive(Debug, Clone)]

@@ -121,6 +121,13 @@ impl Acs {
     /// P2P egress control.
     pub const EGRESS_CONTROL: u16 = 0x20;
 
+    /// All that send peer-to-peer requests up.
+    pub const REDIRECTS: u16 = Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | Self::EGRESS_CONTROL;
+
+    /// What the kernel wants before it takes functions for isolated: source validation, both redirects,
+    /// upstream forwarding (`REQ_ACS_FLAGS`).
+    const ISOLATION: u16 = 0x01 | Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | 0x10;
+
     /// The bits, with the names that `lspci` gives them.
     const NAMES: [(u16, &'static str); 7] = [
         (0x01, "SrcValid"),
@@ -135,7 +142,14 @@ impl Acs {
     /// Whether it sends peer-to-peer requests up to the host bridge, as the kernel asks
     /// (`pci_bridge_has_acs_redir`).
     pub fn redirects(self) -> bool {
-        self.control & (Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | Self::EGRESS_CONTROL) != 0
+        self.control & Self::REDIRECTS != 0
+    }
+
+    /// Whether it keeps what is below it apart, as the kernel asks (`pci_acs_flags_enabled`): what it cannot
+    /// do counts as done for good.
+    pub fn isolates(self) -> bool {
+        let wanted = Self::ISOLATION & self.capabilities;
+        self.control & wanted == wanted
     }
 
     /// What it is told to do, in `lspci`'s words.
@@ -210,6 +224,24 @@ impl ConfigSpace {
     /// Whether it is a bridge, by its header's type.
     pub fn is_bridge(&self) -> Option<bool> {
         Some(self.bytes.get(PCI_HEADER_TYPE)? & 0x7f == 1)
+    }
+
+    /// Whether its device has several functions, by its header's type.
+    pub fn is_multifunction(&self) -> Option<bool> {
+        Some(self.bytes.get(PCI_HEADER_TYPE)? & 0x80 != 0)
+    }
+
+    /// Whether a bridge's port is a slot that a card can be put into, `PCI_EXP_FLAGS_SLOT`.
+    pub fn is_slot(&self) -> Search<bool> {
+        self.express(PCI_EXP_FLAGS).and_then(|flags| Search::Found(flags & 0x100 != 0))
+    }
+
+    /// Clears bits of its ACS control register, where it has one: as it would read then.
+    pub(super) fn clear_acs_control(&mut self, bits: u16) {
+        if let Search::Found(acs) = self.acs() {
+            let at = usize::from(acs.offset) + PCI_ACS_CTRL;
+            self.bytes[at..at + 2].copy_from_slice(&(acs.control & !bits).to_le_bytes());
+        }
     }
 
     /// Where its capability of this kind begins.
@@ -406,6 +438,13 @@ pub(crate) mod tests {
         put(usize::from(acs_at) + PCI_ACS_CAP, &0x5f_u16.to_le_bytes());
         put(usize::from(acs_at) + PCI_ACS_CTRL, &control.to_le_bytes());
         ConfigSpace::new(bytes, MAX_BYTES).unwrap()
+    }
+
+    /// A switch's port to the root.
+    pub(crate) fn upstream_port() -> ConfigSpace {
+        let mut config = root_port(0x148, 0);
+        config.bytes[0x52] = 0x52;
+        config
     }
 
     #[test]

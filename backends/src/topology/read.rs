@@ -16,6 +16,9 @@ use crate::{Error, PciAddress, Result};
 
 const SYSFS_DEVICES: &str = "sys/bus/pci/devices";
 
+/// How often the machine is read, if what it says does not fit together.
+const ATTEMPTS: usize = 3;
+
 impl Topology {
     /// Of this machine.
     ///
@@ -28,7 +31,19 @@ impl Topology {
     }
 
     /// Of a machine whose `sys` and `proc` are below `root`.
+    ///
+    /// A device that comes or goes between the two leaves the order unknown, so it is tried again.
     pub(super) fn read_under(root: &Path) -> Result<Self> {
+        let mut topology = Self::read_once(root)?;
+        for _ in 1..ATTEMPTS {
+            if topology.order != Reading::Known(()) {
+                topology = Self::read_once(root)?;
+            }
+        }
+        Ok(topology)
+    }
+
+    fn read_once(root: &Path) -> Result<Self> {
         let devices = root.join(SYSFS_DEVICES);
         let entries = fs::read_dir(&devices).map_err(|error| {
             Error::os("list PCI devices", error)
