@@ -41,6 +41,7 @@ mod path;
 #[cfg(feature = "picture")]
 pub mod picture;
 mod revoke;
+pub mod route;
 mod sync;
 
 pub use peervram_backends as backends;

@@ -94,7 +94,8 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn matters(function: &Function) -> bool {
+/// Whether people ask about it: a GPU, a device bound to VFIO, one with a DRM node.
+pub fn matters(function: &Function) -> bool {
     function.is_gpu() || is_vfio(function) || !function.drm_nodes.is_empty()
 }
 

@@ -94,7 +94,7 @@ pub fn listed(vendor_id: u16, device_id: u16, release: Release) -> Option<&'stat
 }
 
 /// Every release with which the list changed, the first one included.
-pub fn releases() -> Vec<Release> {
+pub fn list_releases() -> Vec<Release> {
     let mut releases: Vec<Release> = LIST.iter().map(|row| row.since).chain([FIRST]).collect();
     releases.sort_unstable();
     releases.dedup();
@@ -138,7 +138,7 @@ mod tests {
         }
         assert!(has(INTEL, 0x11fb, (7, 1, 3)) && has(INTEL, 0x4948, (7, 2, 0)));
         assert!(!has(NVIDIA, 0x2f95, (7, 2, 12)) && has(NVIDIA, 0x2f95, (7, 3, 0)));
-        assert_eq!(releases(), [(6, 19, 0), (7, 1, 3), (7, 3, 0)]);
+        assert_eq!(list_releases(), [(6, 19, 0), (7, 1, 3), (7, 3, 0)]);
         assert_eq!(listed_at_last(NVIDIA, 0x2f95).unwrap().since, (7, 3, 0));
     }
 

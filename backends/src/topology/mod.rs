@@ -24,7 +24,7 @@ use crate::PciAddress;
 use crate::pci::Function;
 
 pub use config_space::{Acs, ConfigSpace, LinkRegisters, MaxPayload, PortType, ResizableBar, Search};
-pub use host_bridges::{HostBridge, Release, listed, listed_at_last, parse_release};
+pub use host_bridges::{HostBridge, Release, list_releases, listed, listed_at_last, parse_release};
 pub use map_type::{Client, Expected, MapType, Reason, Verdict};
 
 /// What was read, or why it was not.

@@ -1,0 +1,1 @@
+//! Routes on trees made by hand.
