@@ -14,11 +14,9 @@ const LARGEST_BYTES: u64 = 1 << 30;
 pub fn read(file: Option<&Path>) -> Result<Topology> {
     let Some(path) = file else { return of_this_machine() };
     const TRIED: &str = "read a captured topology";
-    let open = fs::File::open(path).map_err(|error| Error::os(TRIED, error).on(path.display()))?;
+    let failed = |error| Error::os(TRIED, error).on(path.display()).next("make one with peervram capture");
     let mut bytes = Vec::new();
-    open.take(LARGEST_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Error::os(TRIED, error).on(path.display()))?;
+    fs::File::open(path).map_err(failed)?.take(LARGEST_BYTES).read_to_end(&mut bytes).map_err(failed)?;
     Topology::from_json(&String::from_utf8_lossy(&bytes)).map_err(|error| error.on(path.display()))
 }
 

@@ -4,10 +4,10 @@
 //! pci0000:00, first function 8086:29c0
 //! |-- 0000:00:02.0  root port, x16 16 GT/s, MPS 256
 //! |   |   ACS: SrcValid UpstreamFwd
-//! |   `-- 0000:01:00.0  endpoint, vfio-pci  <- lends
+//! |   `-- 0000:01:00.0  lends: endpoint, vfio-pci
 //! `-- 0000:00:03.0  root port, x1 2.5 GT/s of x16 16 GT/s, MPS 128 of 256
 //!     |   ACS: SrcValid ReqRedir CmpltRedir UpstreamFwd  REDIRECTS
-//!     `-- 0000:02:00.0  endpoint, virtio-pci  <- imports
+//!     `-- 0000:02:00.0  imports: endpoint, virtio-pci
 //! ```
 
 use peervram_backends::topology::{Above, Topology};
@@ -37,7 +37,7 @@ pub(super) fn draw(topology: &Topology, route: &Route) -> String {
                 place.function.device_id
             )
         });
-        let cpu = if route.client == End::Cpu { "  <- the processor" } else { "" };
+        let cpu = if route.client == End::Cpu { ", of the processor that reads and writes" } else { "" };
         lines.push(format!("host bridge {host_bridge}{first}{cpu}"));
         let below = |hop: &&Hop| {
             topology
@@ -58,7 +58,7 @@ pub(super) fn draw(topology: &Topology, route: &Route) -> String {
         draw_all(topology, route, &lost, "", &mut lines);
     }
     if let End::NotPci(name) = &route.client {
-        lines.push(format!("{name}, on no PCI bus  <- imports"));
+        lines.push(format!("imports: {name}, on no PCI bus"));
     }
     lines.iter().map(|line| cut(line) + "\n").collect()
 }
@@ -89,8 +89,16 @@ fn is_below(topology: &Topology, hop: &Hop, bridge: &Hop) -> bool {
 }
 
 fn title(topology: &Topology, route: &Route, hop: &Hop) -> String {
-    let mut title = format!("{}  {}", hop.address, hop.role);
-    let is_end = hop.address == route.provider || route.client == End::Function(hop.address);
+    let lends = hop.address == route.provider;
+    let imports = route.client == End::Function(hop.address);
+    let is_end = lends || imports;
+    let does = match (lends, imports) {
+        (true, true) => "lends and imports: ",
+        (true, false) => "lends: ",
+        (false, true) => "imports: ",
+        (false, false) => "",
+    };
+    let mut title = format!("{}  {does}{}", hop.address, hop.role);
     let driver = topology.place(hop.address).and_then(|place| place.function.driver.as_deref());
     if let (true, Some(driver)) = (is_end, driver) {
         title.push_str(&format!(", {driver}"));
@@ -103,12 +111,6 @@ fn title(topology: &Topology, route: &Route, hop: &Hop) -> String {
     }
     if let Some(payload) = hop.max_payload {
         title.push_str(&format!(", MPS {}", payload.now_bytes));
-    }
-    if hop.address == route.provider {
-        title.push_str("  <- lends");
-    }
-    if route.client == End::Function(hop.address) {
-        title.push_str("  <- imports");
     }
     title
 }

@@ -65,7 +65,11 @@ pub(super) fn way(
     // Below a common bridge that redirects nothing, nothing goes further up.
     let turns_at = verdict.and_then(|verdict| verdict.common.filter(|_| verdict.redirects.is_empty()));
     let turn = turns_at.and_then(|common| up.iter().position(|address| *address == common));
-    let redirects = verdict.map_or(&[][..], |verdict| &verdict.redirects);
+    // Where no bridge is above both, what redirects decides nothing.
+    let redirects = match verdict {
+        Some(Verdict { common: Some(_), redirects, .. }) => redirects.as_slice(),
+        _ => &[],
+    };
     let last_up = turn.unwrap_or(up.len());
     up.iter()
         .enumerate()

@@ -102,7 +102,7 @@ impl Route {
         let mut route = Self {
             provider,
             client: client.clone(),
-            import_words: words::import(client, driver, &imports),
+            import_words: words::import(topology, client, driver, &imports),
             imports,
             verdict_words: words::verdict(topology, provider, verdict.as_ref()),
             way: hop::way(topology, provider, client, verdict.as_ref()),

@@ -1,6 +1,6 @@
 //! What a verdict does not say.
 
-use peervram_backends::topology::{MapType, Reading, Reason, Topology};
+use peervram_backends::topology::{MapType, Reading, Reason, Topology, parse_release};
 
 use super::{Answer, End, KernelMessages, Route, asks_for_a_verdict, driver_of};
 
@@ -33,6 +33,11 @@ pub(super) fn notes(topology: &Topology, route: &Route, messages: &KernelMessage
                  issue 1253): where a driver ignores the verdict, reads may fail or bring ones."
                 .into());
         }
+    }
+    if let Reading::Known(text) = &topology.kernel_release
+        && parse_release(text).is_some_and(|release| release < (6, 19, 0))
+    {
+        say(format!("Linux {text} exports no VFIO dma-bufs: that begins with 6.19."));
     }
     if route.answer() == Answer::Works {
         say("That the kernel maps it does not prove that the bytes arrive: test the path before you trust it."

@@ -8,7 +8,12 @@ use peervram_backends::{ImportSupport, PciAddress, pci};
 use super::End;
 
 /// The first: will it take the memory at all?
-pub(super) fn import(client: &End, driver: Option<&str>, imports: &[&'static ImportSupport]) -> String {
+pub(super) fn import(
+    topology: &Topology,
+    client: &End,
+    driver: Option<&str>,
+    imports: &[&'static ImportSupport],
+) -> String {
     if *client == End::Cpu {
         return "yes: a process maps the BAR, through VFIO; no dma-buf is imported".into();
     }
@@ -20,6 +25,12 @@ pub(super) fn import(client: &End, driver: Option<&str>, imports: &[&'static Imp
             "by iommufd or type1: it is bound to {driver}, so its IO address space can take the memory \
              (iommufd: one range)"
         );
+    }
+    if let End::Function(address) = client
+        && driver == "virtio-pci"
+        && topology.place(*address).is_some_and(|place| place.function.drm_nodes.is_empty())
+    {
+        return "no: it is no graphics device".into();
     }
     let Some(best) = imports.first() else {
         return format!(

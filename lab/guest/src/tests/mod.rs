@@ -11,6 +11,7 @@ mod model;
 mod peer;
 mod power;
 mod revoke;
+mod route;
 mod routes;
 mod shadow;
 mod signal;
@@ -38,6 +39,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         adopt::TESTS,
         slots::TESTS,
         routes::TESTS,
+        route::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
