@@ -88,6 +88,20 @@ impl Route {
         client: &End,
         messages: &KernelMessages,
     ) -> Result<Self> {
+        let mut route = Self::outline(topology, provider, client)?;
+        if let End::Function(address) = client {
+            route.messages = messages.about(provider, *address).into_iter().map(str::to_owned).collect();
+        }
+        route.fixes = fix::fixes(topology, &route, messages);
+        route.notes = notes::notes(topology, &route, messages);
+        Ok(route)
+    }
+
+    /// The same without fixes, notes and messages: what a matrix of many pairs needs.
+    ///
+    /// # Errors
+    /// As [`Self::explain`].
+    pub fn outline(topology: &Topology, provider: PciAddress, client: &End) -> Result<Self> {
         check(topology, provider)?;
         let verdict = match client {
             End::Function(address) => {
@@ -99,7 +113,7 @@ impl Route {
         };
         let driver = driver_of(topology, client);
         let imports: Vec<_> = driver.map(|driver| import_modes(driver).collect()).unwrap_or_default();
-        let mut route = Self {
+        Ok(Self {
             provider,
             client: client.clone(),
             import_words: words::import(topology, client, driver, &imports),
@@ -110,13 +124,7 @@ impl Route {
             fixes: Vec::new(),
             notes: Vec::new(),
             messages: Vec::new(),
-        };
-        if let End::Function(address) = client {
-            route.messages = messages.about(provider, *address).into_iter().map(str::to_owned).collect();
-        }
-        route.fixes = fix::fixes(topology, &route, messages);
-        route.notes = notes::notes(topology, &route, messages);
-        Ok(route)
+        })
     }
 
     /// What the kernel is expected to answer, where that is known and where it is asked.

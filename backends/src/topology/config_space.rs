@@ -4,6 +4,8 @@
 //! was not read is never taken for what is not there: a [`Search`] says which. Nothing in it is trusted:
 //! chains end, whatever they link to.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// Its size on conventional PCI.
@@ -36,8 +38,8 @@ const EXTENDED_CHAIN_MAX: usize = (MAX_BYTES - CONVENTIONAL_BYTES) / 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct ConfigSpace {
-    /// What could be read, from the start.
-    bytes: Vec<u8>,
+    /// What could be read, from the start. Shared: a topology is copied for each thing that might change.
+    bytes: Arc<Vec<u8>>,
     /// How large it is.
     size_bytes: usize,
 }
@@ -203,7 +205,7 @@ impl ConfigSpace {
         if bytes.len() > size_bytes {
             return Err(format!("{} bytes of a configuration space of {size_bytes}", bytes.len()));
         }
-        Ok(Self { bytes, size_bytes })
+        Ok(Self { bytes: Arc::new(bytes), size_bytes })
     }
 
     /// What could be read.
@@ -240,7 +242,7 @@ impl ConfigSpace {
     pub(super) fn clear_acs_control(&mut self, bits: u16) {
         if let Search::Found(acs) = self.acs() {
             let at = usize::from(acs.offset) + PCI_ACS_CTRL;
-            self.bytes[at..at + 2].copy_from_slice(&(acs.control & !bits).to_le_bytes());
+            Arc::make_mut(&mut self.bytes)[at..at + 2].copy_from_slice(&(acs.control & !bits).to_le_bytes());
         }
     }
 
@@ -443,7 +445,7 @@ pub(crate) mod tests {
     /// A switch's port to the root.
     pub(crate) fn upstream_port() -> ConfigSpace {
         let mut config = root_port(0x148, 0);
-        config.bytes[0x52] = 0x52;
+        Arc::make_mut(&mut config.bytes)[0x52] = 0x52;
         config
     }
 
@@ -488,10 +490,11 @@ pub(crate) mod tests {
     #[test]
     fn resizable_bars_are_read() {
         let mut config = root_port(0x148, 0);
-        config.bytes[0x100..0x104].copy_from_slice(&0x0001_0015_u32.to_le_bytes());
+        let bytes = Arc::make_mut(&mut config.bytes);
+        bytes[0x100..0x104].copy_from_slice(&0x0001_0015_u32.to_le_bytes());
         // 256 MiB, 512 MiB and 16 GiB; BAR 1 of one, 256 MiB now.
-        config.bytes[0x104..0x108].copy_from_slice(&((1_u32 << 8 | 1 << 9 | 1 << 14) << 4).to_le_bytes());
-        config.bytes[0x108..0x10c].copy_from_slice(&(1_u32 | 1 << 5 | 8 << 8).to_le_bytes());
+        bytes[0x104..0x108].copy_from_slice(&((1_u32 << 8 | 1 << 9 | 1 << 14) << 4).to_le_bytes());
+        bytes[0x108..0x10c].copy_from_slice(&(1_u32 | 1 << 5 | 8 << 8).to_le_bytes());
         let bars = config.resizable_bars().found().unwrap();
         let sizes_bytes = vec![256 << 20, 512 << 20, 16 << 30];
         assert_eq!(bars, [ResizableBar { index: 1, sizes_bytes, now_bytes: 256 << 20 }]);

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::topology::{MapType, Reading, Search, Topology};
-use peervram::backends::{Exporter, PciAddress, vfio};
+use peervram::backends::{Aperture, DmaBuf, Exporter, Importer, OnRevoke, PciAddress, RawBytes, vfio};
 use peervram::route::{Answer, End, FixKind, KernelMessages, Route};
+use peervram::{Attachment, Error, Kind, Lender, Trust};
 use peervram_lab::machine::{self, Facts};
 use peervram_lab::shape::{
     self, FIXED_BY_PARAMETER, FIXED_BY_SLOT, REFUSED_BY_ACS, REFUSED_BY_SLOT, Setting,
@@ -19,7 +21,7 @@ use peervram_lab::tree;
 use rustix::io::Errno;
 
 use crate::acs::AcsPorts;
-use crate::crossing::{VRAM, scattered};
+use crate::crossing::{VRAM, refused, scattered};
 use crate::guest::Guest;
 use crate::holder::Hold;
 use crate::test::{Test, Verdict};
@@ -41,6 +43,8 @@ pub const TESTS: &[Test] = &[
         .on(|facts| facts.machine == FIXED_BY_SLOT),
     Test::new("route/passthrough-printed-is-the-one-that-mends", passthrough_printed)
         .on(|facts| facts.machine == machine::MACHINES[0].name),
+    Test::of_all("route/several-ranges-below-a-port-that-redirects-are-refused", several_ranges_below_a_port)
+        .on(|facts| facts.machine == "shapes-ports-epyc"),
     Test::of_all("route/passthrough-booted-maps-several-ranges", passthrough_booted)
         .on(|facts| facts.machine == machine::PASSTHROUGH),
 ];
@@ -258,6 +262,65 @@ fn passthrough_printed(guest: &Guest) -> Verdict {
     // One range is the other way out.
     ensure!(map(provider, client, 1)?.is_ok(), "one range is not mapped");
     Ok(())
+}
+
+/// The holder on behalf of a function, as an importer.
+struct Holder(PciAddress);
+
+impl Importer for Holder {
+    type Memory = Hold;
+
+    fn name(&self) -> String {
+        format!("the holder at {}", self.0)
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        Some(self.0)
+    }
+
+    fn on_revoke(&self) -> OnRevoke {
+        OnRevoke::Reimport
+    }
+
+    fn governed_by_p2pdma(&self) -> bool {
+        true
+    }
+
+    fn import(&self, dma_buf: &DmaBuf) -> peervram::Result<Hold> {
+        let failed = |errno| Error::os("import by the holder", errno).on(self.name());
+        let hold =
+            Hold::open().map_err(|error| Error::new(Kind::Os, "open the holder", error.to_string()))?;
+        hold.attach(&self.0.to_string(), dma_buf).map_err(failed)?;
+        hold.map().map_err(failed)?;
+        Ok(hold)
+    }
+
+    fn release(&self, hold: Hold) -> peervram::Result<()> {
+        hold.release().map_err(|errno| Error::os("let go", errno).on(self.name()))
+    }
+}
+
+/// Two functions of one slot: their port is above both, and sends their requests up all the same.
+fn several_ranges_below_a_port(guest: &Guest) -> Verdict {
+    let tree = Tree::find(guest.facts())?;
+    let ports = AcsPorts::take(&tree)?;
+    forget(&tree)?;
+    let (provider, client) = (at(&tree, "00:03.0/00.0")?, at(&tree, "00:03.0/00.1")?);
+    let attach = || -> Result<peervram::Result<()>> {
+        let device = vfio::Device::open(provider)?;
+        let ranges = scattered(&device, 2 * 4096, 2)?;
+        let lender = Lender::new(device);
+        let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+        let attached = export.attach(Arc::new(Holder(client)), Trust::Unverified);
+        Ok(attached.and_then(Attachment::detach))
+    };
+    let error = refused(attach()?, Kind::RouteRefused)?;
+    ensure!(error.raw_os_error().is_none(), "the kernel was asked: {error}");
+    let next = format!("peervram route {provider} {client}");
+    ensure!(error.to_string().contains(&next), "{error}");
+    ports.set(&Setting { name: "off", ports: &[], others: Some(0) })?;
+    forget(&tree)?;
+    Ok(attach()??)
 }
 
 fn passthrough_booted(guest: &Guest) -> Verdict {
