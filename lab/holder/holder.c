@@ -21,6 +21,8 @@
  *	mode until-told		on invalidation do nothing
  *	unmap			unmap it
  *	release			unmap and detach
+ *	take DDDD:BB:DD.F VVVV:DDDD	have the kernel take that function for
+ *				another one; it does nothing else for this hold
  *
  * A read from the start gives the state, one "key value" per line. Closing the
  * file releases, always: whoever dies with a hold lets go of it.
@@ -235,6 +237,31 @@ static int release(struct hold *hold)
 	return 0;
 }
 
+/*
+ * The kernel knows a host bridge by the ids of the first device on its root
+ * bus. This is what its own quirks do to ids that are wrong; the device itself
+ * and its driver notice nothing.
+ */
+static int take_for(const char *arguments)
+{
+	unsigned int domain, bus, slot, func, vendor, device;
+	struct pci_dev *function;
+
+	if (sscanf(arguments, "%x:%x:%x.%x %x:%x", &domain, &bus, &slot, &func,
+		   &vendor, &device) != 6 || bus > 0xff || slot > 0x1f ||
+	    func > 7 || vendor > 0xffff || device > 0xffff)
+		return -EINVAL;
+
+	function = pci_get_domain_bus_and_slot(domain, bus,
+					       PCI_DEVFN(slot, func));
+	if (!function)
+		return -ENXIO;
+	function->vendor = vendor;
+	function->device = device;
+	pci_dev_put(function);
+	return 0;
+}
+
 static int set_mode(struct hold *hold, const char *arguments)
 {
 	unsigned int delay_ms = 0;
@@ -274,6 +301,8 @@ static int obey(struct hold *hold, char *command)
 		return unmap(hold);
 	if (!strcmp(verb, "release"))
 		return release(hold);
+	if (!strcmp(verb, "take"))
+		return take_for(arguments);
 	return -EINVAL;
 }
 

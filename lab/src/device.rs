@@ -52,7 +52,7 @@ pub enum Device {
 
 impl PciId {
     /// QEMU's `ivshmem-plain`.
-    const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
+    pub const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
     /// A modern virtio GPU.
     const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
     /// QEMU's NVMe controller.

@@ -347,7 +347,7 @@ pub fn named(name: &str) -> Option<&'static Machine> {
 
 impl Kernel {
     /// The version that the row asks for.
-    pub fn version(&self) -> &'static str {
+    pub const fn version(&self) -> &'static str {
         match self {
             Kernel::Debian { version, .. } | Kernel::Own { version, .. } => version,
         }
@@ -415,16 +415,6 @@ impl Machine {
             Iommu::Virtio => "intel_iommu=off",
         };
         format!("{iommu} {}", self.shape.map_or(self.parameters, |shape| shape.parameters))
-    }
-
-    /// Its model GPUs: each one's number, what it calls itself, and its VRAM in MiB.
-    pub(crate) fn models(&self) -> Vec<(usize, PciId, u32)> {
-        let devices = self.devices.iter().enumerate();
-        let of_the_row = devices.filter_map(|(index, device)| match device {
-            Device::ModelGpu { id, vram_mib } => Some((index, *id, *vram_mib)),
-            _ => None,
-        });
-        of_the_row.chain(self.shape.map_or_else(Vec::new, |shape| tree::models(shape.tree))).collect()
     }
 
     /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.

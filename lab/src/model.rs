@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{Machine, PciId};
+use crate::machine::{Device, Machine};
 use crate::root::tail;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -37,14 +37,18 @@ pub struct Model {
 impl Model {
     /// Starts the machine's model GPUs, with their files in `folder`; each is ready for QEMU.
     pub fn start_all(program: &Path, machine: &Machine, folder: &Path) -> Result<Vec<Model>> {
-        let started = machine.models().into_iter();
-        let models: Vec<Model> = started
-            .map(|(index, id, vram_mib)| Model::start(program, folder, index, id, vram_mib))
+        let models: Vec<Model> = machine
+            .devices
+            .iter()
+            .enumerate()
+            .filter(|(_, device)| device.is_model())
+            .map(|(index, device)| Model::start(program, folder, index, device))
             .collect::<Result<_>>()?;
         models.into_iter().map(Model::ready).collect()
     }
 
-    fn start(program: &Path, folder: &Path, index: usize, id: PciId, vram_mib: u32) -> Result<Model> {
+    fn start(program: &Path, folder: &Path, index: usize, device: &Device) -> Result<Model> {
+        let Device::ModelGpu { id, vram_mib } = device else { bail!("{device:?} is no model GPU") };
         let log = File::create(folder.join(log_name(index)))
             .with_context(|| format!("making a file in {}", folder.display()))?;
         // Complaints only, unless somebody wants to see more.

@@ -4,9 +4,10 @@
 use serde::Serialize;
 use std::io::{self, Write};
 
+use crate::routes::Routes;
 use crate::suite::{Outcome, Plan, Tested, Watcher};
 use crate::table;
-use crate::wire::Verdict;
+use crate::wire::{Cell, Verdict};
 
 /// How many tests ended in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -52,17 +53,30 @@ pub struct Text<W: Write> {
     width: usize,
     unpassed: Vec<(String, Tested)>,
     machine: String,
+    cells: Vec<Cell>,
     counts: Counts,
 }
 
 impl<W: Write> Text<W> {
     /// Writes to `writer`.
     pub fn new(writer: W) -> Text<W> {
-        Text { writer, width: 0, unpassed: Vec::new(), machine: String::new(), counts: Counts::default() }
+        Text {
+            writer,
+            width: 0,
+            unpassed: Vec::new(),
+            machine: String::new(),
+            cells: Vec::new(),
+            counts: Counts::default(),
+        }
     }
 
-    /// The reasons of failures and skips, and the last line.
+    /// What the whole run found out about routes, the reasons of failures and skips, and the last line.
     pub fn finish(mut self) -> io::Result<W> {
+        match Routes::of(&self.cells) {
+            Ok(Some(routes)) => write!(self.writer, "\nall machines:\n\n{routes}")?,
+            Ok(None) => {}
+            Err(error) => writeln!(self.writer, "\nno table of all routes: {error:#}")?,
+        }
         for (machine, tested) in &self.unpassed {
             let (word, reason) = match &tested.verdict {
                 Verdict::Passed => continue,
@@ -109,6 +123,7 @@ impl<W: Write> Watcher for Text<W> {
         for table in table::all(&outcome.cells) {
             write!(self.writer, "\n{table}").ok();
         }
+        self.cells.extend_from_slice(&outcome.cells);
     }
 }
 

@@ -11,9 +11,12 @@ use crate::tree::RootBus;
 mod trees;
 
 use trees::{
-    ACS_SWITCH, CONVENTIONAL, FILLED_SLOT, FREE_SLOT, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST, PORTS,
-    SAME_HOST, SWITCH, TRUSTED_HOSTS,
+    ACS_SWITCH, CHIPSET, CONVENTIONAL, FILLED_SLOT, FREE_SLOT, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST,
+    PORTS, SAME_HOST, SWITCH, TRUSTED_HOSTS,
 };
+
+/// The version of the kernel of all of them.
+pub const KERNEL: &str = DEFAULT.kernel.version();
 
 /// What a machine for shapes has beside its CPU.
 #[derive(Debug)]
@@ -124,6 +127,9 @@ const MIXED_SETTINGS: &[Setting] = &[
     only("above the inner switch", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)]),
 ];
 
+const CHIPSET_SETTINGS: &[Setting] =
+    &[AS_BOOTED, OFF, only("one port redirects", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)])];
+
 /// Every machine for shapes.
 pub const MACHINES: &[Machine] = &[
     machine(
@@ -142,18 +148,18 @@ pub const MACHINES: &[Machine] = &[
         REFUSED_BY_SLOT,
         "a card beside a switch with a free slot; a CPU that is not trusted",
         "Skylake-Client",
-        &Shape { tree: FREE_SLOT, parameters: "", settings: PLAIN_SETTINGS },
+        &Shape { tree: FREE_SLOT, parameters: "", settings: &[] },
     ),
     machine(
         FIXED_BY_SLOT,
         "the same with the card in that slot",
         "Skylake-Client",
-        &Shape { tree: FILLED_SLOT, parameters: "", settings: PLAIN_SETTINGS },
+        &Shape { tree: FILLED_SLOT, parameters: "", settings: &[] },
     ),
     machine(
         "shapes-switch-opteron",
         "a switch without ACS; an AMD CPU from before those that are trusted",
-        "Opteron_G4",
+        "Opteron_G3",
         &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
     ),
     on_demand(machine(
@@ -192,9 +198,13 @@ pub const MACHINES: &[Machine] = &[
     )),
     on_demand(machine(
         "shapes-acs-switch-config",
-        "a switch with ACS; the kernel is told bit by bit what one port redirects",
+        "a switch with ACS; the kernel is told bit by bit what two ports redirect",
         "Dhyana",
-        &Shape { tree: ACS_SWITCH, parameters: "pci=config_acs=0000000@pci:0:0", settings: &[AS_BOOTED] },
+        &Shape {
+            tree: ACS_SWITCH,
+            parameters: "pci=config_acs=0000100@00:02.0/00.0/00.0;0001000@00:02.0/00.0/01.0",
+            settings: &[AS_BOOTED],
+        },
     )),
     machine(
         "shapes-nested-skylake-server",
@@ -240,9 +250,15 @@ pub const MACHINES: &[Machine] = &[
     ),
     machine(
         "shapes-not-first",
-        "host bridges that would be on the kernel's list if another device were first",
+        "host bridges that would be on the kernel's list if another device came first",
         "Broadwell",
         &Shape { tree: NOT_FIRST, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    machine(
+        "shapes-chipset",
+        "the machine's own host bridge is on the kernel's list, trusted only with itself",
+        "Westmere",
+        &Shape { tree: CHIPSET, parameters: "", settings: CHIPSET_SETTINGS },
     ),
     machine(
         "shapes-conventional-dhyana",

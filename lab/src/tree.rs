@@ -10,22 +10,19 @@
 //! `00:02.0/00.0/01.0` is the second port of that switch. Which bus numbers bridges get is the firmware's to
 //! say, so a guest goes down the same way to find out.
 //!
-//! Absent: what sees through a function. Each is QEMU's `ivshmem-plain`, whose BAR 2 is plain memory, or a
-//! model GPU where it matters what it calls itself.
-
-use serde_json::json;
+//! The kernel knows a host bridge by the first device on its root bus, and QEMU has few to choose from: it
+//! lets nothing but bridges onto the root bus of a `pxb-pcie`, and each bridge has one name. So the guest can
+//! make the kernel take one for another ([`Node::taken_for`]), as the kernel's own quirks do.
+//!
+//! Absent: devices of several kinds. Each function is QEMU's `ivshmem-plain`, whose BAR 2 is plain memory.
 
 use crate::machine::{PciId, words};
-use crate::model;
 
 /// Where QEMU's own host bridge is; the others are devices on its root bus.
 const FIRST_ROOT_BUS: &str = "pcie.0";
 
 /// Slots of the first root bus that are for other host bridges, from this one on.
 const HOST_BRIDGE_SLOTS: usize = 0x10;
-
-/// What a model GPU of a tree has: the least that there is.
-const VRAM_MIB: u32 = 16;
 
 /// A host bridge and what is below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +42,8 @@ pub struct Node {
     pub function: u8,
     /// What it is.
     pub part: Part,
+    /// What the kernel is to take it for.
+    pub taken_for: Option<PciId>,
     /// What is on its bus, if it is a bridge.
     pub below: &'static [Node],
 }
@@ -67,8 +66,8 @@ pub enum Part {
     Conventional,
     /// QEMU's `ivshmem-plain`.
     Function,
-    /// A model GPU that calls itself so.
-    Model(PciId),
+    /// What QEMU has there by itself: its host bridge's own device, at 00.0 of its root bus.
+    Chipset,
 }
 
 /// A host bridge; see [`RootBus`].
@@ -78,47 +77,51 @@ pub const fn root_bus(number: u8, below: &'static [Node]) -> RootBus {
 
 /// A root port.
 pub const fn root_port(device: u8, function: u8, below: &'static [Node]) -> Node {
-    Node { device, function, part: Part::Port, below }
+    node(device, function, Part::Port, below)
 }
 
 /// The upstream port of a switch, with its downstream ports below.
 pub const fn switch(below: &'static [Node]) -> Node {
-    Node { device: 0, function: 0, part: Part::Upstream, below }
+    node(0, 0, Part::Upstream, below)
 }
 
 /// A downstream port without ACS.
 pub const fn port(device: u8, below: &'static [Node]) -> Node {
-    Node { device, function: 0, part: Part::Downstream, below }
+    node(device, 0, Part::Downstream, below)
 }
 
 /// A downstream port with ACS.
 pub const fn acs_port(device: u8, below: &'static [Node]) -> Node {
-    Node { device, function: 0, part: Part::Port, below }
+    node(device, 0, Part::Port, below)
 }
 
 /// A bridge from PCI Express to conventional PCI.
 pub const fn express_to_conventional(device: u8, below: &'static [Node]) -> Node {
-    Node { device, function: 0, part: Part::ExpressToConventional, below }
+    node(device, 0, Part::ExpressToConventional, below)
 }
 
 /// The same on a root bus.
 pub const fn chipset_to_conventional(device: u8, below: &'static [Node]) -> Node {
-    Node { device, function: 0, part: Part::ChipsetToConventional, below }
+    node(device, 0, Part::ChipsetToConventional, below)
 }
 
 /// A bridge from conventional PCI to conventional PCI.
 pub const fn conventional(device: u8, below: &'static [Node]) -> Node {
-    Node { device, function: 0, part: Part::Conventional, below }
+    node(device, 0, Part::Conventional, below)
 }
 
 /// A function with a page of memory to lend.
 pub const fn function(device: u8, function: u8) -> Node {
-    Node { device, function, part: Part::Function, below: &[] }
+    node(device, function, Part::Function, &[])
 }
 
-/// A function that calls itself so.
-pub const fn model(device: u8, vendor: u16, id: u16) -> Node {
-    Node { device, function: 0, part: Part::Model(PciId { vendor, device: id }), below: &[] }
+/// The device at 00.0 of QEMU's own root bus.
+pub const fn chipset() -> Node {
+    node(0, 0, Part::Chipset, &[])
+}
+
+const fn node(device: u8, function: u8, part: Part, below: &'static [Node]) -> Node {
+    Node { device, function, part, taken_for: None, below }
 }
 
 /// A node and its place.
@@ -154,28 +157,14 @@ fn place(nodes: &[Node], bus: &str, path: &dyn Fn(&str) -> String, all: &mut Vec
     }
 }
 
-/// Functions in a tree, in order; the others are bridges.
-pub fn functions(tree: &[RootBus]) -> Vec<Placed> {
-    placed(tree).into_iter().filter(|placed| !placed.node.is_bridge()).collect()
-}
-
-/// The model GPUs in a tree, with their numbers: what each calls itself and its VRAM.
-pub(crate) fn models(tree: &[RootBus]) -> Vec<(usize, PciId, u32)> {
-    let models = placed(tree).into_iter().enumerate();
-    let model = |(number, placed): (usize, Placed)| match placed.node.part {
-        Part::Model(id) => Some((number, id, VRAM_MIB)),
-        _ => None,
-    };
-    models.filter_map(model).collect()
-}
-
 /// QEMU's arguments for a tree.
 pub(crate) fn qemu_arguments(tree: &[RootBus]) -> Vec<String> {
     let mut arguments = Vec::new();
     let other_bridges = tree.iter().filter(|root| root.number != 0).enumerate();
     for (index, root) in other_bridges {
         let slot = HOST_BRIDGE_SLOTS + index;
-        let bridge = format!("pxb-pcie,id={},bus_nr={},addr={slot:x}.0", root.qemu_bus(), root.number);
+        let (name, number) = (root.qemu_bus(), root.number);
+        let bridge = format!("pxb-pcie,id={name},bus_nr={number},bus={FIRST_ROOT_BUS},addr={slot:x}.0");
         arguments.extend(words(&[("-device", &bridge)]));
     }
     for (number, placed) in placed(tree).iter().enumerate() {
@@ -191,9 +180,9 @@ impl RootBus {
 }
 
 impl Node {
-    /// Whether it is a bridge.
-    pub fn is_bridge(&self) -> bool {
-        !matches!(self.part, Part::Function | Part::Model(_))
+    /// The same, which the kernel is to take for another device.
+    pub const fn taken_for(self, vendor: u16, device: u16) -> Node {
+        Node { taken_for: Some(PciId { vendor, device }), ..self }
     }
 }
 
@@ -215,16 +204,7 @@ impl Placed {
             Part::ChipsetToConventional => "i82801b11-bridge".into(),
             Part::Conventional => format!("pci-bridge,chassis_nr={}", number + 1),
             Part::Function => format!("ivshmem-plain,memdev=memory{number}"),
-            Part::Model(_) => {
-                let device = json!({
-                    "driver": "vfio-user-pci",
-                    "id": name,
-                    "bus": bus,
-                    "addr": format!("{device:x}.{function:x}"),
-                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(number)) },
-                });
-                return words(&[("-device", &device.to_string())]);
-            }
+            Part::Chipset => return Vec::new(),
         };
         let multifunction = if self.multifunction { ",multifunction=on" } else { "" };
         let device = format!("{driver},id={name},bus={bus},addr={device:x}.{function:x}{multifunction}");
@@ -248,7 +228,7 @@ mod tests {
                 chipset_to_conventional(3, &[conventional(1, &[function(2, 0)])]),
             ],
         ),
-        root_bus(0x40, &[model(0, 0x10de, 0x2f95), root_port(1, 0, &[express_to_conventional(0, &[])])]),
+        root_bus(0x40, &[root_port(1, 0, &[express_to_conventional(0, &[])])]),
     ];
 
     #[test]
@@ -264,12 +244,10 @@ mod tests {
             "00:03.0",
             "00:03.0/01.0",
             "00:03.0/01.0/02.0",
-            "40:00.0",
             "40:01.0",
             "40:01.0/00.0",
         ];
         assert_eq!(paths, expected);
-        assert_eq!(functions(TREE).len(), 4);
     }
 
     #[test]
@@ -277,7 +255,7 @@ mod tests {
         let arguments = qemu_arguments(TREE);
         let devices: Vec<&String> = arguments.iter().skip(1).step_by(2).collect();
         let expected = [
-            "pxb-pcie,id=host40,bus_nr=64,addr=10.0",
+            "pxb-pcie,id=host40,bus_nr=64,bus=pcie.0,addr=10.0",
             "pcie-root-port,chassis=0,id=at00-02.0,bus=pcie.0,addr=2.0",
             "x3130-upstream,id=at00-02.0-00.0,bus=at00-02.0,addr=0.0",
             "xio3130-downstream,chassis=2,id=at00-02.0-00.0-00.0,bus=at00-02.0-00.0,addr=0.0",
@@ -292,8 +270,5 @@ mod tests {
         assert!(has("i82801b11-bridge,id=at00-03.0,bus=pcie.0,addr=3.0"));
         assert!(has("pci-bridge,chassis_nr=8,id=at00-03.0-01.0,bus=at00-03.0,addr=1.0"));
         assert!(has("pcie-pci-bridge,id=at40-01.0-00.0,bus=at40-01.0,addr=0.0"));
-        let model: serde_json::Value = serde_json::from_str(devices[11]).unwrap();
-        assert_eq!((&model["bus"], &model["addr"]), (&json!("host40"), &json!("0.0")));
-        assert_eq!(models(TREE), [(9, PciId { vendor: 0x10de, device: 0x2f95 }, VRAM_MIB)]);
     }
 }

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use peervram_lab::machine::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
+use peervram_lab::routes::Routes;
 use peervram_lab::shape;
 use peervram_lab::suite::{self, Outcome, Plan, Watcher};
 use peervram_lab::wire::Stream;
@@ -32,7 +33,8 @@ pub enum Task {
     #[command(after_help = "Examples:
   cargo xtask lab run                       every test on every machine
   cargo xtask lab run screen                tests with \"screen\" in their name
-  cargo xtask lab run --machine epyc-switch every test for one machine")]
+  cargo xtask lab run --machine epyc-switch every test for one machine
+  cargo xtask lab run routes --machine shapes   prediction and kernel, all shapes")]
     Run(Run),
     /// Machines, and the tests for each
     List {
@@ -90,7 +92,7 @@ pub struct Choice {
     #[arg(default_value = "")]
     pub filter: String,
     /// Only this machine; may be given several times. Without it every machine but those that are slow to
-    /// build or boot; `all` is every one
+    /// build or boot; `all` is every one, `shapes` those for shapes
     #[arg(long = "machine", value_name = "NAME")]
     pub machines: Vec<String>,
 }
@@ -185,7 +187,8 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     let outcomes = run_plans(&lab, &plans, out)?;
     let counts = Counts::of(&outcomes);
     if arguments.json {
-        println!("{}", json!({ "machines": outcomes, "counts": counts }));
+        let routes = Routes::of(outcomes.iter().flat_map(|outcome| &outcome.cells))?;
+        println!("{}", json!({ "machines": outcomes, "counts": counts, "routes": routes }));
     }
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
@@ -222,7 +225,8 @@ fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
     own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
 }
 
-/// The machines of those names; all everyday ones if none is named, every one for "all".
+/// The machines of those names; all everyday ones if none is named, every one for "all", those for shapes for
+/// "shapes".
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
     match names {
         [] => return Ok(machine::everyday().collect()),

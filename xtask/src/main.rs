@@ -7,6 +7,7 @@ mod demo;
 mod in_guest;
 mod lab;
 mod png;
+mod routes;
 mod sample;
 mod shaders;
 mod terminal;
@@ -33,6 +34,7 @@ enum Task {
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
+    Routes(routes::Arguments),
     Shaders(shaders::Arguments),
 }
 
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Task::Ci(arguments) => ci::run(arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
+        Task::Routes(arguments) => routes::run(&arguments),
         Task::Shaders(arguments) => shaders::run(&arguments),
     };
     match result {

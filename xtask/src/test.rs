@@ -13,7 +13,7 @@ use std::thread;
 use crate::build::cargo;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{demo, sample, shaders};
+use crate::{demo, routes, sample, shaders};
 
 /// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
@@ -149,7 +149,11 @@ fn count(text: &str, skips: usize) -> Counts {
 fn lab_tests(lab: &Lab) -> Result<Counts> {
     let machines: Vec<_> = machine::everyday().collect();
     let plans = suite::plan(lab.programs(), &machines, "")?;
-    Ok(Counts::of(&lab::run_plans(lab, &plans, io::stdout())?))
+    let outcomes = lab::run_plans(lab, &plans, io::stdout())?;
+    let mut counts = Counts::of(&outcomes);
+    println!("\nthe page of routes");
+    add(&mut counts, one(report(routes::check(&outcomes))));
+    Ok(counts)
 }
 
 #[cfg(test)]

@@ -42,6 +42,11 @@ impl AcsPorts {
         Ok(AcsPorts(tree.acs_ports().map(port).collect::<Result<_>>()?))
     }
 
+    /// What each said when it was taken, by the port's place.
+    pub fn before(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.0.iter().map(|port| (port.path.as_str(), port.before))
+    }
+
     /// Makes them say what a setting says.
     pub fn set(&self, setting: &Setting) -> Result<()> {
         for port in &self.0 {

@@ -99,7 +99,12 @@ impl Agent {
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
         guest::bind_lenders(facts)?;
-        if facts.topology == Topology::Tree { Tree::find(facts)?.bind() } else { Ok(()) }
+        if facts.topology == Topology::Tree {
+            let tree = Tree::find(facts)?;
+            tree.take_for()?;
+            tree.bind()?;
+        }
+        Ok(())
     }
 
     /// Runs a test in a child: its verdict and, if it came so far, its own measure of its time.
@@ -122,7 +127,7 @@ impl Agent {
                 Ok(Happening::Exited { id, code }) if id == program.id() => {
                     // The socket's thread may be a little behind the child's end.
                     if heard.is_none() {
-                        heard = self.last_word();
+                        heard = self.last_word()?;
                     }
                     return Ok(heard.unwrap_or_else(|| (died(code), None)));
                 }
@@ -137,13 +142,18 @@ impl Agent {
         }
     }
 
-    fn last_word(&self) -> Option<(Verdict, Option<f64>)> {
+    /// The verdict of a child that has ended; what it had said before is passed on.
+    fn last_word(&self) -> Result<Option<(Verdict, Option<f64>)>> {
         while let Ok(happening) = self.queue.recv_timeout(Duration::from_millis(200)) {
-            if let Happening::Said(Event::Tested { verdict, seconds, .. }) = happening {
-                return Some((verdict, Some(seconds)));
+            match happening {
+                Happening::Said(Event::Tested { verdict, seconds, .. }) => {
+                    return Ok(Some((verdict, Some(seconds))));
+                }
+                Happening::Said(event @ Event::Cell(_)) => self.say(&event)?,
+                _ => {}
             }
         }
-        None
+        Ok(None)
     }
 
     /// A passed test that made the kernel complain has not passed.

@@ -6,6 +6,7 @@
 //! Errors are the kernel's own errnos. A dropped hold lets go of everything.
 
 use anyhow::{Context, Result, bail, ensure};
+use peervram_lab::machine::PciId;
 use peervram_lab::{holder, wire};
 use rustix::io::Errno;
 use std::fs::File;
@@ -101,6 +102,11 @@ impl Hold {
         let mut text = [0; 4096];
         let length = rustix::io::pread(&self.file, &mut text, 0).context("reading the holder's state")?;
         State::parse(std::str::from_utf8(&text[..length])?)
+    }
+
+    /// Has the kernel take a function for another one, as its own quirks do, until the function is removed.
+    pub fn take_for(&self, function: &str, id: PciId) -> Result<(), Errno> {
+        self.tell(&format!("take {function} {id}"))
     }
 
     /// Any command, as the module's own comment lists them.

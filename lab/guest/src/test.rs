@@ -13,8 +13,8 @@
 //! message. What the kernel complains of meanwhile fails the test, unless it is allowed.
 
 use anyhow::{Context, Result};
-use peervram_lab::machine::Facts;
-use peervram_lab::{link::Link, wire};
+use peervram_lab::machine::{Facts, Topology};
+use peervram_lab::wire;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -58,9 +58,14 @@ impl Test {
         Test { with: Facts::has_every_importer, ..Test::new(name, function) }
     }
 
-    /// A test for every machine, whatever its devices.
+    /// A test for every machine that has a row of devices, whatever these are.
     pub const fn of_all(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { with: |_| true, ..Test::new(name, function) }
+        Test { with: |facts| facts.topology != Topology::Tree, ..Test::new(name, function) }
+    }
+
+    /// A test for the machines for shapes, which have a tree of functions instead.
+    pub const fn of_shapes(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: |facts| facts.topology == Topology::Tree, ..Test::new(name, function) }
     }
 
     /// The same, only for machines like this; elsewhere it is not even counted.
@@ -107,11 +112,13 @@ macro_rules! skip {
 /// The child process: runs one test and tells the agent.
 pub fn run_child(name: &str) -> Result<()> {
     let test = tests::all().find(|test| test.name == name).with_context(|| format!("no test {name}"))?;
-    let link = Link::connect()?;
     let guest = Guest::new()?;
+    // A test may give up the rights that this takes.
+    let link = guest.link()?;
     let start = Instant::now();
     let verdict = verdict(test, &guest);
     let seconds = start.elapsed().as_secs_f64();
+    // After all else that the test has said, so by the same link: another one could overtake it.
     link.send(&wire::Event::Tested { name: name.into(), verdict, seconds })
 }
 

@@ -1,8 +1,7 @@
 //! The tree of a machine for shapes, as the guest's kernel has it: which address is at which place.
 //!
 //! ```text
-//! Tree::find -> functions -> bind
-//!            -> ports with ACS: AcsControl
+//! Tree::find -> take_for -> bind -> functions, AcsPorts
 //! ```
 //! Absent: what the kernel makes of it. That is asked of the holder, and predicted by peervram.
 
@@ -11,11 +10,12 @@ use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
 use peervram_lab::machine::{Facts, PciId};
 use peervram_lab::shape::{self, Shape};
-use peervram_lab::tree::{self, Part, Placed};
+use peervram_lab::tree::{self, Node, Part, Placed};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::guest;
+use crate::holder::Hold;
 
 /// Where the kernel shows host bridges, each a folder that holds what is below it.
 const DEVICES: &str = "/sys/devices";
@@ -26,7 +26,7 @@ pub struct Found {
     /// As the tree names it.
     pub path: String,
     /// What is there.
-    pub part: Part,
+    pub node: Node,
     /// Where the kernel has it.
     pub address: PciAddress,
 }
@@ -50,12 +50,22 @@ impl Tree {
 
     /// The functions, in order; the others are bridges.
     pub fn functions(&self) -> impl Iterator<Item = &Found> {
-        self.all.iter().filter(|found| matches!(found.part, Part::Function | Part::Model(_)))
+        self.all.iter().filter(|found| found.node.part == Part::Function)
     }
 
     /// The ports with ACS, in order.
     pub fn acs_ports(&self) -> impl Iterator<Item = &Found> {
-        self.all.iter().filter(|found| found.part == Part::Port)
+        self.all.iter().filter(|found| found.node.part == Part::Port)
+    }
+
+    /// Has the kernel take for others what the tree says.
+    pub fn take_for(&self) -> Result<()> {
+        for found in &self.all {
+            let Some(id) = found.node.taken_for else { continue };
+            let taken = Hold::open()?.take_for(&found.address.to_string(), id);
+            taken.with_context(|| format!("having the kernel take {} for {id}", found.address))?;
+        }
+        Ok(())
     }
 
     /// Binds every function to vfio-pci, whatever it is bound to now. A function that was bound is unbound
@@ -75,8 +85,7 @@ fn find(placed: &Placed) -> Result<Found> {
         folder.push(found.to_string());
         address = Some(found);
     }
-    let found =
-        Found { path: placed.path.clone(), part: placed.node.part, address: address.with_context(lost)? };
+    let found = Found { path: placed.path.clone(), node: placed.node, address: address.with_context(lost)? };
     found.check()?;
     Ok(found)
 }
@@ -92,11 +101,10 @@ fn child(bridge: &PathBuf, step: &str) -> Result<PciAddress> {
 impl Found {
     /// A function is what its place says; bridges have names of QEMU's own.
     fn check(&self) -> Result<()> {
-        let wanted = match self.part {
-            Part::Function => PciId { vendor: 0x1af4, device: 0x1110 },
-            Part::Model(id) => id,
-            _ => return Ok(()),
-        };
+        if self.node.part != Part::Function {
+            return Ok(());
+        }
+        let wanted = PciId::SHARED_MEMORY;
         let Function { vendor_id: vendor, device_id: device, .. } = Function::read(self.address)?;
         let seen = PciId { vendor, device };
         ensure!(seen == wanted, "at {} ({}) is {seen}, not {wanted}", self.path, self.address);

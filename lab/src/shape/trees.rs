@@ -1,12 +1,12 @@
 //! The trees of the shapes.
 
 use crate::tree::{
-    RootBus, acs_port, chipset_to_conventional, conventional, express_to_conventional, function, model, port,
-    root_bus, root_port, switch,
+    Node, RootBus, acs_port, chipset, chipset_to_conventional, conventional, express_to_conventional,
+    function, port, root_bus, root_port, switch,
 };
 
-const ONE: &[crate::tree::Node] = &[function(0, 0)];
-const TWO: &[crate::tree::Node] = &[function(0, 0), function(0, 1)];
+const ONE: &[Node] = &[function(0, 0)];
+const TWO: &[Node] = &[function(0, 0), function(0, 1)];
 
 /// Root ports, two of them in one slot.
 pub(super) const PORTS: &[RootBus] = &[root_bus(
@@ -57,33 +57,55 @@ pub(super) const NESTED: &[RootBus] = &[root_bus(
     )],
 )];
 
-/// Host bridges that the kernel's list does not have.
+/// Host bridges that the kernel's list does not have, one of them with nothing to look it up by.
 pub(super) const HOSTS: &[RootBus] = &[
     root_bus(0x00, &[root_port(2, 0, ONE)]),
     root_bus(0x40, &[root_port(0, 0, ONE), root_port(1, 0, &[switch(&[port(0, ONE), port(1, ONE)])])]),
-    root_bus(0x60, &[function(1, 0), root_port(2, 0, ONE)]),
+    root_bus(0x60, &[chipset_to_conventional(1, &[function(1, 0)]), root_port(2, 0, ONE)]),
 ];
 
-/// Host bridges that it has: Intel's Skylake-E and one of NVIDIA's CPUs.
+/// Host bridges that it has: Intel's Skylake-E, and two of NVIDIA's CPUs, known by a device at 00.0 and by a
+/// root port.
 pub(super) const TRUSTED_HOSTS: &[RootBus] = &[
     root_bus(0x00, &[root_port(2, 0, ONE)]),
-    root_bus(0x40, &[model(0, 0x8086, 0x2030), root_port(1, 0, ONE), root_port(2, 0, TWO)]),
-    root_bus(0x60, &[model(0, 0x10de, 0x2f95), function(1, 0)]),
+    root_bus(0x40, &[root_port(0, 0, ONE).taken_for(0x8086, 0x2030), root_port(1, 0, TWO)]),
+    root_bus(
+        0x60,
+        &[chipset_to_conventional(0, &[function(1, 0)]).taken_for(0x10de, 0x2f95), root_port(1, 0, ONE)],
+    ),
+    root_bus(0x80, &[root_port(1, 0, ONE).taken_for(0x10de, 0x2f96), root_port(2, 0, ONE)]),
 ];
 
 /// Host bridges that it has with `REQ_SAME_HOST_BRIDGE`, and one (Google's) without.
 pub(super) const SAME_HOST: &[RootBus] = &[
     root_bus(0x00, &[root_port(2, 0, ONE)]),
-    root_bus(0x40, &[model(0, 0x8086, 0x3c00), root_port(1, 0, ONE), root_port(2, 0, ONE)]),
-    root_bus(0x60, &[model(0, 0x8086, 0x2f01), root_port(1, 0, ONE)]),
-    root_bus(0x80, &[model(0, 0x1ae0, 0x0042), root_port(1, 0, ONE)]),
+    root_bus(0x40, &[root_port(0, 0, ONE).taken_for(0x8086, 0x3c00), root_port(1, 0, ONE)]),
+    root_bus(0x60, &[root_port(0, 0, ONE).taken_for(0x8086, 0x2f01), root_port(1, 0, ONE)]),
+    root_bus(0x80, &[root_port(0, 0, ONE).taken_for(0x1ae0, 0x0042), root_port(1, 0, ONE)]),
 ];
 
 /// Devices of its list that are not where it looks.
 pub(super) const NOT_FIRST: &[RootBus] = &[
-    root_bus(0x40, &[model(1, 0x1ae0, 0x0042), root_port(2, 0, ONE)]),
-    root_bus(0x60, &[root_port(0, 0, ONE), model(1, 0x8086, 0x2020)]),
-    root_bus(0x80, &[function(0, 0), function(1, 0)]),
+    root_bus(0x00, &[root_port(2, 0, ONE).taken_for(0x8086, 0x2020)]),
+    root_bus(
+        0x40,
+        &[chipset_to_conventional(1, &[function(1, 0)]).taken_for(0x1ae0, 0x0042), root_port(2, 0, ONE)],
+    ),
+    root_bus(0x60, &[root_port(0, 0, ONE), root_port(1, 0, ONE).taken_for(0x8086, 0x2020)]),
+];
+
+/// The chipset is on the list, with `REQ_SAME_HOST_BRIDGE`; beside it a host bridge that is without.
+pub(super) const CHIPSET: &[RootBus] = &[
+    root_bus(
+        0x00,
+        &[
+            chipset().taken_for(0x8086, 0x3c01),
+            root_port(2, 0, &[switch(&[acs_port(0, ONE), acs_port(1, ONE)])]),
+            root_port(3, 0, TWO),
+            function(4, 0),
+        ],
+    ),
+    root_bus(0x40, &[root_port(0, 0, ONE).taken_for(0x8086, 0x09a2)]),
 ];
 
 /// Conventional bridges, one below the other, by PCI Express and by the chipset.

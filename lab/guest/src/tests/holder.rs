@@ -180,8 +180,16 @@ fn end_of_the_lender_is_for_good(guest: &Guest) -> Verdict {
 
 fn nonsense_is_refused(guest: &Guest) -> Verdict {
     let hold = Hold::open()?;
-    for command in ["", "attach", "attach 0000:00:00.0", "mode", "mode late", "mode late 1000000000", "dance"]
-    {
+    for command in [
+        "",
+        "attach",
+        "attach 0000:00:00.0",
+        "mode",
+        "mode late",
+        "mode late 1000000000",
+        "take 0000:00:00.0",
+        "dance",
+    ] {
         let answer = hold.tell(command);
         ensure!(answer == Err(Errno::INVAL), "{command:?} says {answer:?}");
     }

@@ -13,11 +13,11 @@ use peervram::backends::topology::{MapType, Reading, Search, Topology};
 use peervram::backends::{Aperture, DmaBuf, Exporter, Importer, OnRevoke, PciAddress, RawBytes, vfio};
 use peervram::route::{Answer, End, FixKind, KernelMessages, Route};
 use peervram::{Attachment, Error, Kind, Lender, Trust};
-use peervram_lab::machine::{self, Facts};
+use peervram_lab::machine;
 use peervram_lab::shape::{
     self, FIXED_BY_PARAMETER, FIXED_BY_SLOT, REFUSED_BY_ACS, REFUSED_BY_SLOT, Setting,
 };
-use peervram_lab::tree;
+use peervram_lab::tree::{self, Part};
 use rustix::io::Errno;
 
 use crate::acs::AcsPorts;
@@ -28,30 +28,29 @@ use crate::test::{Test, Verdict};
 use crate::tree::Tree;
 
 pub const TESTS: &[Test] = &[
-    Test::of_all("route/predicted-groups-are-the-kernels", predicted_groups).on(has_tree),
-    Test::of_all("route/acs-parameter-printed-is-the-one-that-mends", acs_parameter_printed)
+    Test::of_shapes("route/predicted-groups-are-the-kernels", predicted_groups),
+    Test::of_shapes("route/acs-parameter-printed-is-the-one-that-mends", acs_parameter_printed)
         .on(|facts| facts.machine == REFUSED_BY_ACS),
-    Test::of_all("route/acs-parameter-booted-mends-the-pair", acs_parameter_booted)
+    Test::of_shapes("route/acs-parameter-booted-mends-the-pair", acs_parameter_booted)
         .on(|facts| facts.machine == FIXED_BY_PARAMETER),
-    Test::of_all("route/acs-registers-written-as-printed-mend-the-pair", acs_registers_written)
+    Test::of_shapes("route/acs-registers-written-as-printed-mend-the-pair", acs_registers_written)
         .on(|facts| facts.machine == REFUSED_BY_ACS),
-    Test::of_all("route/verdict-that-was-kept-is-forgotten-as-printed", kept_verdict_is_forgotten)
+    Test::of_shapes("route/verdict-that-was-kept-is-forgotten-as-printed", kept_verdict_is_forgotten)
         .on(|facts| facts.machine == REFUSED_BY_ACS),
-    Test::of_all("route/free-slot-printed-is-the-one-that-mends", free_slot_printed)
+    Test::of_shapes("route/free-slot-printed-is-the-one-that-mends", free_slot_printed)
         .on(|facts| facts.machine == REFUSED_BY_SLOT),
-    Test::of_all("route/card-in-that-slot-mends-the-pair", card_in_that_slot)
+    Test::of_shapes("route/card-in-that-slot-mends-the-pair", card_in_that_slot)
         .on(|facts| facts.machine == FIXED_BY_SLOT),
     Test::new("route/passthrough-printed-is-the-one-that-mends", passthrough_printed)
         .on(|facts| facts.machine == machine::MACHINES[0].name),
-    Test::of_all("route/several-ranges-below-a-port-that-redirects-are-refused", several_ranges_below_a_port)
-        .on(|facts| facts.machine == "shapes-ports-epyc"),
+    Test::of_shapes(
+        "route/several-ranges-below-a-port-that-redirects-are-refused",
+        several_ranges_below_a_port,
+    )
+    .on(|facts| facts.machine == "shapes-ports-epyc"),
     Test::of_all("route/passthrough-booted-maps-several-ranges", passthrough_booted)
         .on(|facts| facts.machine == machine::PASSTHROUGH),
 ];
-
-fn has_tree(facts: &Facts) -> bool {
-    facts.topology == machine::Topology::Tree
-}
 
 /// Places of functions on the machines of [`REFUSED_BY_ACS`]: below two ports of one switch.
 const FIRST: &str = "00:02.0/00.0/00.0/00.0";
@@ -237,7 +236,9 @@ fn free_slot_printed(guest: &Guest) -> Verdict {
     // The other machine is this one, with that card in that slot.
     let functions = |name: &str| -> Result<HashSet<String>> {
         let shape = shape::of(name).context("no such machine")?;
-        Ok(tree::functions(shape.tree).into_iter().map(|placed| placed.path).collect())
+        let functions =
+            tree::placed(shape.tree).into_iter().filter(|placed| placed.node.part == Part::Function);
+        Ok(functions.map(|placed| placed.path).collect())
     };
     let mut moved = functions(REFUSED_BY_SLOT)?;
     moved.remove(BESIDE);

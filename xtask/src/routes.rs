@@ -1,0 +1,58 @@
+//! `cargo xtask routes`: the table of shapes, by running them all.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use peervram_lab::report::Counts;
+use peervram_lab::routes::Routes;
+use peervram_lab::suite::{self, Outcome};
+use peervram_lab::{Machine, shape};
+use std::fs;
+use std::io;
+use std::process::ExitCode;
+
+use crate::lab::{self, Setup};
+use crate::terminal::{FAILED, Steps};
+
+const PAGE: &str = "docs/routes-table.md";
+
+/// Compare predicted routes with the kernel's answers on every shape, and write docs/routes-table.md
+#[derive(Args)]
+pub struct Arguments {
+    /// Write nothing; fail if the page is not what the run finds
+    #[arg(long)]
+    check: bool,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let steps = Steps::default();
+    let lab = lab::open(&arguments.setup, &steps)?;
+    let machines: Vec<&Machine> = shape::MACHINES.iter().collect();
+    let plans = suite::plan(lab.programs(), &machines, "routes/")?;
+    let outcomes = lab::run_plans(&lab, &plans, io::stdout())?;
+    if Counts::of(&outcomes).failed > 0 {
+        return Ok(ExitCode::from(FAILED));
+    }
+    let routes = found(&outcomes)?.context("no machine said anything of routes")?;
+    if !arguments.check {
+        fs::write(PAGE, routes.page()).with_context(|| format!("writing {PAGE}"))?;
+    } else if fs::read_to_string(PAGE).with_context(|| format!("reading {PAGE}"))? != routes.page() {
+        bail!("{PAGE} is not what this run found; run `cargo xtask routes`");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Fails if a row that a run found is not so on the page.
+pub fn check(outcomes: &[Outcome]) -> Result<()> {
+    let page = fs::read_to_string(PAGE).with_context(|| format!("reading {PAGE}"))?;
+    let rows = found(outcomes)?.map(|routes| routes.page_rows()).unwrap_or_default();
+    match rows.iter().find(|row| !page.lines().any(|line| line == *row)) {
+        Some(row) => bail!("{PAGE} lacks the row\n    {row}\nrun `cargo xtask routes`"),
+        None => Ok(()),
+    }
+}
+
+fn found(outcomes: &[Outcome]) -> Result<Option<Routes>> {
+    Routes::of(outcomes.iter().flat_map(|outcome| &outcome.cells))
+}
