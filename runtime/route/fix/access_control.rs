@@ -38,7 +38,7 @@ pub(super) fn fixes(
             kind: FixKind::DisableAcsRedirect,
             what: format!("Have {} not redirect, from the next boot on. Add to the kernel's command line{quoted}", and(&names)),
             commands: on_the_command_line(&parameter),
-            price: price.into(),
+            price: format!("{price}. What else they isolate goes back to what the firmware set"),
             needs: Needs::Reboot,
             then: Some(then),
             groups: groups.clone(),
@@ -60,7 +60,7 @@ pub(super) fn fixes(
             what: "The same as the first, bit by bit (request and completion redirect and egress control off, the \
                    others as the firmware left them)".into(),
             commands: on_the_command_line(&config),
-            price: price.into(),
+            price: format!("{price}. The others go back to what the firmware set"),
             needs: Needs::Reboot,
             then: Some(then),
             groups,
