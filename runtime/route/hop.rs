@@ -1,7 +1,9 @@
 //! `Hop`: a function on the way, and what it does to what passes.
 
 use peervram_backends::PciAddress;
-use peervram_backends::topology::{Acs, MaxPayload, Place, PortType, Reading, Search, Topology, Verdict};
+use peervram_backends::topology::{
+    Above, Acs, MaxPayload, Place, PortType, Reading, Search, Topology, Verdict,
+};
 
 use super::{End, LinkSpeed};
 
@@ -111,6 +113,8 @@ fn port_type(place: &Place) -> Option<PortType> {
 
 fn role(place: &Place) -> &'static str {
     match port_type(place) {
+        // QEMU lets one sit below a switch, where Linux takes it for a downstream port.
+        Some(PortType::RootPort) if matches!(place.above, Above::Bridge(_)) => "switch, downstream port",
         Some(PortType::RootPort) => "root port",
         Some(PortType::Upstream) => "switch, upstream port",
         Some(PortType::Downstream) => "switch, downstream port",
@@ -137,8 +141,8 @@ fn link(topology: &Topology, place: &Place) -> Option<Link> {
         topology.below(place.address()).find_map(end)
     } else {
         match &place.above {
-            peervram_backends::topology::Above::Bridge(bridge) => topology.place(*bridge).and_then(end),
-            peervram_backends::topology::Above::HostBridge(_) => None,
+            Above::Bridge(bridge) => topology.place(*bridge).and_then(end),
+            Above::HostBridge(_) => None,
         }
     };
     let other = other.unwrap_or(own);

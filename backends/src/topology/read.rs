@@ -25,7 +25,7 @@ impl Topology {
     /// Without root it has the first 64 bytes of each configuration space, which says nothing of ACS.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::Kind::NotFound) where there is no PCI bus.
+    /// [`Kind::NotFound`] where there is no PCI bus.
     pub fn read() -> Result<Self> {
         Self::read_under(Path::new("/"))
     }
@@ -34,7 +34,7 @@ impl Topology {
     /// a bridge, and much less to read.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::Kind::NotFound) where one of them is not there.
+    /// [`Kind::NotFound`] where one of them is not there.
     pub fn read_above(functions: &[PciAddress]) -> Result<Self> {
         let (root, devices) = (Path::new("/"), Path::new("/").join(SYSFS_DEVICES));
         let mut places: Vec<Place> = Vec::new();

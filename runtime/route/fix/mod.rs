@@ -127,7 +127,9 @@ pub(super) fn fixes(topology: &Topology, route: &Route, messages: &KernelMessage
                 fixes.extend(access_control::fixes(topology, route.provider, client, verdict));
                 fixes.extend(slot::moves(topology, route.provider, client));
                 fixes.extend(slot::newer_kernel(topology, route.provider, client));
-                fixes.push(slot::other_hardware());
+                if fixes.is_empty() {
+                    fixes.push(slot::other_hardware());
+                }
             }
             Answer::Unknown => fixes.extend(reading::fixes(topology, route, client)),
             Answer::Works | Answer::Unasked => {

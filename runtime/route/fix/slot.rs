@@ -1,7 +1,7 @@
 //! Other slots, other kernels, other hardware.
 
 use peervram_backends::PciAddress;
-use peervram_backends::topology::{MapType, Place, PortType, Search, Topology, list_releases};
+use peervram_backends::topology::{Above, MapType, Place, PortType, Search, Topology, list_releases};
 
 use super::{Fix, FixKind, Needs, allows};
 
@@ -76,7 +76,7 @@ fn both(
         topology.place(*function).is_some_and(|place| {
             place.physical_function.is_none()
                 && function.function == 0
-                && matches!(place.above, peervram_backends::topology::Above::Bridge(_))
+                && matches!(place.above, Above::Bridge(_))
         })
     };
     [client, provider].into_iter().filter(is_a_card).filter_map(moved).collect()
