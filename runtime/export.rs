@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use peervram_backends::topology::{Expected, MapType, Topology};
 use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::attachment::{Attachment, Tests};
@@ -180,7 +181,7 @@ impl Lent {
             Path::Peer => {
                 let dma_buf = self.dma_buf.as_ref().map_err(Error::clone)?;
                 self.check_several_ranges(importer)?;
-                importer.import(dma_buf)
+                importer.import(dma_buf).map_err(|error| self.point_to_route(error, importer))
             }
             Path::HostPointer => {
                 let device = self.entry.exporter()?;
@@ -201,16 +202,35 @@ impl Lent {
         }
         let exporter = self.entry.exporter().ok().and_then(|device| device.pci_address());
         let (Some(exporter), Some(address)) = (exporter, importer.pci_address()) else { return Ok(()) };
-        if importer.governed_by_p2pdma()
-            && pci::is_translated(address)
-            && !pci::share_a_bridge(exporter, address)
-        {
-            let why = "the kernel maps only the first of several ranges through an IOMMU and a host bridge";
-            return Err(Error::new(Kind::RouteRefused, "import a dma-buf", why)
-                .on(importer.name())
-                .next("export one range, put both devices behind one PCIe switch, or boot with iommu=pt"));
+        if !importer.governed_by_p2pdma() || !pci::is_translated(address) {
+            return Ok(());
         }
-        Ok(())
+        // Bridges that redirect (ACS) send requests up to the host bridge, though they are above both. Where
+        // that may not be read, the kernel is asked.
+        let expected =
+            Topology::read_above(&[exporter, address])?.expected_map_type(exporter, address).expected;
+        let may_stay_below = match &expected {
+            Expected::Known(map_type) => *map_type == MapType::BusAddress,
+            Expected::Unknown { possible, .. } => possible.contains(&MapType::BusAddress),
+        };
+        if may_stay_below {
+            return Ok(());
+        }
+        let why = "the kernel maps only the first of several ranges through an IOMMU and a host bridge";
+        Err(Error::new(Kind::RouteRefused, "import a dma-buf", why)
+            .on(importer.name())
+            .next(format!("export one range; what else would help: peervram route {exporter} {address}")))
+    }
+
+    /// A refused route is explained by a command that knows both ends.
+    fn point_to_route<I: Importer>(&self, error: Error, importer: &I) -> Error {
+        let exporter = self.entry.exporter().ok().and_then(|device| device.pci_address());
+        match (exporter, importer.pci_address()) {
+            (Some(exporter), Some(address)) if error.kind() == Kind::RouteRefused => {
+                error.next(format!("peervram route {exporter} {address} says why, and what would change it"))
+            }
+            _ => error,
+        }
     }
 
     /// Which device, for messages.

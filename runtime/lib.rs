@@ -44,6 +44,7 @@ mod plan;
 mod relay;
 mod revoke;
 mod round_trip;
+pub mod route;
 mod staged;
 mod sync;
 pub mod verify;

@@ -18,6 +18,7 @@ pub mod holders;
 #[cfg(feature = "host")]
 pub mod host;
 mod image;
+mod import_support;
 mod importer;
 mod mapping;
 pub mod pci;
@@ -38,6 +39,7 @@ pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};
 pub use exporter::{Exporter, Interrupts};
 pub use image::ImageLayout;
+pub use import_support::{Governor, ImportSupport, import_modes, import_support};
 pub use importer::{Importer, OnRevoke};
 pub use mapping::{Mapping, Source};
 pub use pci::PciAddress;

@@ -119,18 +119,6 @@ pub fn group_blocker(address: PciAddress) -> Option<(PciAddress, String)> {
     })
 }
 
-/// Whether a PCI bridge is above both functions, so that bytes need not pass the host bridge.
-///
-/// Looks at the places of the functions only; a bridge that redirects (ACS) sends them up all the same.
-pub fn share_a_bridge(a: PciAddress, b: PciAddress) -> bool {
-    let bridges = |address: PciAddress| -> Vec<PciAddress> {
-        let path = fs::canonicalize(address.sysfs_path()).unwrap_or_default();
-        path.iter().filter_map(|part| part.to_str()?.parse().ok()).filter(|&above| above != address).collect()
-    };
-    let above_b = bridges(b);
-    bridges(a).iter().any(|bridge| above_b.contains(bridge))
-}
-
 /// Whether an IOMMU translates the function's addresses for its kernel driver.
 pub fn is_translated(address: PciAddress) -> bool {
     // "DMA" or "DMA-FQ"; "identity" is iommu=pt (Documentation/ABI/testing/sysfs-kernel-iommu_groups).

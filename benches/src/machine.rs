@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use peervram::backends::drm::{Node, import_support};
+use peervram::backends::drm::Node;
 use peervram::backends::host::HostMemory;
+use peervram::backends::import_support;
 use peervram::backends::pci::Function;
 use peervram::backends::{PciAddress, page_size_bytes};
 

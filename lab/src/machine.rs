@@ -33,6 +33,8 @@ pub struct Machine {
     pub devices: &'static [Device],
     /// What it has instead of devices and their ports if its topology is a tree.
     pub shape: Option<&'static Shape>,
+    /// What is added to the kernel's command line; a shape has its own.
+    pub parameters: &'static str,
     /// What `pci_p2pdma_map_type` is expected to say between the first two devices.
     pub peer_to_peer: PeerToPeer,
     /// Whether the guest can use Vulkan (Mesa lavapipe from the private root).
@@ -168,6 +170,7 @@ pub(crate) const DEFAULT: Machine = Machine {
     iommu: Iommu::Intel,
     devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
     shape: None,
+    parameters: "",
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
     hotplug: false,
@@ -233,6 +236,14 @@ pub const MACHINES: &[Machine] = &[
         about: "as the default, with a kernel that watches its locks and DMA mappings",
         kernel: LOCKDEP_7_3,
         everyday: false,
+        ..DEFAULT
+    },
+    Machine {
+        name: PASSTHROUGH,
+        about: "two devices that lend, and an IOMMU that does not translate for kernel drivers",
+        devices: &[Device::SharedMemory { size_mib: 64 }, Device::Card { size_mib: 64 }],
+        parameters: "iommu=pt",
+        vulkan: false,
         ..DEFAULT
     },
     TWO_MODELS,
@@ -321,6 +332,9 @@ pub fn all() -> impl Iterator<Item = &'static Machine> {
     MACHINES.iter().chain(shape::MACHINES)
 }
 
+/// The machine whose IOMMU passes kernel drivers' addresses on.
+pub const PASSTHROUGH: &str = "small-passthrough";
+
 /// The machines that run unless others are named.
 pub fn everyday() -> impl Iterator<Item = &'static Machine> {
     all().filter(|machine| machine.everyday)
@@ -400,7 +414,7 @@ impl Machine {
             Iommu::Intel => "intel_iommu=on",
             Iommu::Virtio => "intel_iommu=off",
         };
-        format!("{iommu} {}", self.shape.map_or("", |shape| shape.parameters))
+        format!("{iommu} {}", self.shape.map_or(self.parameters, |shape| shape.parameters))
     }
 
     /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.

@@ -11,8 +11,8 @@ use crate::tree::RootBus;
 mod trees;
 
 use trees::{
-    ACS_SWITCH, CHIPSET, CONVENTIONAL, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST, PORTS, SAME_HOST, SWITCH,
-    TRUSTED_HOSTS,
+    ACS_SWITCH, CHIPSET, CONVENTIONAL, FILLED_SLOT, FREE_SLOT, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST,
+    PORTS, SAME_HOST, SWITCH, TRUSTED_HOSTS,
 };
 
 /// The version of the kernel of all of them.
@@ -145,6 +145,18 @@ pub const MACHINES: &[Machine] = &[
         &Shape { tree: PORTS, parameters: "", settings: PORTS_SETTINGS },
     ),
     machine(
+        REFUSED_BY_SLOT,
+        "a card beside a switch with a free slot; a CPU that is not trusted",
+        "Skylake-Client",
+        &Shape { tree: FREE_SLOT, parameters: "", settings: &[] },
+    ),
+    machine(
+        FIXED_BY_SLOT,
+        "the same with the card in that slot",
+        "Skylake-Client",
+        &Shape { tree: FILLED_SLOT, parameters: "", settings: &[] },
+    ),
+    machine(
         "shapes-switch-opteron",
         "a switch without ACS; an AMD CPU from before those that are trusted",
         "Opteron_G3",
@@ -157,7 +169,7 @@ pub const MACHINES: &[Machine] = &[
         &Shape { tree: SWITCH, parameters: "", settings: PLAIN_SETTINGS },
     )),
     machine(
-        "shapes-acs-switch-haswell",
+        REFUSED_BY_ACS,
         "a switch with ACS; a CPU that is not trusted",
         "Haswell",
         &Shape { tree: ACS_SWITCH, parameters: "", settings: ACS_SWITCH_SETTINGS },
@@ -169,7 +181,7 @@ pub const MACHINES: &[Machine] = &[
         &Shape { tree: ACS_SWITCH, parameters: "", settings: ACS_SWITCH_SETTINGS },
     )),
     machine(
-        "shapes-acs-switch-parameter",
+        FIXED_BY_PARAMETER,
         "a switch with ACS, of whose ports the kernel is told to let two alone",
         "Skylake-Client",
         &Shape {
@@ -285,6 +297,15 @@ pub const MACHINES: &[Machine] = &[
         &Shape { tree: MIXED, parameters: "", settings: MIXED_SETTINGS },
     )),
 ];
+
+/// Where redirecting ports refuse a pair.
+pub const REFUSED_BY_ACS: &str = "shapes-acs-switch-haswell";
+/// The same with the parameter that mends it.
+pub const FIXED_BY_PARAMETER: &str = "shapes-acs-switch-parameter";
+/// Where a card is beside a switch with a free slot.
+pub const REFUSED_BY_SLOT: &str = "shapes-free-slot";
+/// The same with the card in that slot.
+pub const FIXED_BY_SLOT: &str = "shapes-filled-slot";
 
 /// The shape of the machine of that name.
 pub fn of(machine: &str) -> Option<&'static Shape> {

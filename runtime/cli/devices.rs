@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use peervram::backends::drm::import_support;
+use peervram::backends::import_support;
 use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
 use serde::Serialize;
@@ -94,7 +94,8 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn matters(function: &Function) -> bool {
+/// Whether people ask about it: a GPU, a device bound to VFIO, one with a DRM node.
+pub fn matters(function: &Function) -> bool {
     function.is_gpu() || is_vfio(function) || !function.drm_nodes.is_empty()
 }
 

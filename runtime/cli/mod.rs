@@ -1,6 +1,7 @@
 //! The command line: one file per command, and the words in which they end.
 
 mod arguments;
+mod capture;
 mod demo;
 mod devices;
 mod doctor;
@@ -8,9 +9,12 @@ mod ending;
 mod export;
 mod holders;
 mod import;
+mod paragraph;
 mod pci_names;
 mod reset;
+mod route;
 mod table;
+mod tree;
 mod verify;
 
 use std::process::ExitCode;
@@ -29,6 +33,7 @@ use clap::{Parser, Subcommand};
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
         peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
+        peervram route 01:00.0 02:00.0                    which way bytes go, why not, what would change it\n  \
         peervram verify 01:00.0 vulkan                    whether bytes arrive, tested\n  \
         peervram holders 01:00.0                          whom a reset of it would wait for\n  \
         peervram reset 01:00.0                            reset it, and show whom that waits for\n\n\
@@ -56,6 +61,8 @@ enum What {
     Demo(demo::Arguments),
     Holders(holders::Arguments),
     Reset(reset::Arguments),
+    Route(route::Arguments),
+    Capture(capture::Arguments),
     Verify(verify::Arguments),
 }
 
@@ -80,6 +87,8 @@ pub fn main() -> ExitCode {
         What::Demo(arguments) => demo::run(&arguments, command.json),
         What::Holders(arguments) => holders::run(&arguments, command.json),
         What::Reset(arguments) => reset::run(&arguments, command.json),
+        What::Route(arguments) => route::run(&arguments, command.json),
+        What::Capture(arguments) => capture::run(&arguments),
         What::Verify(arguments) => verify::run(&arguments, command.json),
     };
     ending::of(result, command.json)

@@ -42,6 +42,10 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["verify", "--host", "vulkan", "vulkan"], "--host vulkan"),
         (&["verify", "--host", "--list"], "--help"),
         (&["verify", "--host", "--bytes", "2.5M"], "0x1000"),
+        (&["route", "01:00.0"], "IMPORTER"),
+        (&["route", "01:00.0", "gpu0"], "/dev/dri/card0"),
+        (&["route", "gpu0", "01:00.0"], "0000:01:00.0"),
+        (&["route", "--all", "01:00.0"], "--all"),
         (&["frobnicate"], "--help"),
     ] {
         let output = peervram(arguments);
@@ -116,6 +120,56 @@ fn holders_runs_anywhere_and_says_what_it_cannot_see() {
         assert!(unread.iter().any(is_said), "{value}");
         assert!(text.contains("Not seen:"), "{text}");
     }
+}
+
+/// Captures this machine, or says why there is nothing to capture.
+fn captured() -> Option<(tempfile::TempDir, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("machine.json").display().to_string();
+    let output = peervram(&["capture", &file]);
+    if output.status.code() == Some(4) {
+        eprintln!("skipped: this machine has no PCI bus");
+        return None;
+    }
+    assert!(output.status.success(), "{output:?}");
+    // What could not be read is said, or that all was.
+    assert!(String::from_utf8_lossy(&output.stderr).contains("read"), "{output:?}");
+    Some((folder, file))
+}
+
+#[test]
+fn a_captured_machine_gives_the_answers_of_the_machine_itself() {
+    let Some((_folder, file)) = captured() else { return };
+    let here: Value = serde_json::from_slice(&peervram(&["route", "--all", "--json"]).stdout).unwrap();
+    let there = peervram(&["route", "--all", "--json", "--tree", &file]).stdout;
+    assert_eq!(serde_json::from_slice::<Value>(&there).unwrap(), here);
+    let text = std::fs::read_to_string(&file).unwrap();
+    let topology: Value = serde_json::from_str(&text).unwrap();
+    let addresses: Vec<&str> = (topology["places"].as_array().unwrap().iter())
+        .map(|place| place["function"]["address"].as_str().unwrap())
+        .collect();
+    let (first, last) = (addresses[0], addresses[addresses.len() - 1]);
+    for importer in [last, "cpu"] {
+        let value = peervram(&["route", first, importer, "--tree", &file, "--json"]);
+        let value: Value = serde_json::from_slice(&value.stdout).unwrap_or_else(|_| panic!("{value:?}"));
+        let answers = ["works", "refused", "unknown", "unasked"];
+        assert!(answers.contains(&value["answer"].as_str().unwrap()), "{value}");
+        let text = String::from_utf8(peervram(&["route", first, importer, "--tree", &file]).stdout).unwrap();
+        assert!(text.contains(first) && text.contains("verdict"), "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_captured_machine_is_wrong_usage() {
+    refused(&["route", "01:00.0", "02:00.0", "--tree", "/dev/null"], "invalid-input", 2);
+    refused(&["route", "--all", "--tree", "/nonexistent.json"], "not-found", 1);
+    let Some((folder, file)) = captured() else { return };
+    let text = std::fs::read_to_string(&file).unwrap();
+    let cut = folder.path().join("cut.json").display().to_string();
+    std::fs::write(&cut, &text[..text.len() / 2]).unwrap();
+    refused(&["route", "--all", "--tree", &cut], "invalid-input", 2);
+    refused(&["route", "fffe:fe:1f.7", "cpu", "--tree", &file], "not-found", 1);
+    refused(&["route", "fffe:fe:1f.7", "/dev/dri/card99", "--tree", &file], "not-found", 1);
 }
 
 #[test]
@@ -212,7 +266,8 @@ fn stored_certificates_are_listed_and_what_is_none_is_named() {
 
 #[test]
 fn help_teaches_each_command() {
-    for command in ["doctor", "devices", "export", "import", "demo", "holders", "verify"] {
+    for command in ["doctor", "devices", "export", "import", "demo", "holders", "route", "capture", "verify"]
+    {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");

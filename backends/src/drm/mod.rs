@@ -3,15 +3,13 @@
 //! Order of calls: [`Node::open`] -> [`import`](crate::Importer::import) gives a [`BufferObject`]
 //! -> [`ScanOut::start`] shows it on a screen.
 //!
-//! Whether a driver can take memory of another PCI device at all is data: [`import_support()`].
+//! Whether a driver can take memory of another PCI device at all is data: [`import_support()`](crate::import_support()).
 //! Not done here: rendering, page flips, anything with a driver's own ioctls.
 
 mod buffer_object;
-mod import_support;
 mod node;
 mod scan_out;
 
 pub use buffer_object::BufferObject;
-pub use import_support::{ImportSupport, import_support};
 pub use node::Node;
 pub use scan_out::ScanOut;

@@ -12,8 +12,8 @@ use drm::control::Device as _;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::{BufferObject, import_support};
-use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result};
+use super::BufferObject;
+use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result, import_support};
 
 /// An open DRM node. Cheap to clone; buffer objects hold it open.
 #[derive(Debug, Clone)]
@@ -134,9 +134,10 @@ impl Node {
                 Kind::RouteRefused,
                 "the kernel allows no peer-to-peer transfer between the two devices, or the buffer is no dma-buf".into(),
             )
-            .next(
-                "dmesg names the reason; devices behind one PCIe switch, or a server CPU's host bridge, may transfer",
-            ),
+            .next(format!(
+                "peervram route LENDER {} says why, and what would change it",
+                self.pci_address().map_or_else(|| self.path().display().to_string(), |address| address.to_string()),
+            )),
             // dma_buf_phys_vec_to_sgt links every range at offset zero of the same IO addresses (seen
             // on Linux 7.3): the second finds them taken.
             Errno::ADDRINUSE => error(

@@ -2,12 +2,12 @@
 //!
 //! What is read is not trusted: a file may be cut short, of another version, or run in circles.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Above, Cpu, Place, Reading, Topology};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, PciAddress, Result};
 
 /// What a captured tree calls itself.
 const FORMAT: &str = "peervram-topology";
@@ -15,6 +15,8 @@ const FORMAT: &str = "peervram-topology";
 const VERSION: u32 = 1;
 /// More functions than any machine has.
 const PLACES_MAX: usize = 1 << 16;
+/// One above another, there are no more bridges than buses.
+const BRIDGES_MAX: usize = 256;
 
 const TRIED: &str = "read a captured topology";
 
@@ -86,27 +88,28 @@ impl Topology {
         if let Some(twice) = self.places.iter().find(|place| !seen.insert(place.address())) {
             return Err(format!("{} is in it twice", twice.address()));
         }
-        // A function is good if it hangs from a host bridge, from nothing, or from one that is good. What is
-        // left when no more can be added runs in a circle.
-        let mut good: HashSet<_> = HashSet::new();
-        loop {
-            let before = good.len();
-            for place in &self.places {
-                let hangs = match &place.above {
-                    Above::HostBridge(_) => true,
-                    Above::Bridge(bridge) => good.contains(bridge) || !seen.contains(bridge),
-                };
-                if hangs {
-                    good.insert(place.address());
+        let above: HashMap<PciAddress, &Above> =
+            self.places.iter().map(|place| (place.address(), &place.above)).collect();
+        // How many bridges are above each function that was seen to be good.
+        let mut depths: HashMap<PciAddress, usize> = HashMap::new();
+        for place in &self.places {
+            let mut way = Vec::new();
+            let mut at = place.address();
+            let end = loop {
+                if let Some(&depth) = depths.get(&at) {
+                    break depth + 1;
                 }
+                way.push(at);
+                match above.get(&at) {
+                    Some(Above::Bridge(bridge)) if way.len() <= BRIDGES_MAX => at = *bridge,
+                    _ => break 0,
+                }
+            };
+            if end + way.len() > BRIDGES_MAX {
+                return Err(format!("more bridges than buses are above {}, or a circle", place.address()));
             }
-            if good.len() == before {
-                break;
-            }
+            depths.extend(way.into_iter().rev().enumerate().map(|(step, address)| (address, end + step)));
         }
-        match self.places.iter().find(|place| !good.contains(&place.address())) {
-            Some(place) => Err(format!("the bridges above {} run in a circle", place.address())),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }

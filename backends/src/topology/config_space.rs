@@ -4,6 +4,8 @@
 //! was not read is never taken for what is not there: a [`Search`] says which. Nothing in it is trusted:
 //! chains end, whatever they link to.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// Its size on conventional PCI.
@@ -36,8 +38,8 @@ const EXTENDED_CHAIN_MAX: usize = (MAX_BYTES - CONVENTIONAL_BYTES) / 8;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct ConfigSpace {
-    /// What could be read, from the start.
-    bytes: Vec<u8>,
+    /// What could be read, from the start. Shared: a topology is copied for each thing that might change.
+    bytes: Arc<Vec<u8>>,
     /// How large it is.
     size_bytes: usize,
 }
@@ -121,6 +123,13 @@ impl Acs {
     /// P2P egress control.
     pub const EGRESS_CONTROL: u16 = 0x20;
 
+    /// All that send peer-to-peer requests up.
+    pub const REDIRECTS: u16 = Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | Self::EGRESS_CONTROL;
+
+    /// What the kernel wants before it takes functions for isolated: source validation, both redirects,
+    /// upstream forwarding (`REQ_ACS_FLAGS`).
+    const ISOLATION: u16 = 0x01 | Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | 0x10;
+
     /// The bits, with the names that `lspci` gives them.
     const NAMES: [(u16, &'static str); 7] = [
         (0x01, "SrcValid"),
@@ -135,7 +144,14 @@ impl Acs {
     /// Whether it sends peer-to-peer requests up to the host bridge, as the kernel asks
     /// (`pci_bridge_has_acs_redir`).
     pub fn redirects(self) -> bool {
-        self.control & (Self::REQUEST_REDIRECT | Self::COMPLETION_REDIRECT | Self::EGRESS_CONTROL) != 0
+        self.control & Self::REDIRECTS != 0
+    }
+
+    /// Whether it keeps what is below it apart, as the kernel asks (`pci_acs_flags_enabled`): what it cannot
+    /// do counts as done for good.
+    pub fn isolates(self) -> bool {
+        let wanted = Self::ISOLATION & self.capabilities;
+        self.control & wanted == wanted
     }
 
     /// What it is told to do, in `lspci`'s words.
@@ -189,7 +205,7 @@ impl ConfigSpace {
         if bytes.len() > size_bytes {
             return Err(format!("{} bytes of a configuration space of {size_bytes}", bytes.len()));
         }
-        Ok(Self { bytes, size_bytes })
+        Ok(Self { bytes: Arc::new(bytes), size_bytes })
     }
 
     /// What could be read.
@@ -210,6 +226,24 @@ impl ConfigSpace {
     /// Whether it is a bridge, by its header's type.
     pub fn is_bridge(&self) -> Option<bool> {
         Some(self.bytes.get(PCI_HEADER_TYPE)? & 0x7f == 1)
+    }
+
+    /// Whether its device has several functions, by its header's type.
+    pub fn is_multifunction(&self) -> Option<bool> {
+        Some(self.bytes.get(PCI_HEADER_TYPE)? & 0x80 != 0)
+    }
+
+    /// Whether a bridge's port is a slot that a card can be put into, `PCI_EXP_FLAGS_SLOT`.
+    pub fn is_slot(&self) -> Search<bool> {
+        self.express(PCI_EXP_FLAGS).and_then(|flags| Search::Found(flags & 0x100 != 0))
+    }
+
+    /// Clears bits of its ACS control register, where it has one: as it would read then.
+    pub(super) fn clear_acs_control(&mut self, bits: u16) {
+        if let Search::Found(acs) = self.acs() {
+            let at = usize::from(acs.offset) + PCI_ACS_CTRL;
+            Arc::make_mut(&mut self.bytes)[at..at + 2].copy_from_slice(&(acs.control & !bits).to_le_bytes());
+        }
     }
 
     /// Where its capability of this kind begins.
@@ -408,6 +442,13 @@ pub(crate) mod tests {
         ConfigSpace::new(bytes, MAX_BYTES).unwrap()
     }
 
+    /// A switch's port to the root.
+    pub(crate) fn upstream_port() -> ConfigSpace {
+        let mut config = root_port(0x148, 0);
+        Arc::make_mut(&mut config.bytes)[0x52] = 0x52;
+        config
+    }
+
     #[test]
     fn a_root_port_is_taken_apart() {
         let port = root_port(0x148, 0x1d);
@@ -449,10 +490,11 @@ pub(crate) mod tests {
     #[test]
     fn resizable_bars_are_read() {
         let mut config = root_port(0x148, 0);
-        config.bytes[0x100..0x104].copy_from_slice(&0x0001_0015_u32.to_le_bytes());
+        let bytes = Arc::make_mut(&mut config.bytes);
+        bytes[0x100..0x104].copy_from_slice(&0x0001_0015_u32.to_le_bytes());
         // 256 MiB, 512 MiB and 16 GiB; BAR 1 of one, 256 MiB now.
-        config.bytes[0x104..0x108].copy_from_slice(&((1_u32 << 8 | 1 << 9 | 1 << 14) << 4).to_le_bytes());
-        config.bytes[0x108..0x10c].copy_from_slice(&(1_u32 | 1 << 5 | 8 << 8).to_le_bytes());
+        bytes[0x104..0x108].copy_from_slice(&((1_u32 << 8 | 1 << 9 | 1 << 14) << 4).to_le_bytes());
+        bytes[0x108..0x10c].copy_from_slice(&(1_u32 | 1 << 5 | 8 << 8).to_le_bytes());
         let bars = config.resizable_bars().found().unwrap();
         let sizes_bytes = vec![256 << 20, 512 << 20, 16 << 30];
         assert_eq!(bars, [ResizableBar { index: 1, sizes_bytes, now_bytes: 256 << 20 }]);

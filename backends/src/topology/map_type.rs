@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::host_bridges::{HostBridge, Release, listed, parse_release, releases};
+use super::host_bridges::{HostBridge, Release, list_releases, listed, parse_release};
 use super::{Cpu, Place, PortType, Reading, Search, Topology};
 use crate::PciAddress;
 
@@ -80,7 +80,8 @@ impl Expected {
 }
 
 /// What decided, where the answer is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// A bridge is above both, and nothing redirects.
     NothingRedirects,
@@ -100,7 +101,7 @@ pub enum Reason {
 }
 
 /// What the kernel is expected to say of a pair, and why.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// The answer.
     pub expected: Expected,
@@ -255,7 +256,7 @@ impl Topology {
         match release {
             Ok(release) => answer(release),
             Err(why) => {
-                let mut answers = releases().into_iter().map(answer);
+                let mut answers = list_releases().into_iter().map(answer);
                 let first = answers.next();
                 match first {
                     Some(first) if answers.all(|other| other == first) => first,

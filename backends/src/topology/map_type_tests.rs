@@ -1,6 +1,6 @@
 //! Verdicts on trees that are made by hand. What real kernels say of such trees is asked in the lab.
 
-use super::config_space::tests::root_port;
+use super::config_space::tests::{root_port, upstream_port};
 use super::{Above, Client, ConfigSpace, Cpu, Expected, MapType, Place, Reading, Reason, Topology, Verdict};
 use crate::PciAddress;
 use crate::pci::Function;
@@ -104,7 +104,7 @@ fn root_ports(cpu: Cpu) -> Tree {
 fn switch(cpu: Cpu, first: u16, second: u16) -> Tree {
     Tree::new(cpu)
         .port("00:02.0", "pci0000:00", 0x1d)
-        .port("01:00.0", "00:02.0", 0)
+        .add("01:00.0", "00:02.0", Reading::Known(upstream_port()))
         .port("02:00.0", "01:00.0", first)
         .port("02:01.0", "01:00.0", second)
         .endpoint("03:00.0", "02:00.0")
@@ -259,4 +259,49 @@ fn captured_trees_say_the_same_or_are_refused() {
     assert!(refused(&circle).contains("circle"), "{}", refused(&circle));
     let twice = text.replace("\"address\": \"0000:04:00.0\"", "\"address\": \"0000:03:00.0\"");
     assert!(refused(&twice).contains("0000:03:00.0 is in it twice"), "{}", refused(&twice));
+}
+
+#[test]
+fn a_chain_that_no_machine_has_is_refused_and_soon() {
+    let mut tree = Tree::new(INTEL);
+    let at = |number: u32| PciAddress { domain: number, bus: 0, device: 0, function: 1 };
+    for number in (0..5000).rev() {
+        tree = tree.endpoint(&at(number).to_string(), &at(number + 1).to_string());
+    }
+    let error = Topology::from_json(&tree.0.to_json()).unwrap_err().to_string();
+    assert!(error.contains("circle"), "{error}");
+}
+
+#[test]
+fn without_its_redirects_a_switch_keeps_requests_below() {
+    let tree = switch(INTEL, 0x1d, 0x1d);
+    let ports = tree.verdict("03:00.0", "04:00.0").redirects;
+    assert_eq!(ports, [address("02:00.0"), address("02:01.0")]);
+    let fixed = Tree(tree.0.without_redirects(&ports));
+    fixed.expect("03:00.0", "04:00.0", BusAddress, Reason::NothingRedirects);
+    // What else the port was told stays.
+    let acs = fixed.0.place(ports[0]).unwrap().config.known().unwrap().acs().found().unwrap();
+    assert_eq!(acs.control, 0x11);
+    let half = Tree(tree.0.without_redirects(&ports[..1]));
+    half.expect("03:00.0", "04:00.0", NotSupported, Reason::HostBridgeNotListed(address(NOT_LISTED)));
+    // One beside the switch, moved below it.
+    let beside = switch(INTEL, 0, 0).port("00:05.0", "pci0000:00", 0).endpoint("05:00.0", "00:05.0");
+    let moved = Tree(beside.0.moved(address("05:00.0"), address("02:01.0")));
+    moved.expect("05:00.0", "03:00.0", BusAddress, Reason::NothingRedirects);
+}
+
+fn group_of(tree: &Topology, function: &str) -> Vec<String> {
+    let groups = tree.predicted_iommu_groups().unwrap();
+    let of = groups.iter().find(|group| group.contains(&address(function))).unwrap();
+    of.iter().map(PciAddress::to_string).collect()
+}
+
+#[test]
+fn groups_merge_where_ports_do_not_isolate() {
+    let isolated = switch(INTEL, 0x1d, 0x1d).0;
+    assert_eq!(group_of(&isolated, "03:00.0"), ["0000:03:00.0"]);
+    let merged = isolated.without_redirects(&[address("02:00.0")]);
+    assert_eq!(group_of(&merged, "03:00.0"), ["0000:02:00.0", "0000:03:00.0"]);
+    let unread = switch(INTEL, 0x1d, 0x1d).add("09:00.0", "02:01.0", Reading::Unread("asleep".into()));
+    assert!(unread.0.predicted_iommu_groups().unwrap_err().contains("asleep"));
 }

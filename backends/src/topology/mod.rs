@@ -7,12 +7,16 @@
 //! [`Topology::expected_map_type`] is the kernel's own decision, recomputed.
 
 mod capture;
+mod change;
 mod config_space;
+mod groups;
 mod host_bridges;
 mod map_type;
 #[cfg(test)]
 mod map_type_tests;
 mod read;
+#[cfg(test)]
+mod read_tests;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +24,7 @@ use crate::PciAddress;
 use crate::pci::Function;
 
 pub use config_space::{Acs, ConfigSpace, LinkRegisters, MaxPayload, PortType, ResizableBar, Search};
-pub use host_bridges::{HostBridge, Release, listed, parse_release};
+pub use host_bridges::{HostBridge, Release, list_releases, listed, listed_at_last, parse_release};
 pub use map_type::{Client, Expected, MapType, Reason, Verdict};
 
 /// What was read, or why it was not.

@@ -12,9 +12,12 @@ use std::path::Path;
 use super::config_space::{ConfigSpace, MAX_BYTES};
 use super::{Above, Cpu, Place, Reading, Topology};
 use crate::pci::{Bar, Function};
-use crate::{Error, PciAddress, Result};
+use crate::{Error, Kind, PciAddress, Result};
 
 const SYSFS_DEVICES: &str = "sys/bus/pci/devices";
+
+/// How often the machine is read, if what it says does not fit together.
+const ATTEMPTS: usize = 3;
 
 impl Topology {
     /// Of this machine.
@@ -22,13 +25,49 @@ impl Topology {
     /// Without root it has the first 64 bytes of each configuration space, which says nothing of ACS.
     ///
     /// # Errors
-    /// [`Kind::NotFound`](crate::Kind::NotFound) where there is no PCI bus.
+    /// [`Kind::NotFound`] where there is no PCI bus.
     pub fn read() -> Result<Self> {
         Self::read_under(Path::new("/"))
     }
 
+    /// Of these functions and the bridges above them: enough to tell whether requests between them stay below
+    /// a bridge, and much less to read.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] where one of them is not there.
+    pub fn read_above(functions: &[PciAddress]) -> Result<Self> {
+        let (root, devices) = (Path::new("/"), Path::new("/").join(SYSFS_DEVICES));
+        let mut places: Vec<Place> = Vec::new();
+        for &function in functions {
+            let mut at = Some(function);
+            while let Some(address) = at.filter(|at| places.iter().all(|place| place.address() != *at)) {
+                let place = read_place(&devices, address).ok_or_else(|| {
+                    Error::new(Kind::NotFound, "find a PCI device", "it is not there, or goes").on(address)
+                })?;
+                at = match place.above {
+                    Above::Bridge(bridge) => Some(bridge),
+                    Above::HostBridge(_) => None,
+                };
+                places.push(place);
+            }
+        }
+        Ok(Self::of(root, places, Reading::Unread("not all functions were read".into())))
+    }
+
     /// Of a machine whose `sys` and `proc` are below `root`.
+    ///
+    /// A device that comes or goes between the two leaves the order unknown, so it is tried again.
     pub(super) fn read_under(root: &Path) -> Result<Self> {
+        let mut topology = Self::read_once(root)?;
+        for _ in 1..ATTEMPTS {
+            if topology.order != Reading::Known(()) {
+                topology = Self::read_once(root)?;
+            }
+        }
+        Ok(topology)
+    }
+
+    fn read_once(root: &Path) -> Result<Self> {
         let devices = root.join(SYSFS_DEVICES);
         let entries = fs::read_dir(&devices).map_err(|error| {
             Error::os("list PCI devices", error)
@@ -44,7 +83,12 @@ impl Topology {
             Ok(text) => put_in_order(&mut places, &text),
             Err(error) => Reading::Unread(format!("/proc/bus/pci/devices: {error}")),
         };
-        Ok(Self {
+        Ok(Self::of(root, places, order))
+    }
+
+    /// Functions that were read, and what the machine below `root` says beside them.
+    fn of(root: &Path, places: Vec<Place>, order: Reading<()>) -> Self {
+        Self {
             kernel_release: line(root, "proc/sys/kernel/osrelease"),
             command_line: line(root, "proc/cmdline"),
             boot_id: line(root, "proc/sys/kernel/random/boot_id"),
@@ -54,7 +98,7 @@ impl Topology {
             },
             places,
             order,
-        })
+        }
     }
 }
 

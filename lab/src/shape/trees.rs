@@ -35,6 +35,14 @@ pub(super) const ACS_SWITCH: &[RootBus] = &[root_bus(
     ],
 )];
 
+/// A switch with a free slot, and a card beside it.
+pub(super) const FREE_SLOT: &[RootBus] =
+    &[root_bus(0x00, &[root_port(2, 0, &[switch(&[port(0, ONE), port(1, &[])])]), root_port(3, 0, ONE)])];
+
+/// The same with the card in the slot.
+pub(super) const FILLED_SLOT: &[RootBus] =
+    &[root_bus(0x00, &[root_port(2, 0, &[switch(&[port(0, ONE), port(1, ONE)])]), root_port(3, 0, &[])])];
+
 /// Two switches below one, with ACS where the kernel's way down is not the same for all.
 pub(super) const NESTED: &[RootBus] = &[root_bus(
     0x00,

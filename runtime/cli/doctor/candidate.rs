@@ -84,6 +84,6 @@ impl<'a> Candidate<'a> {
 
 /// Whether the kernel makes dma-bufs of VFIO memory, as far as is known.
 pub fn exports_dma_bufs(facts: &Facts) -> bool {
-    let is_old = parse_release(&facts.kernel_release).is_some_and(|release| release < (6, 19));
+    let is_old = parse_release(&facts.kernel_release).is_some_and(|release| release < (6, 19, 0));
     !is_old && facts.has_option("VFIO_PCI_DMABUF") != Some(false)
 }

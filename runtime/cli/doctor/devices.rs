@@ -1,6 +1,6 @@
 //! GPUs and VFIO devices: which driver each has, and who shares its IOMMU group.
 
-use peervram::backends::drm::import_support;
+use peervram::backends::import_support;
 use peervram::backends::pci::Function;
 
 use super::candidate::Candidate;

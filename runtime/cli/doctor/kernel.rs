@@ -27,18 +27,18 @@ fn release(facts: &Facts, is_of_use: bool) -> Option<Finding> {
     let Some(number) = parse_release(text) else {
         return Some(finding("kernel-unknown", Weight::Unknown, format!("Linux {text} is no release")));
     };
-    Some(if number < (6, 19) {
+    Some(if number < (6, 19, 0) {
         let seen = format!("Linux {text} makes no dma-bufs of VFIO memory: 6.19 and later do");
         let why = "GPUs import dma-bufs. Without, a mapped BAR goes to CPUs by host pointer, and to engines of \
                    other VFIO devices.";
         let found = finding("kernel-too-old", Weight::InTheWay, seen).why(why);
         newer(found, Turn::Kernel, "Boot Linux 7.1 or later; 6.19 is the least.")
-    } else if number < (7, 1) {
+    } else if number < (7, 1, 0) {
         let seen = format!("Linux {text} does not wait for importers when it takes memory back: 7.1 does");
         let why = "A reset may return while another GPU still reads or writes the memory.";
         let found = finding("kernel-revoke-does-not-wait", Weight::Hint, seen).why(why);
         newer(found, Turn::NewerKernel, "Boot Linux 7.1 or later before memory is taken back under work.")
-    } else if number == (7, 1) && text.contains("-rc") {
+    } else if (number.0, number.1) == (7, 1) && text.contains("-rc") {
         let seen = format!("Linux {text} may hang when a device is closed whose memory is off");
         let why =
             "Early 7.1 release candidates count a reference twice there and wait for ever; 7.1 is right.";
@@ -66,7 +66,7 @@ fn options(facts: &Facts, is_of_use: bool) -> Option<Finding> {
         }
     };
     let has = |name: &str| options.contains_key(name);
-    let is_old = parse_release(&facts.kernel_release).is_some_and(|release| release < (6, 19));
+    let is_old = parse_release(&facts.kernel_release).is_some_and(|release| release < (6, 19, 0));
     let mut lacks: Vec<&str> = ["VFIO_PCI", "PCI_P2PDMA"].into_iter().filter(|name| !has(name)).collect();
     // It follows from the others (drivers/vfio/pci/Kconfig), and older kernels do not know it.
     if lacks.is_empty() && !is_old && !has("VFIO_PCI_DMABUF") {

@@ -1,7 +1,7 @@
 //! `Pair`: who could lend to whom, by which path.
 
 use peervram::backends::PciAddress;
-use peervram::backends::drm::import_support;
+use peervram::backends::import_support;
 use peervram::backends::pci::Function;
 use peervram::backends::topology::{Expected, MapType, Reason, Verdict};
 use serde::Serialize;

@@ -102,6 +102,8 @@ fn refused_route_is_named(guest: &Guest) -> Verdict {
         let error =
             refused(crossing.export.attach(open_node(guest)?, Trust::Unverified), Kind::RouteRefused)?;
         ensure!(error.raw_os_error() == Some(22), "the errno is {:?}", error.raw_os_error());
+        let next = format!("peervram route {} {}", guest.lender()?, guest.virtio_gpu()?);
+        ensure!(error.to_string().contains(&next), "{error}");
         crossing.close()
     })
 }

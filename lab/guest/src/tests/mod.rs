@@ -12,6 +12,7 @@ mod model;
 mod peer;
 mod power;
 mod revoke;
+mod route;
 mod routes;
 mod shadow;
 mod signal;
@@ -45,6 +46,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         adopt::TESTS,
         slots::TESTS,
         routes::TESTS,
+        route::TESTS,
         lockdep::TESTS,
         doctor::TESTS,
     ]

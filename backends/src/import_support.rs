@@ -1,0 +1,218 @@
+//! Which kernel drivers can import memory of a VFIO device, as data: by driver, release and mode.
+//!
+//! VFIO accepts an importer only if it attaches dynamically, allows peer-to-peer, and can be told to let go
+//! (`vfio_pci_dma_buf_attach` in `drivers/vfio/pci/vfio_pci_dmabuf.c`). Whether the bytes then find a way is
+//! another question, which most importers have the kernel ask ([`Topology::expected_map_type`]
+//! (crate::topology::Topology::expected_map_type)) and two do not.
+//!
+//! Read in Linux 7.3 and, for NVIDIA's, in its open modules 595.45. Paths are below `drivers/gpu/drm` where
+//! nothing else is said.
+
+use crate::topology::Release;
+
+/// What is known about a driver, in one of its modes, as an importer of VFIO dma-bufs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImportSupport {
+    /// The driver's name, as DRM and sysfs give it.
+    pub driver: &'static str,
+    /// In which mode; none if there is one only.
+    pub mode: Option<&'static str>,
+    /// Whether it can.
+    pub can_import: bool,
+    /// Why, or under which condition.
+    pub because: &'static str,
+    /// Where that stands in the kernel's source.
+    pub source: &'static str,
+    /// What decides whether it reaches the memory.
+    pub governed_by: Governor,
+    /// The release from which on it is known to hold.
+    pub since: Release,
+}
+
+/// What decides whether an importer reaches the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Governor {
+    /// The kernel's peer-to-peer verdict, asked when it maps.
+    MapType,
+    /// Nothing but the IOMMU's page tables: the kernel maps what it is given and asks for no verdict.
+    Iommu,
+}
+
+/// VFIO exports dma-bufs from here on.
+const FIRST: Release = (6, 19, 0);
+
+const SHMEM: &str = "drm_gem_shmem_helper.c: drm_gem_shmem_prime_import_no_map";
+const PRIME: &str = "drm_prime.c: drm_gem_prime_import";
+
+const TABLE: [ImportSupport; 33] = [
+    can(
+        "amdgpu",
+        "it attaches dynamically and maps again by itself after a revoke",
+        "amdgpu/amdgpu_dma_buf.c: amdgpu_dma_buf_attach_ops",
+    ),
+    can(
+        "xe",
+        "it attaches dynamically; free its imports before any reset, because it unmaps late",
+        "xe/xe_dma_buf.c: xe_dma_buf_attach_ops",
+    ),
+    virtio("virtio_gpu"),
+    virtio("virtio-pci"),
+    virtio_3d("virtio_gpu"),
+    virtio_3d("virtio-pci"),
+    ImportSupport {
+        governed_by: Governor::Iommu,
+        ..can(
+            "iommufd",
+            "IOMMU_IOAS_MAP_FILE takes a dma-buf of one range; after a revoke the mapping is dead",
+            "drivers/iommu/iommufd/pages.c: vfio_pci_dma_buf_iommufd_map",
+        )
+    },
+    ImportSupport {
+        governed_by: Governor::Iommu,
+        ..can(
+            "vfio_iommu_type1",
+            "it maps the BAR itself by its address in a process, no dma-buf; no revoke takes that away",
+            "drivers/vfio/vfio_iommu_type1.c: vfio_iommu_type1_map_dma",
+        )
+    },
+    ImportSupport {
+        mode: Some("memory regions, but for KSM and data-direct ones"),
+        ..can(
+            "mlx5_core",
+            "it attaches dynamically and maps again at the next page fault",
+            "drivers/infiniband/hw/mlx5/mr.c: mlx5_ib_dmabuf_attach_ops",
+        )
+    },
+    ImportSupport {
+        mode: Some("DEVX memory, KSM and data-direct"),
+        ..cannot(
+            "mlx5_core",
+            "it pins and cannot be told to let go",
+            "drivers/infiniband/core/umem_dmabuf.c: ib_umem_dmabuf_attach_pinned_ops",
+        )
+    },
+    irdma("irdma"),
+    irdma("ice"),
+    rdma("efa"),
+    rdma("mana"),
+    rdma("bnxt_en"),
+    rdma("ionic"),
+    cannot("i915", "it attaches statically; Intel GPUs need the xe driver", "i915/gem/i915_gem_dmabuf.c"),
+    cannot("nouveau", "it attaches statically", PRIME),
+    cannot("nova", "its memory objects import nothing", "rust/kernel/drm/gem/mod.rs"),
+    nvidia("nvidia"),
+    nvidia("nvidia-drm"),
+    cannot("radeon", "it attaches statically", PRIME),
+    cannot("msm", "it attaches statically", PRIME),
+    cannot("panthor", "it attaches statically", PRIME),
+    cannot("panfrost", "it attaches statically", PRIME),
+    cannot("vgem", "it attaches statically", SHMEM),
+    cannot("vkms", "it attaches statically", SHMEM),
+    cannot("bochs-drm", "it attaches statically", SHMEM),
+    cannot("ast", "it attaches statically", SHMEM),
+    cannot("amdxdna", "it attaches statically", "drivers/accel/amdxdna"),
+    cannot("ivpu", "it attaches statically", "drivers/accel/ivpu"),
+    cannot("qaic", "it attaches statically", "drivers/accel/qaic"),
+    cannot("nvme", "it has no dma-buf import", "drivers/nvme/host"),
+];
+
+const fn can(driver: &'static str, because: &'static str, source: &'static str) -> ImportSupport {
+    ImportSupport {
+        driver,
+        mode: None,
+        can_import: true,
+        because,
+        source,
+        governed_by: Governor::MapType,
+        since: FIRST,
+    }
+}
+
+const fn cannot(driver: &'static str, because: &'static str, source: &'static str) -> ImportSupport {
+    ImportSupport { can_import: false, ..can(driver, because, source) }
+}
+
+const fn virtio(driver: &'static str) -> ImportSupport {
+    ImportSupport {
+        mode: Some("blob resources, no 3D"),
+        ..can(
+            driver,
+            "with blob resources and without virgl; its imports are for scan-out",
+            "virtio/virtgpu_prime.c: virtgpu_gem_prime_import",
+        )
+    }
+}
+
+const fn virtio_3d(driver: &'static str) -> ImportSupport {
+    ImportSupport {
+        mode: Some("3D (virgl, venus), or no blob resources"),
+        ..cannot(driver, "it attaches statically then", "virtio/virtgpu_prime.c: virtgpu_gem_prime_import")
+    }
+}
+
+const fn irdma(driver: &'static str) -> ImportSupport {
+    ImportSupport {
+        mode: Some("RDMA memory regions"),
+        // "vfio: Permit VFIO to work with pinned importers"
+        since: (7, 1, 0),
+        ..can(
+            driver,
+            "it pins revocably; after a revoke the region must be registered again",
+            "drivers/infiniband/hw/irdma/verbs.c: ib_umem_dmabuf_get_pinned_revocable_and_lock",
+        )
+    }
+}
+
+const fn rdma(driver: &'static str) -> ImportSupport {
+    cannot(
+        driver,
+        "it pins and cannot be told to let go",
+        "drivers/infiniband/core/umem_dmabuf.c: ib_umem_dmabuf_get_pinned",
+    )
+}
+
+const fn nvidia(driver: &'static str) -> ImportSupport {
+    cannot(
+        driver,
+        "it attaches statically and takes imports for system memory",
+        "open modules: nv-dmabuf.c, nvidia-drm-gem.c",
+    )
+}
+
+/// What is known about the driver called `driver`, in its best mode.
+pub fn import_support(driver: &str) -> Option<&'static ImportSupport> {
+    import_modes(driver).next()
+}
+
+/// What is known about each mode of that driver, the best first.
+pub fn import_modes(driver: &str) -> impl Iterator<Item = &'static ImportSupport> {
+    TABLE.iter().filter(move |row| row.driver == driver)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_mode_of_a_driver_has_one_row_the_best_first() {
+        for (i, row) in TABLE.iter().enumerate() {
+            let others = TABLE[i + 1..].iter().filter(|other| other.driver == row.driver);
+            for other in others {
+                assert!(row.mode.is_some() && row.mode != other.mode, "{}", row.driver);
+                assert!(row.can_import || !other.can_import, "{}", row.driver);
+            }
+            assert!(!row.because.is_empty() && row.source.len() > 5, "{}", row.driver);
+        }
+        assert!(import_support("xe").unwrap().can_import);
+        assert!(!import_support("nouveau").unwrap().can_import);
+        assert_eq!(import_modes("virtio_gpu").map(|row| row.can_import).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(import_support("unheard_of"), None);
+    }
+
+    #[test]
+    fn who_asks_for_no_verdict_is_known() {
+        let unasked: Vec<&str> =
+            TABLE.iter().filter(|row| row.governed_by == Governor::Iommu).map(|row| row.driver).collect();
+        assert_eq!(unasked, ["iommufd", "vfio_iommu_type1"]);
+    }
+}

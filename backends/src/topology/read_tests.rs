@@ -1,0 +1,203 @@
+//! Reads made-up machines: folders like those of sysfs and procfs.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::config_space::tests::root_port;
+use super::{Above, MapType, Place, Reading, Topology};
+use crate::{Kind, PciAddress};
+
+/// A machine without devices, below a folder that goes with it.
+struct MadeUp(tempfile::TempDir);
+
+impl MadeUp {
+    fn new() -> Self {
+        let made_up = Self(tempfile::tempdir().unwrap());
+        made_up.put("sys/bus/pci/devices/.keep", "");
+        made_up.put("proc/sys/kernel/osrelease", "7.3.4\n");
+        made_up.put("proc/sys/kernel/random/boot_id", "one\n");
+        made_up.put("proc/cmdline", "quiet\n");
+        made_up.put(
+            "proc/cpuinfo",
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 23\nmodel name\t: EPYC\n\nprocessor\t: 1\n",
+        );
+        made_up.put("proc/bus/pci/devices", "");
+        made_up
+    }
+
+    fn put(&self, file: &str, text: impl AsRef<[u8]>) {
+        let file = self.0.path().join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    }
+
+    /// A function at `path` below a host bridge's folder: `pci0000:00/0000:00:02.0`. Its BAR 0 is at `bar`.
+    fn function(&self, path: &str, bar: u64) -> PathBuf {
+        let folder = self.0.path().join("sys/devices").join(path);
+        fs::create_dir_all(&folder).unwrap();
+        for (name, text) in [("vendor", "0x1b36\n"), ("device", "0x000c\n"), ("class", "0x060400\n")] {
+            fs::write(folder.join(name), text).unwrap();
+        }
+        let flags = if bar == 0 { 0 } else { 0x40200 };
+        fs::write(folder.join("resource"), format!("{bar:#x} {:#x} {flags:#x}\n", bar + 0xfff)).unwrap();
+        fs::write(folder.join("config"), root_port(0x148, 0x1d).bytes()).unwrap();
+        let name = folder.file_name().unwrap();
+        symlink(&folder, self.0.path().join("sys/bus/pci/devices").join(name)).unwrap();
+        folder
+    }
+
+    /// Its lines in `/proc/bus/pci/devices`: place and BAR.
+    fn order(&self, rows: &[(&str, u64)]) {
+        let line =
+            |(place, bar): &(&str, u64)| format!("{place}\t1b36000c\t10\t{bar:16x}\t0\t0\t0\t0\t0\t0\n");
+        self.put("proc/bus/pci/devices", rows.iter().map(line).collect::<String>());
+    }
+
+    fn read(&self) -> Topology {
+        Topology::read_under(self.0.path()).unwrap()
+    }
+}
+
+fn addresses(topology: &Topology) -> Vec<String> {
+    topology.places().iter().map(|place| place.address().to_string()).collect()
+}
+
+fn address(text: &str) -> PciAddress {
+    text.parse().unwrap()
+}
+
+fn why<T>(reading: &Reading<T>) -> &str {
+    match reading {
+        Reading::Known(_) => panic!("it was read"),
+        Reading::Unread(why) => why,
+    }
+}
+
+#[test]
+fn a_machine_is_read_whole() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    let card = machine.function("pci0000:00/0000:00:02.0/0000:01:00.0", 0x1000_0000);
+    let group = card.join("group");
+    fs::create_dir(&group).unwrap();
+    fs::write(group.join("type"), "DMA-FQ\n").unwrap();
+    symlink(&group, card.join("iommu_group")).unwrap();
+    let virtual_function = machine.function("pci0000:00/0000:00:02.0/0000:01:00.1", 0x2000_0000);
+    symlink(&card, virtual_function.join("physfn")).unwrap();
+    machine.order(&[("0010", 0), ("0100", 0x1000_0000), ("0101", 0x2000_0008)]);
+
+    let topology = machine.read();
+    assert_eq!(topology.unread(), [""; 0]);
+    assert_eq!(topology.kernel_release, Reading::Known("7.3.4".into()));
+    let cpu = topology.cpu.known().unwrap();
+    assert_eq!((cpu.vendor.as_deref(), cpu.family, cpu.model), (Some("AuthenticAMD"), Some(23), None));
+    let place = topology.place(address("01:00.0")).unwrap();
+    assert_eq!(place.above, Above::Bridge(address("00:02.0")));
+    assert_eq!(place.iommu_domain.as_deref(), Some("DMA-FQ"));
+    let place = topology.place(address("01:00.1")).unwrap();
+    assert_eq!(place.physical_function, Some(address("01:00.0")));
+    let (way, host_bridge) = topology.way_up(address("01:00.1")).unwrap();
+    assert_eq!((way.len(), host_bridge), (2, "pci0000:00"));
+    // The root port redirects, and so do both functions, as they were made up.
+    let verdict = topology.expected_map_type(address("01:00.0"), address("01:00.1"));
+    assert_eq!(verdict.expected.known(), Some(MapType::ThroughHostBridge));
+    assert_eq!(Topology::from_json(&topology.to_json()).unwrap(), topology);
+}
+
+#[test]
+fn the_order_is_the_kernels_and_not_that_of_addresses() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:00.0", 0);
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    machine.function("pci0000:00/0000:00:03.0", 0);
+    // The first was taken out and found again.
+    machine.order(&[("0010", 0), ("0018", 0), ("0000", 0)]);
+    let topology = machine.read();
+    assert_eq!(addresses(&topology), ["0000:00:02.0", "0000:00:03.0", "0000:00:00.0"]);
+    assert_eq!(topology.root_bus("pci0000:00").next().map(Place::address), Some(address("00:02.0")));
+}
+
+#[test]
+fn domains_are_told_apart_by_bars() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:0e.0", 0);
+    // Intel's VMD: a host bridge below a function, with a domain beyond 16 bits.
+    machine.function("pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0", 0x3000_0000);
+    machine.function("pci0001:e0/0001:e0:06.0", 0x1000_0000);
+    machine.order(&[("0070", 0), ("e030", 0x1000_0000), ("e030", 0x3000_0000)]);
+    let topology = machine.read();
+    assert_eq!(addresses(&topology), ["0000:00:0e.0", "0001:e0:06.0", "10000:e0:06.0"]);
+    let above = &topology.place(address("10000:e0:06.0")).unwrap().above;
+    assert_eq!(*above, Above::HostBridge("pci10000:e0".into()));
+}
+
+#[test]
+fn domains_that_look_the_same_leave_the_order_unknown() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    machine.function("pci0001:00/0001:00:02.0", 0);
+    machine.order(&[("0010", 0), ("0010", 0)]);
+    let topology = machine.read();
+    assert_eq!(addresses(&topology), ["0000:00:02.0", "0001:00:02.0"]);
+    assert!(why(&topology.order).contains("look the same"), "{}", why(&topology.order));
+}
+
+#[test]
+fn an_order_that_does_not_fit_is_none() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    machine.order(&[("0018", 0)]);
+    assert!(why(&machine.read().order).contains("0000:00:02.0 is not in"));
+    machine.put("proc/bus/pci/devices", "nonsense\n");
+    assert!(why(&machine.read().order).contains("nonsense"));
+    fs::remove_file(machine.0.path().join("proc/bus/pci/devices")).unwrap();
+    assert!(why(&machine.read().order).contains("/proc/bus/pci/devices"));
+}
+
+#[test]
+fn a_device_that_vanishes_is_left_out() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    let half_gone = machine.function("pci0000:00/0000:00:03.0", 0);
+    fs::remove_file(half_gone.join("resource")).unwrap();
+    let gone = machine.function("pci0000:00/0000:00:04.0", 0);
+    fs::remove_dir_all(gone).unwrap();
+    machine.order(&[("0010", 0)]);
+    let topology = machine.read();
+    assert_eq!(addresses(&topology), ["0000:00:02.0"]);
+    assert_eq!(topology.order, Reading::Known(()));
+}
+
+#[test]
+fn what_sleeps_is_left_asleep_and_what_is_locked_is_said() {
+    let machine = MadeUp::new();
+    let asleep = machine.function("pci0000:00/0000:00:02.0", 0);
+    fs::write(asleep.join("power_state"), "D3cold\n").unwrap();
+    let absent = machine.function("pci0000:00/0000:00:03.0", 0);
+    fs::remove_file(absent.join("config")).unwrap();
+    let odd = machine.function("pci0000:00/0000:00:04.0", 0);
+    fs::write(odd.join("config"), [0; 100]).unwrap();
+    let fallen = machine.function("pci0000:00/0000:00:05.0", 0);
+    fs::write(fallen.join("config"), [0xff; 4096]).unwrap();
+    machine.order(&[("0010", 0), ("0018", 0), ("0020", 0), ("0028", 0)]);
+    let unread = machine.read().unread().join("\n");
+    for said in ["00:02.0: it sleeps in D3cold", "00:03.0: No such file", "not 100", "00:05.0: all ones"] {
+        assert!(unread.contains(said), "{unread}");
+    }
+}
+
+#[test]
+fn a_machine_without_files_says_so() {
+    let machine = MadeUp::new();
+    for file in ["proc/cpuinfo", "proc/cmdline", "proc/sys/kernel/osrelease"] {
+        fs::remove_file(machine.0.path().join(file)).unwrap();
+    }
+    let topology = machine.read();
+    assert!(why(&topology.cpu).contains("/proc/cpuinfo"), "{}", why(&topology.cpu));
+    assert_eq!(topology.unread().len(), 3, "{:?}", topology.unread());
+
+    let error = Topology::read_under(Path::new("/nonexistent")).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert!(error.to_string().contains("--tree"), "{error}");
+}

@@ -1,0 +1,50 @@
+//! `peervram capture`: this machine's PCI tree as a file, to be looked at on another.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use peervram::Error;
+
+use super::tree;
+
+/// Write what decides about routes on this machine as JSON: the PCI tree, its configuration spaces, the
+/// processor, the kernel's release and command line.
+///
+/// Run it as root: others may read the first 64 bytes of a configuration space, which say nothing of
+/// ACS. What could not be read is said on standard error, and is in the file. Changes nothing, and wakes
+/// no device.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    sudo peervram capture machine.json                          here\n  \
+    peervram route --tree machine.json 01:00.0 02:00.0          anywhere\n\n\
+    A configuration space may hold serial numbers of cards, and the command line what you wrote there.")]
+pub struct Arguments {
+    /// Where to write it; without it, to standard output.
+    file: Option<PathBuf>,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let topology = tree::read(None)?;
+    let mut text = topology.to_json();
+    text.push('\n');
+    match &arguments.file {
+        Some(path) => fs::write(path, text)
+            .map_err(|error| Error::os("write a captured topology", error).on(path.display()))?,
+        None => std::io::stdout().lock().write_all(text.as_bytes())?,
+    }
+    let unread = topology.unread();
+    let mut standard_error = std::io::stderr().lock();
+    writeln!(
+        standard_error,
+        "{} functions; {}",
+        topology.places().len(),
+        if unread.is_empty() { "all of it was read" } else { "not read:" }
+    )?;
+    for what in &unread {
+        writeln!(standard_error, "  {what}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
