@@ -5,13 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use peervram::backends::{DmaRanges, Exporter, Flag, RawBytes};
+use peervram::backends::{DmaRanges, Exporter, Flag, Importer, OnRevoke, RawBytes};
 use peervram::{AtDeadline, Attachment, Direction, Error, Kind, Mover, Outcome, Path, Terms};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model::registers::ENGINE_RATE;
 use peervram_model_driver::{ImportingGpu, REGISTER_BAR};
 
-use crate::crossing::PATIENCE;
+use crate::crossing::{PATIENCE, refused};
 use crate::guest::Guest;
 use crate::stage::{STAGES, Stage, store};
 use crate::test::{Test, Verdict};
@@ -185,7 +185,7 @@ fn impatient() -> Terms {
 fn torn(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Both)?;
     stage.fill(0x17)?;
-    thread::scope(|scope| {
+    let lent = thread::scope(|scope| {
         let (told, inside) = std::sync::mpsc::channel();
         let (go_on, over) = std::sync::mpsc::channel();
         let (attachment, importer, ranges) = (&attachment, &*stage.importer, &stage.ranges);
@@ -200,11 +200,17 @@ fn torn(guest: &Guest) -> Verdict {
         let reset = stage.lender.reset(impatient());
         go_on.send(())?;
         let outcome = holder.join().map_err(|_| anyhow::anyhow!("the holder panicked"))??;
+        if importer.on_revoke() == OnRevoke::FreeBefore {
+            // The machine knows of importers, not of paths: one that may have to be freed first is never torn.
+            refused(reset, Kind::StillInUse)?;
+            ensure!(outcome == Outcome::Ok, "it ended as {outcome:?}");
+            return Ok(0x47);
+        }
         reset?;
         ensure!(matches!(outcome, Outcome::Torn { .. }), "it ended as {outcome:?}");
-        Ok(())
+        Ok(0x17)
     })?;
-    stage.is_lent(0x17)?;
+    stage.is_lent(lent)?;
     Ok(())
 }
 
