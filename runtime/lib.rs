@@ -45,6 +45,8 @@ mod sync;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};
+#[cfg(feature = "nvgrace")]
+pub use peervram_nvgrace as nvgrace;
 
 pub use access::{Access, InFlight, Revoked};
 pub use attachment::Attachment;

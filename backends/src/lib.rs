@@ -36,7 +36,7 @@ pub use aperture::{Aperture, Owner, RawBytes};
 pub use dma_buf::DmaBuf;
 pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};
-pub use exporter::{Exporter, Interrupts};
+pub use exporter::{CpuAccess, Exporter, Interrupts, NotReady};
 pub use image::ImageLayout;
 pub use importer::{Importer, OnRevoke};
 pub use mapping::{Mapping, Source};
