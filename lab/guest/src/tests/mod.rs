@@ -8,6 +8,7 @@ mod lab;
 mod lenders;
 mod lockdep;
 mod model;
+mod nvgrace;
 mod peer;
 mod power;
 mod revoke;
@@ -36,6 +37,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         shadow::TESTS,
         adopt::TESTS,
         slots::TESTS,
+        nvgrace::TESTS,
         lockdep::TESTS,
     ]
     .into_iter()
