@@ -145,6 +145,16 @@ impl Facts {
         self.devices.iter().any(|device| matches!(device, Device::Grace(_)))
     }
 
+    /// Whether one of them has reserved memory besides.
+    pub fn has_reserved_memory(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device, Device::Grace(grace) if grace.has_mig_bug))
+    }
+
+    /// Whether they tell by CXL when their memory is ready.
+    pub fn has_cxl(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device, Device::Grace(grace) if grace.has_cxl))
+    }
+
     /// Whether it has every kind of lender and of importer at once. Such a machine is for tests of its own:
     /// what is for one kind has machines enough.
     pub fn has_every_importer(&self) -> bool {

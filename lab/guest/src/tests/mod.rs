@@ -8,7 +8,7 @@ mod lab;
 mod lenders;
 mod lockdep;
 mod model;
-mod nvgrace;
+pub mod nvgrace;
 mod peer;
 mod power;
 mod revoke;
