@@ -194,7 +194,7 @@ fn in_words(seen: &Seen) -> String {
 }
 
 /// The same for every cause, each with memory that is lent anew.
-pub fn survive_all<W: Witness, D: Lends>(
+fn survive_all<W: Witness, D: Lends>(
     guest: &Guest,
     witness: &mut W,
     lend: impl Fn() -> Result<Painted<D>>,
