@@ -23,6 +23,8 @@ pub struct Programs {
     pub shim: PathBuf,
     /// What serves model GPUs (package `peervram-model`).
     pub model: PathBuf,
+    /// The command line (package `peervram`), for tests of what it says.
+    pub command_line: PathBuf,
 }
 
 /// A lab that is ready to boot machines.
@@ -104,6 +106,7 @@ impl<'a> Lab<'a> {
             (&initrd, "initrd"),
             (&self.programs.shim, "shim.so"),
             (&self.programs.agent, "share/agent"),
+            (&self.programs.command_line, "share/peervram"),
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;

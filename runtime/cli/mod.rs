@@ -1,12 +1,14 @@
 //! The command line: one file per command, and the words in which they end.
 
 mod arguments;
+mod coherent;
 mod demo;
 mod devices;
 mod ending;
 mod export;
 mod holders;
 mod import;
+mod opened;
 mod pci_names;
 mod reset;
 mod table;
@@ -63,7 +65,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!(
-            "peervram={level},peervram_backends={level}"
+            "peervram={level},peervram_backends={level},peervram_nvgrace={level}"
         )))
         .init();
     let result = match command.what {

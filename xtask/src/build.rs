@@ -42,11 +42,11 @@ fn path(messages: &str, name: &str) -> Result<PathBuf> {
 
 /// What the lab needs of this workspace.
 pub fn lab_programs() -> Result<Programs> {
-    let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model"])?;
-    let Ok([agent, shim, model]) = <[PathBuf; 3]>::try_from(paths) else {
+    let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model", "peervram"])?;
+    let Ok([agent, shim, model, command_line]) = <[PathBuf; 4]>::try_from(paths) else {
         bail!("cargo built fewer programs than packages");
     };
-    Ok(Programs { agent, shim, model })
+    Ok(Programs { agent, shim, model, command_line })
 }
 
 /// The benchmarks, optimised.

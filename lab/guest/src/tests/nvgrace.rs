@@ -3,6 +3,7 @@
 //! What takes it back is in [`revoke::coherent`](super::revoke).
 
 use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,10 @@ use peervram::nvgrace::{BLOCK_BYTES, DRIVER, Device, RESERVED_REGION, USABLE_REG
 use peervram::picture::Picture;
 use peervram::{Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::{Firmware, Grace};
+use peervram_lab::wire::SHARE;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu};
+use serde_json::Value;
 
 use crate::crossing::{Crossing, PATIENCE, check_screen, leaks_nothing, open_node, refused};
 use crate::guest::Guest;
@@ -29,6 +32,8 @@ pub const TESTS: &[Test] = &[
     // The first: where the base is another, all below would be about the kernel's own memory.
     Test::of_grace("nvgrace/the-memory-is-where-the-firmware-says", memory_is_where_the_firmware_says),
     Test::of_grace("nvgrace/regions-are-what-they-are", regions_are_what_they_are),
+    Test::of_grace("nvgrace/devices-prints-the-memory-map", devices_prints_the_memory_map),
+    Test::of_grace("nvgrace/commands-lend-it-and-show-what-is-waited-for", commands_lend_it),
     Test::of_grace("nvgrace/usable-memory-crosses-pixel-by-pixel", usable_memory_crosses),
     Test::of_grace("nvgrace/reserved-memory-crosses-pixel-by-pixel", reserved_memory_crosses)
         .on(|facts| facts.has_reserved_memory()),
@@ -143,6 +148,65 @@ fn regions_are_what_they_are(guest: &Guest) -> Verdict {
         ensure!(bytes == [0xff; 8], "beyond the memory is {bytes:x?}");
     }
     ensure!(device.provider_bar(0) == 0 && device.cpu_access(0) == CpuAccess::Uncached, "region 0");
+    Ok(())
+}
+
+/// Runs the command line; what it says on standard output.
+fn peervram(arguments: &[&str]) -> Result<String> {
+    let output =
+        Command::new(format!("{SHARE}/peervram")).args(arguments).output().context("starting peervram")?;
+    let (said, complaint) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "peervram {arguments:?}: {}\n{said}{complaint}", output.status);
+    Ok(said.into_owned())
+}
+
+fn devices_prints_the_memory_map(guest: &Guest) -> Verdict {
+    let (model, facts) = grace(guest)?;
+    let memories = open(&model)?.memories().to_vec();
+    let text = peervram(&["devices", "--open"])?;
+    let name = if facts.has_cxl { "a GPU that is in no table" } else { "coherent with the CPU: G" };
+    for line in [
+        name,
+        "usable, cached; 1 GiB reported, peer-to-peer as BAR 0",
+        "ATS     absent",
+        "EGM     this kernel",
+    ] {
+        ensure!(text.contains(line), "{line:?} is not in\n{text}");
+    }
+    let reserved = "reserved, write-combined; 2 GiB reported, peer-to-peer as BAR 0";
+    ensure!(text.contains(reserved) == facts.has_mig_bug, "{text}");
+    let silent = text.matches("the firmware names no memory of it").count();
+    ensure!(silent == 2, "of two GPUs the firmware names no memory, {silent} say so:\n{text}");
+    ensure!(peervram(&["devices"])?.contains("--open shows it"), "it does not say how to see the memory");
+
+    let said: Value = serde_json::from_str(&peervram(&["devices", "--open", "--json"])?)?;
+    let device = said["devices"].as_array().context("no devices")?.iter();
+    let device = device.clone().find(|device| device["address"] == model.address().to_string().as_str());
+    let device = device.context("the GPU is not listed")?;
+    let listed = device["coherent"]["memories"].as_array().context("no memories")?;
+    ensure!(listed.len() == memories.len(), "{listed:?}");
+    for memory in memories {
+        let one =
+            listed.iter().find(|one| one["region"] == memory.region_index).context("a region is missing")?;
+        ensure!(one["length_bytes"] == memory.length_bytes, "{one}");
+        ensure!(one["reported_bytes"] == memory.reported_bytes, "{one}");
+        ensure!(one["whole_blocks"] == memory.length_bytes / BLOCK_BYTES, "{one}");
+    }
+    ensure!(device["lend"]["can"] == true, "{device}");
+    Ok(())
+}
+
+fn commands_lend_it(guest: &Guest) -> Verdict {
+    let (model, _) = grace(guest)?;
+    let address = model.address().to_string();
+    let length_bytes = open(&model)?.usable()?.length_bytes;
+    let exported: Value = serde_json::from_str(&peervram(&["export", &address, "--json"])?)?;
+    ensure!(exported["region"] == 4 && exported["size_bytes"] == length_bytes, "{exported}");
+    model.misbehave(Misbehaviour::SlowReady { ms: 3000 })?;
+    let said = peervram(&["reset", &address])?;
+    let told = said.lines().filter(|line| line.contains("not-ready") && line.contains("of at most")).count();
+    ensure!(told >= 3 && said.contains("restored"), "it says\n{said}");
     Ok(())
 }
 
