@@ -222,6 +222,6 @@ mod tests {
         let machine = named("small-gh200").unwrap();
         let bytes = table(machine, &memories(machine)).unwrap();
         let has = |path: &[u8]| bytes.windows(path.len()).any(|window| window == path);
-        assert!(has(b"PCI0S10_S00_") && has(b"PCI0S30_S00_") && !has(b"PCI0S28_S00_"));
+        assert!(has(b"PCI0S10_S00_") && has(b"PCI0S38_S00_") && !has(b"PCI0S30_S00_"));
     }
 }

@@ -237,11 +237,13 @@ const GB200: Grace =
     Grace { id: PciId { vendor: 0x10de, device: 0x2941 }, memory_mib: 768, has_mig_bug: false, ..GH200 };
 
 impl Grace {
-    /// It, what imports from it, and others of its kind whose firmware says less.
-    const fn with_company(self) -> [Device; 5] {
+    /// It, what imports from it, a plain lender to compare it with, and others of its kind whose firmware says
+    /// less.
+    const fn with_company(self) -> [Device; 6] {
         let silent = Grace { firmware: Firmware::NamesNone, ..self };
         let down = Grace { firmware: Firmware::NamesNoBytes, ..self };
-        [Device::Grace(self), Device::VirtioGpu, MODEL, Device::Grace(silent), Device::Grace(down)]
+        let plain = Device::SharedMemory { size_mib: 64 };
+        [Device::Grace(self), Device::VirtioGpu, plain, MODEL, Device::Grace(silent), Device::Grace(down)]
     }
 }
 
@@ -305,6 +307,13 @@ pub const MACHINES: &[Machine] = &[
         ..REVOKE
     },
     GRACE,
+    Machine {
+        name: "lockdep-gh200",
+        about: "a GH200, under a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..GRACE
+    },
     Machine {
         name: "small-gh200-fixed",
         about: "a GH200 without the hardware bug: all of its memory is usable",

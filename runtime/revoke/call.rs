@@ -84,7 +84,7 @@ fn come_back(entry: &Entry) -> Result<()> {
     let exporter = entry.exporter()?;
     exporter.check_reachable()?;
     let ready = exporter.wait_until_ready(&mut |why| entry.tell_not_ready(why));
-    entry.is_ready();
+    entry.set_ready();
     ready?;
     exporter.unshadow()?;
     entry.lent().iter().try_for_each(|lent| lent.resume())

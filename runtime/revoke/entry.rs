@@ -77,7 +77,7 @@ impl Entry {
     }
 
     /// The device is not waited for any more.
-    pub fn is_ready(&self) {
+    pub fn set_ready(&self) {
         self.waits_for_device.store(false, Ordering::Release);
     }
 

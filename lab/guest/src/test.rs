@@ -42,7 +42,7 @@ impl Test {
         Test {
             name,
             function,
-            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer(),
+            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer() && !facts.has_grace(),
             on: |_| true,
             allowed: &[],
         }

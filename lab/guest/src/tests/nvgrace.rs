@@ -38,6 +38,7 @@ pub const TESTS: &[Test] = &[
     Test::of_grace("nvgrace/reserved-memory-crosses-pixel-by-pixel", reserved_memory_crosses)
         .on(|facts| facts.has_reserved_memory()),
     Test::of_grace("nvgrace/shaders-read-and-paint-it-by-host-pointer", shaders_read_and_paint),
+    Test::of_grace("nvgrace/its-own-engine-and-the-cpu-see-one-memory", engine_and_cpu_see_one_memory),
     Test::of_grace("nvgrace/another-gpu-copies-both-ways-by-iommufd", both_ways_by_iommufd),
     Test::of_grace("nvgrace/another-gpu-copies-both-ways-by-type1", both_ways_by_type1),
     Test::of_grace("nvgrace/another-gpu-copies-reserved-memory-both-ways", both_ways_of_reserved)
@@ -263,6 +264,25 @@ fn shaders_read_and_paint(guest: &Guest) -> Verdict {
     attachment.detach()?;
     drop(engine);
     crossing.close()
+}
+
+/// The GPU's rings lie in region 4, too.
+fn engine_and_cpu_see_one_memory(guest: &Guest) -> Verdict {
+    const SIZE_BYTES: u64 = 1 << 20;
+    let (model, _) = grace(guest)?;
+    let device = open(&model)?;
+    let engine = ModelGpu::with_memory(device.as_ref(), device.region(USABLE_REGION)?)?;
+    let [filled, written, copied] = [32, 48, 64].map(|mib| mib << 20);
+    engine.copy(Descriptor::fill(0x1234_5678, filled, SIZE_BYTES, 0), PATIENCE)?;
+    let mut seen = vec![0; SIZE_BYTES as usize];
+    view(&device, USABLE_REGION, filled, SIZE_BYTES)?.read(0, &mut seen)?;
+    ensure!(seen == 0x1234_5678_u32.to_le_bytes().repeat(seen.len() / 4), "the CPU sees other bytes");
+    let bytes = pattern(3, SIZE_BYTES);
+    view(&device, USABLE_REGION, written, SIZE_BYTES)?.write(0, &bytes)?;
+    engine.copy(Descriptor::copy(written, copied, SIZE_BYTES, 0), PATIENCE)?;
+    let sum = model.host_checksum(copied, SIZE_BYTES)?;
+    ensure!(sum == checksum(&bytes), "the engine has copied other bytes: {sum:08x}");
+    Ok(())
 }
 
 fn both_ways_by_iommufd(guest: &Guest) -> Verdict {

@@ -10,6 +10,7 @@ use peervram::backends::{Exporter, RawBytes};
 use peervram::nvgrace::{Device, RESERVED_REGION, USABLE_REGION};
 use peervram::{Kind, Terms, Trust, What};
 use peervram_model::misbehaviour::Misbehaviour;
+use peervram_model_driver::ModelGpu;
 
 use crate::crossing::{PATIENCE, refused};
 use crate::guest::Guest;
@@ -84,14 +85,21 @@ fn under_shaders(guest: &Guest) -> Verdict {
     survive_all_of(guest, &mut Shader::new()?, || lend(guest, USABLE_REGION))
 }
 
+/// The same, with a driver of the GPU's engine as the owner: it rests around each revoke.
+fn lend_driven(guest: &Guest) -> Result<Painted<Device>> {
+    let device = open(&grace(guest)?.0)?;
+    let driver = ModelGpu::with_memory(device.as_ref(), device.region(USABLE_REGION)?)?;
+    Painted::lend(device, USABLE_REGION, Arc::new(driver))
+}
+
 fn under_iommufd(guest: &Guest) -> Verdict {
     let mut engine = CopyEngine::new(guest.model(0)?.address(), Interface::Cdev)?;
-    survive_all_of(guest, &mut engine, || lend(guest, USABLE_REGION))
+    survive_all_of(guest, &mut engine, || lend_driven(guest))
 }
 
 fn under_type1(guest: &Guest) -> Verdict {
     let mut engine = CopyEngine::new(guest.model(0)?.address(), Interface::Group)?;
-    survive_all_of(guest, &mut engine, || lend(guest, USABLE_REGION))
+    survive_all_of(guest, &mut engine, || lend_driven(guest))
 }
 
 fn under_the_holder(guest: &Guest) -> Verdict {
