@@ -192,8 +192,9 @@ pub(crate) fn close(
     keeper.change(call, terms)
 }
 
+/// Of a VFIO device, or of one of a family that is more than that ([`AsRef`]).
 #[cfg(feature = "vfio")]
-impl Lender<vfio::Device> {
+impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// Lends memory of a device that another process owns and gave to us ([`vfio::Device::adopt`]).
     ///
     /// The device is never touched: what its owner does with it cannot be seen here, so this lender is
@@ -203,10 +204,11 @@ impl Lender<vfio::Device> {
     ///
     /// # Errors
     /// [`Kind::InvalidInput`] where the device is our own.
-    pub fn adopted(device: vfio::Device, owner: OwnedFd) -> Result<Self> {
-        if !device.is_adopted() {
+    pub fn adopted(device: D, owner: OwnedFd) -> Result<Self> {
+        if !device.as_ref().is_adopted() {
             let why = "it was opened by this process";
-            return Err(Error::new(Kind::InvalidInput, "lend an adopted device", why).on(device.address()));
+            let error = Error::new(Kind::InvalidInput, "lend an adopted device", why);
+            return Err(error.on(device.as_ref().address()));
         }
         let mut lender = Self::new(device);
         let exporter: Arc<dyn Exporter> = Arc::clone(&lender.device) as _;
@@ -224,8 +226,8 @@ impl Lender<vfio::Device> {
     /// the same.
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a device";
-        self.device.check_can_reset()?;
-        self.revoke(RevokeCause::Reset, TRIED, terms, vfio::Device::reset)
+        self.vfio().check_can_reset()?;
+        self.revoke(RevokeCause::Reset, TRIED, terms, |device| device.as_ref().reset())
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -235,8 +237,8 @@ impl Lender<vfio::Device> {
     /// As [`Lender::reset`].
     pub fn function_level_reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a function";
-        self.device.check_can_reset_function()?;
-        let call = vfio::Device::function_level_reset;
+        self.vfio().check_can_reset_function()?;
+        let call = |device: &D| device.as_ref().function_level_reset();
         self.revoke(RevokeCause::FunctionReset, TRIED, terms, call)
     }
 
@@ -245,7 +247,7 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// As [`vfio::Device::reset_set`].
     pub fn reset_set(&self) -> Result<Vec<PciAddress>> {
-        self.device.reset_set()
+        self.vfio().reset_set()
     }
 
     /// Resets the device's slot or bus, with everything of the [`reset_set`](Lender::reset_set). `others`
@@ -265,18 +267,18 @@ impl Lender<vfio::Device> {
         }
         all.iter().try_for_each(|lender| lender.owned(TRIED).map(drop))?;
         for address in self.reset_set()? {
-            let is_given = all.iter().any(|lender| lender.device.address() == address);
+            let is_given = all.iter().any(|lender| lender.vfio().address() == address);
             if !is_given && self.keeper.find(&address.to_string()).is_some() {
                 let why = format!("{address} is reset with it, and lends too");
                 return Err(Error::new(Kind::InvalidInput, TRIED, why)
-                    .on(self.device.address())
+                    .on(self.vfio().address())
                     .next("name its lender among the others, so that its importers are told"));
             }
         }
-        let devices: Vec<Arc<vfio::Device>> = all.iter().map(|lender| Arc::clone(&lender.device)).collect();
+        let devices: Vec<Arc<D>> = all.iter().map(|lender| Arc::clone(&lender.device)).collect();
         let call = move || {
-            let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| &**device).collect();
-            devices[0].hot_reset(&others)
+            let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| (**device).as_ref()).collect();
+            (*devices[0]).as_ref().hot_reset(&others)
         };
         let call = Call {
             what: Change::Take(RevokeCause::HotReset),
@@ -295,13 +297,13 @@ impl Lender<vfio::Device> {
     /// As [`Lender::reset`].
     pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<Terms>) -> Result<()> {
         let tried = if enabled { "switch a device's memory on" } else { "switch a device's memory off" };
-        let call = move |device: &vfio::Device| device.set_memory_enabled(enabled);
+        let call = move |device: &D| device.as_ref().set_memory_enabled(enabled);
         self.owned(tried)?;
         // Away for whatever reason: with its memory on, the device may be reachable again.
         if enabled && matches!(self.keeper.state_of(&self.entry), Some(State::Away(_))) {
             return self.restore(tried, call);
         }
-        if enabled == self.device.memory_enabled()? {
+        if enabled == self.vfio().memory_enabled()? {
             return Ok(());
         }
         self.revoke(RevokeCause::MemoryDisabled, tried, terms, call)
@@ -313,7 +315,7 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// As [`Lender::reset`].
     pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<Terms>) -> Result<()> {
-        let call = move |device: &vfio::Device| device.set_power_state(state);
+        let call = move |device: &D| device.as_ref().set_power_state(state);
         if state == vfio::PowerState::D0 {
             return self.owned("wake a device")?.restore("wake a device", call);
         }
@@ -327,7 +329,7 @@ impl Lender<vfio::Device> {
     /// # Errors
     /// As [`Lender::reset`].
     pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
-        let call = vfio::Device::enter_low_power;
+        let call = |device: &D| device.as_ref().enter_low_power();
         const TRIED: &str = "let a device sleep";
         self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
     }
@@ -338,17 +340,22 @@ impl Lender<vfio::Device> {
     /// [`Kind::InvalidInput`] where the memory is not away; else as [`Lender::reset`].
     pub fn leave_low_power(&self) -> Result<()> {
         const TRIED: &str = "end a device's sleep";
-        self.owned(TRIED)?.restore(TRIED, vfio::Device::leave_low_power)
+        self.owned(TRIED)?.restore(TRIED, |device| device.as_ref().leave_low_power())
+    }
+
+    /// What the calls that take memory back are made on.
+    fn vfio(&self) -> &vfio::Device {
+        (*self.device).as_ref()
     }
 
     /// Itself, unless another process owns the device: then nothing is taken back.
     fn owned(&self, tried: &'static str) -> Result<&Self> {
-        if !self.device.is_adopted() {
+        if !self.vfio().is_adopted() {
             return Ok(self);
         }
         let why = "its owner is another process";
         Err(Error::new(Kind::Unsupported, tried, why)
-            .on(self.device.address())
+            .on(self.vfio().address())
             .next("ask the owner to do it"))
     }
 }

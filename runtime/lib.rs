@@ -51,6 +51,8 @@ pub mod verify;
 
 pub use peervram_backends as backends;
 pub use peervram_backends::{Error, Kind, Result};
+#[cfg(feature = "nvgrace")]
+pub use peervram_nvgrace as nvgrace;
 
 pub use access::{Access, InFlight, Revoked};
 pub use attachment::Attachment;
@@ -71,3 +73,6 @@ struct Readme;
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
 #[doc = include_str!("../docs/revoke.md")]
 struct Revoke;
+#[cfg(all(doctest, feature = "nvgrace", feature = "drm"))]
+#[doc = include_str!("../docs/nvgrace.md")]
+struct Nvgrace;

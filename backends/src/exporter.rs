@@ -1,7 +1,9 @@
 //! `Exporter`: who makes dma-bufs of its memory.
 
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{DmaBuf, DmaRanges, Mapping, PciAddress, Region, Result};
 
@@ -38,6 +40,30 @@ pub trait Exporter: Send + Sync {
     /// # Errors
     /// [`Kind::MemoryDisabled`](crate::Kind::MemoryDisabled) or [`Kind::Gone`](crate::Kind::Gone).
     fn check_reachable(&self) -> Result<()>;
+
+    /// Waits until memory that came back may be touched: after a reset some devices train a link or their
+    /// memory first. `tell` is called at once where there is something to wait for, and again every second.
+    /// A device that is ready when it can be reached does not wait.
+    ///
+    /// # Errors
+    /// [`Kind::TimedOut`](crate::Kind::TimedOut) after the limit that the device gives itself, with the
+    /// reason; else what looking at the device says.
+    fn wait_until_ready(&self, tell: &mut dyn FnMut(&NotReady)) -> Result<()> {
+        let _ = tell;
+        Ok(())
+    }
+
+    /// What the CPU's caches do about memory of that region.
+    fn cpu_access(&self, region_index: u32) -> CpuAccess {
+        let _ = region_index;
+        CpuAccess::Uncached
+    }
+
+    /// The BAR whose peer-to-peer provider the kernel asks about memory of that region, where it has one:
+    /// mostly the region's own.
+    fn provider_bar(&self, region_index: u32) -> u32 {
+        region_index
+    }
 
     /// Swaps every live mapping of this device for shadow memory ([`Mapping::shadow`]), and every mapping
     /// made until [`unshadow`](Exporter::unshadow). Call it while the memory can still be reached, before
@@ -84,6 +110,46 @@ pub trait Exporter: Send + Sync {
     /// What the kernel says. A device that cannot tell is no error.
     fn interrupts(&self) -> Result<Interrupts> {
         Ok(Interrupts::default())
+    }
+}
+
+/// Why a device's memory may not be touched yet, and for how long that has been so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotReady {
+    /// What is waited for, in words.
+    pub reason: String,
+    /// How long it was waited for.
+    pub waited: Duration,
+    /// When it is given up.
+    pub limit: Duration,
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (waited, limit) = (self.waited.as_secs_f32(), self.limit.as_secs());
+        write!(f, "not ready after {waited:.1} s of at most {limit} s: {}", self.reason)
+    }
+}
+
+/// What the CPU's caches do about a region's memory, where it is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CpuAccess {
+    /// Nothing: each access goes to the device by itself. Reads are very slow; so is a copy by the CPU.
+    Uncached,
+    /// Writes are gathered; reads are as slow as uncached ones.
+    WriteCombined,
+    /// As with ordinary memory, and coherent with the device: a copy by the CPU is as fast as memory is.
+    Cached,
+}
+
+impl CpuAccess {
+    /// A stable name for scripts and `--json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Uncached => "uncached",
+            Self::WriteCombined => "write-combined",
+            Self::Cached => "cached",
+        }
     }
 }
 

@@ -37,7 +37,7 @@ pub use aperture::{Aperture, Owner, RawBytes};
 pub use dma_buf::DmaBuf;
 pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};
-pub use exporter::{Exporter, Interrupts};
+pub use exporter::{CpuAccess, Exporter, Interrupts, NotReady};
 pub use image::ImageLayout;
 pub use import_support::{Governor, ImportSupport, import_modes, import_support};
 pub use importer::{Importer, OnRevoke};

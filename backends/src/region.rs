@@ -103,18 +103,22 @@ impl Region {
         self.size_bytes > 0
     }
 
+    /// The parts that alone can be mapped; none where the driver names no parts.
+    pub fn sparse_areas(&self) -> Option<&[SparseArea]> {
+        self.capabilities.iter().find_map(|capability| match capability {
+            Capability::SparseMmap(areas) => Some(&areas[..]),
+            _ => None,
+        })
+    }
+
     /// Whether all of `offset_bytes..offset_bytes + length_bytes` can be mapped.
     pub fn can_map(&self, offset_bytes: u64, length_bytes: u64) -> bool {
         let inside = |start: u64, length: u64| {
             let end = offset_bytes.checked_add(length_bytes);
             offset_bytes >= start && end.is_some() && end <= start.checked_add(length)
         };
-        let sparse = self.capabilities.iter().find_map(|capability| match capability {
-            Capability::SparseMmap(areas) => Some(areas),
-            _ => None,
-        });
         self.flags.mmap
-            && match sparse {
+            && match self.sparse_areas() {
                 Some(areas) => areas.iter().any(|area| inside(area.offset_bytes, area.length_bytes)),
                 None => inside(0, self.size_bytes),
             }

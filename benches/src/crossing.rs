@@ -27,14 +27,14 @@ use crate::report::{Report, Round, Unit};
 use crate::samples::Samples;
 
 /// What peervram may add to the raw calls.
-const LIMIT: f64 = 1.10;
+pub const LIMIT: f64 = 1.10;
 
 /// Crossings until it is another way's turn. The first of a turn is not counted: it pays for the
 /// change of turns (the raw program is another process).
-const TURN: usize = 4;
+pub const TURN: usize = 4;
 
 /// Long enough for anything that does not hang.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to cross.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +110,9 @@ pub fn measure(machine: &Machine, raw: Option<&Path>, report: &mut Report) -> Re
     Ok(())
 }
 
-fn take_by_library(
-    lender: &Lender<vfio::Device>,
+/// A turn of crossings, whatever lends.
+pub fn take_by_library<E: Exporter + 'static>(
+    lender: &Lender<E>,
     aperture: &Aperture,
     node: &Arc<drm::Node>,
     times: &mut Samples,

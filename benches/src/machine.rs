@@ -70,7 +70,7 @@ fn lends(function: &Function) -> bool {
 }
 
 /// Prefetchable ones first, as VRAM is.
-fn largest_memory_bar(function: &Function) -> Option<u32> {
+pub fn largest_memory_bar(function: &Function) -> Option<u32> {
     let memory = function.bars.iter().filter(|bar| bar.is_memory && bar.size_bytes >= page_size_bytes());
     memory.max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes)).map(|bar| bar.index)
 }

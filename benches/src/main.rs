@@ -2,7 +2,7 @@
 //! small, and what building a mapping or using memory takes; what a driver costs against none; what two engines at once are worth. Ratios within
 //! one run, by medians; no figure of another machine.
 //!
-//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`descriptors`], [`access`], [`host_pointer`],
+//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`nvgrace`], [`descriptors`], [`access`], [`host_pointer`],
 //! [`mapping`] and [`staged`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
 //! machine; it runs as well where there is a real device, or none.
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ mod descriptors;
 mod host_pointer;
 mod machine;
 mod mapping;
+mod nvgrace;
 mod pinned;
 mod report;
 mod revoke;
@@ -93,6 +94,8 @@ enum What {
     HostPointer,
     /// Map the lender's memory and touch every page
     Mapping,
+    /// Export, import and close of coherent memory, against the same of a plain VFIO device's
+    Nvgrace,
     /// Give a model GPU's engine descriptors through its driver, against the same written by hand
     Descriptors,
     /// Copy from one model GPU to another by both engines at once, against one after the other
@@ -130,6 +133,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if chosen.contains(&What::Revoke) {
         revoke::measure(&machine, &mut report)?;
+    }
+    if chosen.contains(&What::Nvgrace) {
+        nvgrace::measure(&machine, &mut report)?;
     }
     if chosen.contains(&What::Descriptors) {
         descriptors::measure(&machine, &mut report)?;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::grace::Grace;
 use crate::machine::words;
 use crate::model;
 use crate::topology::Topology;
@@ -48,6 +49,9 @@ pub enum Device {
         /// Size of its VRAM; BAR 2 shows all of it. A power of two, 16 or more.
         vram_mib: u32,
     },
+    /// A model GPU whose VRAM is memory of the machine and behind no BAR; it belongs to the kernel's nvgrace
+    /// driver.
+    Grace(Grace),
 }
 
 impl PciId {
@@ -73,6 +77,7 @@ impl Device {
             Device::Card { .. } => PciId::CARD,
             Device::VirtioGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
+            Device::Grace(grace) => grace.id,
         }
     }
 
@@ -81,18 +86,29 @@ impl Device {
         if matches!(self, Device::Twins { .. }) { 2 } else { 1 }
     }
 
-    /// Whether it is a model GPU.
+    /// Whether it is a model GPU whose VRAM is behind a BAR.
     pub fn is_model(&self) -> bool {
         matches!(self, Device::ModelGpu { .. })
     }
 
-    /// Whether its memory is lent, so that it belongs to vfio-pci.
+    /// Whether a process of the lab's serves it: model GPUs of both kinds.
+    pub fn is_served(&self) -> bool {
+        matches!(self, Device::ModelGpu { .. } | Device::Grace(_))
+    }
+
+    /// The driver that it is bound to where it lends.
+    pub fn driver(&self) -> &'static str {
+        if matches!(self, Device::Grace(_)) { "nvgrace_gpu_vfio_pci" } else { "vfio-pci" }
+    }
+
+    /// Whether its memory is lent, so that it belongs to vfio-pci or a variant of it.
     pub fn lends(&self) -> bool {
         match self {
             Device::SharedMemory { .. }
             | Device::Twins { .. }
             | Device::Card { .. }
-            | Device::ModelGpu { .. } => true,
+            | Device::ModelGpu { .. }
+            | Device::Grace(_) => true,
             Device::CrowdedGroup | Device::VirtioGpu => false,
         }
     }
@@ -118,7 +134,7 @@ impl Device {
             Device::SharedMemory { size_mib } | Device::Card { size_mib } => &[size_mib],
             Device::Twins { size_mib } => &[size_mib, size_mib],
             Device::CrowdedGroup => &[1],
-            Device::VirtioGpu | Device::ModelGpu { .. } => &[],
+            Device::VirtioGpu | Device::ModelGpu { .. } | Device::Grace(_) => &[],
         };
         let memory = |(function, size_mib)| {
             format!("memory-backend-memfd,id=vram{index}.{function}.{life},size={size_mib}M,share=on")
@@ -160,7 +176,7 @@ impl Device {
                 )]
             }
             // A socket's address is no single word, so the device is written as JSON.
-            Device::ModelGpu { .. } => vec![
+            Device::ModelGpu { .. } | Device::Grace(_) => vec![
                 json!({
                     "driver": "vfio-user-pci",
                     "id": name(0),

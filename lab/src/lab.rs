@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::qemu::Qemu;
 use crate::root::Root;
 use crate::vm::Vm;
-use crate::{holder, initrd, wire};
+use crate::{grace, holder, initrd, wire};
 
 /// What the lab needs of this workspace, built.
 #[derive(Clone, Debug)]
@@ -111,6 +111,7 @@ impl<'a> Lab<'a> {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
         }
+        grace::lay_out(machine, place)?;
         if let Some(own) = &kernel.own {
             share(place, &holder::open(&self.root, own, self.progress)?)?;
         }

@@ -7,11 +7,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::grace;
 use crate::own_kernel::Flavour;
 use crate::shape::{self, Shape};
 use crate::tree;
 
 pub use crate::device::{Device, PciId};
+pub use crate::grace::{Firmware, Grace};
 pub use crate::topology::Topology;
 
 /// One virtual machine that the lab can start.
@@ -144,6 +146,21 @@ impl Facts {
         self.devices.iter().any(Device::is_model)
     }
 
+    /// Whether it has GPUs whose memory is memory of the machine. Such a machine is for tests of its own.
+    pub fn has_grace(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device, Device::Grace(_)))
+    }
+
+    /// Whether one of them has reserved memory besides.
+    pub fn has_reserved_memory(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device, Device::Grace(grace) if grace.has_mig_bug))
+    }
+
+    /// Whether they tell by CXL when their memory is ready.
+    pub fn has_cxl(&self) -> bool {
+        self.devices.iter().any(|device| matches!(device, Device::Grace(grace) if grace.has_cxl))
+    }
+
     /// Whether it has every kind of lender and of importer at once. Such a machine is for tests of its own:
     /// what is for one kind has machines enough.
     pub fn has_every_importer(&self) -> bool {
@@ -205,6 +222,38 @@ const REVOKE: Machine = Machine {
     hotplug: true,
     ..DEFAULT
 };
+
+/// GPUs whose memory is coherent with the CPU: one as it should be, an importer of each kind, one of whose
+/// memory the firmware says nothing, and one whose link is down.
+const GRACE: Machine = Machine {
+    name: "small-gh200",
+    about: "a GH200 with the hardware bug that takes a reserved memory, under the kernel's nvgrace driver",
+    devices: &GH200.with_company(),
+    hotplug: true,
+    ..DEFAULT
+};
+
+const GH200: Grace = Grace {
+    id: PciId { vendor: 0x10de, device: 0x2345 },
+    memory_mib: 1600,
+    has_mig_bug: true,
+    has_cxl: false,
+    firmware: Firmware::NamesMemory,
+};
+
+const GB200: Grace =
+    Grace { id: PciId { vendor: 0x10de, device: 0x2941 }, memory_mib: 768, has_mig_bug: false, ..GH200 };
+
+impl Grace {
+    /// It, what imports from it, a plain lender to compare it with, and others of its kind whose firmware says
+    /// less.
+    const fn with_company(self) -> [Device; 6] {
+        let silent = Grace { firmware: Firmware::NamesNone, ..self };
+        let down = Grace { firmware: Firmware::NamesNoBytes, ..self };
+        let plain = Device::SharedMemory { size_mib: 64 };
+        [Device::Grace(self), Device::VirtioGpu, plain, MODEL, Device::Grace(silent), Device::Grace(down)]
+    }
+}
 
 /// Machines with one lender and one importer, or a few; the default first. Our own kernel is the everyday
 /// one; Debian's are what users run.
@@ -272,6 +321,38 @@ pub const MACHINES: &[Machine] = &[
         kernel: LOCKDEP_7_3,
         everyday: false,
         ..REVOKE
+    },
+    GRACE,
+    Machine {
+        name: "lockdep-gh200",
+        about: "a GH200, under a kernel that watches its locks and DMA mappings",
+        kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..GRACE
+    },
+    Machine {
+        name: "small-gh200-fixed",
+        about: "a GH200 without the hardware bug: all of its memory is usable",
+        devices: &Grace { has_mig_bug: false, memory_mib: 640, ..GH200 }.with_company(),
+        ..GRACE
+    },
+    Machine {
+        name: "small-gb200",
+        about: "a GB200, under the kernel's nvgrace driver",
+        devices: &GB200.with_company(),
+        ..GRACE
+    },
+    Machine {
+        name: "small-grace-cxl",
+        about: "a later GPU, which tells by CXL whether its memory is ready, under the kernel's nvgrace driver",
+        devices: &Grace {
+            // In no table yet.
+            id: PciId { vendor: 0x10de, device: 0x7777 },
+            has_cxl: true,
+            ..GB200
+        }
+        .with_company(),
+        ..GRACE
     },
     Machine {
         name: "epyc-root-ports",
@@ -414,16 +495,26 @@ impl Machine {
             Iommu::Intel => "intel_iommu=on",
             Iommu::Virtio => "intel_iommu=off",
         };
-        format!("{iommu} {}", self.shape.map_or(self.parameters, |shape| shape.parameters))
+        let mut words = vec![iommu.to_string()];
+        words.extend(grace::memories(self).iter().map(|memory| memory.kernel_argument()));
+        words.push(self.shape.map_or(self.parameters, |shape| shape.parameters).into());
+        words.retain(|word| !word.is_empty());
+        words.join(" ")
     }
 
     /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.
     pub fn qemu_arguments(&self) -> Vec<String> {
         let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib);
+        let coherent = grace::memories(self);
+        let of_gpus_mib: u64 = coherent.iter().map(|memory| memory.size_bytes >> 20).sum();
         let mut arguments = words(&[
-            ("-machine", "q35,kernel-irqchip=split,memory-backend=ram"),
+            match coherent.is_empty() {
+                true => ("-machine", "q35,kernel-irqchip=split,memory-backend=ram"),
+                // Each memory is that of a NUMA node then.
+                false => ("-machine", "q35,kernel-irqchip=split"),
+            },
             ("-object", &memory),
-            ("-m", &self.memory_mib.to_string()),
+            ("-m", &(u64::from(self.memory_mib) + of_gpus_mib).to_string()),
             ("-smp", "2"),
             ("-cpu", self.cpu),
             match self.iommu {
@@ -431,6 +522,9 @@ impl Machine {
                 Iommu::Virtio => ("-device", "virtio-iommu-pci,addr=1e.0"),
             },
         ]);
+        if !coherent.is_empty() {
+            arguments.extend(grace::qemu_arguments(&coherent));
+        }
         if self.hotplug {
             // Without it QEMU's ports leave hot-plugging to ACPI, which our own kernels have no driver for.
             arguments.extend(words(&[("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")]));

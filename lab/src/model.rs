@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{Device, Machine};
+use crate::machine::{Device, Machine, words};
 use crate::root::tail;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -41,14 +41,20 @@ impl Model {
             .devices
             .iter()
             .enumerate()
-            .filter(|(_, device)| device.is_model())
+            .filter(|(_, device)| device.is_served())
             .map(|(index, device)| Model::start(program, folder, index, device))
             .collect::<Result<_>>()?;
         models.into_iter().map(Model::ready).collect()
     }
 
     fn start(program: &Path, folder: &Path, index: usize, device: &Device) -> Result<Model> {
-        let Device::ModelGpu { id, vram_mib } = device else { bail!("{device:?} is no model GPU") };
+        let words = match device {
+            Device::ModelGpu { id, vram_mib } => {
+                words(&[("--id", &id.to_string()), ("--vram-mib", &vram_mib.to_string())])
+            }
+            Device::Grace(grace) => grace.model_arguments(folder, index)?,
+            _ => bail!("{device:?} is no model GPU"),
+        };
         let log = File::create(folder.join(log_name(index)))
             .with_context(|| format!("making a file in {}", folder.display()))?;
         // Complaints only, unless somebody wants to see more.
@@ -56,7 +62,8 @@ impl Model {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])
             .arg(program)
-            .args(["serve", "--id", &id.to_string(), "--vram-mib", &vram_mib.to_string()])
+            .arg("serve")
+            .args(words)
             .arg("--socket")
             .arg(folder.join(socket_name(index)))
             .arg("--control")

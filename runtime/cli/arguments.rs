@@ -3,14 +3,16 @@
 use std::str::FromStr;
 
 use clap::Args;
-use peervram::backends::{DmaRange, DmaRanges, Region, vfio};
+use peervram::backends::{DmaRange, DmaRanges, Exporter, Region, vfio};
 use peervram::{Error, Kind, Result};
+
+use super::opened::Opened;
 
 /// Which part of a device's memory.
 #[derive(Args)]
 pub struct MemoryArguments {
-    /// The region, for PCI the BAR's number. VRAM is the largest prefetchable one, which is taken
-    /// where this is not given.
+    /// The region, for PCI the BAR's number. VRAM is the largest one that can be mapped, or the
+    /// usable memory of a Grace GPU (4), which is taken where this is not given.
     #[arg(long, value_name = "INDEX")]
     region: Option<u32>,
 
@@ -22,10 +24,10 @@ pub struct MemoryArguments {
 
 impl MemoryArguments {
     /// The ranges asked for, checked against the device.
-    pub fn ranges(&self, device: &vfio::Device) -> Result<DmaRanges> {
+    pub fn ranges(&self, device: &Opened) -> Result<DmaRanges> {
         let region = match self.region {
             Some(index) => device.region(index)?,
-            None => largest_memory(device)?,
+            None => device.memory()?,
         };
         if self.ranges.is_empty() {
             return DmaRanges::whole(region);
@@ -36,7 +38,6 @@ impl MemoryArguments {
 }
 
 pub fn largest_memory(device: &vfio::Device) -> Result<&Region> {
-    use peervram::backends::Exporter as _;
     (device.regions().iter())
         .filter(|region| region.index < peervram::backends::pci::BAR_COUNT as u32 && region.flags.mmap)
         .max_by_key(|region| region.size_bytes)

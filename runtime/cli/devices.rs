@@ -1,6 +1,6 @@
 //! `peervram devices`: who can lend, who can import, what stands in the way.
 //!
-//! Reads sysfs and nothing else: no device is opened, because opening a VFIO device resets it.
+//! Reads sysfs and nothing else: no device is opened unless asked for, because opening a VFIO device resets it.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,18 +13,24 @@ use peervram::backends::vfio;
 use serde::Serialize;
 
 use super::arguments::show_bytes;
+use super::coherent::CoherentReport;
 use super::ending::print_json;
 use super::pci_names::PciNames;
 
 /// List the PCI functions that matter: GPUs, devices bound to VFIO, devices with a DRM node.
 ///
 /// For each: can it lend memory, can it import memory of another, and what stands in the way. Opens
-/// no device and needs no privilege.
+/// no device and needs no privilege, unless told to.
 #[derive(Args)]
 pub struct Arguments {
     /// List every PCI function.
     #[arg(long)]
     all: bool,
+
+    /// Open GPUs whose memory is coherent with the CPU, to show what their regions are. Opening one resets it:
+    /// what its memory holds is lost.
+    #[arg(long)]
+    open: bool,
 }
 
 #[derive(Serialize)]
@@ -47,6 +53,8 @@ struct DeviceReport {
     bars: Vec<BarReport>,
     link: Option<LinkReport>,
     drm_nodes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coherent: Option<CoherentReport>,
     lend: Verdict,
     import: Verdict,
 }
@@ -83,7 +91,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let devices = Function::all()?
         .into_iter()
         .filter(|function| arguments.all || matters(function))
-        .map(|function| report(&function, &names))
+        .map(|function| report(&function, &names, arguments.open))
         .collect();
     let report = Report { kernel_release, devices };
     if json {
@@ -103,7 +111,8 @@ fn is_vfio(function: &Function) -> bool {
     function.driver.as_deref().is_some_and(is_vfio_driver)
 }
 
-fn report(function: &Function, names: &PciNames) -> DeviceReport {
+fn report(function: &Function, names: &PciNames, open: bool) -> DeviceReport {
+    let coherent = CoherentReport::of(function, open);
     DeviceReport {
         address: function.address.to_string(),
         vendor_id: format!("{:04x}", function.vendor_id),
@@ -130,7 +139,8 @@ fn report(function: &Function, names: &PciNames) -> DeviceReport {
             narrowed: is_narrowed(link),
         }),
         drm_nodes: function.drm_nodes.clone(),
-        lend: can_lend(function),
+        lend: can_lend_coherent(function, coherent.as_ref()),
+        coherent,
         import: can_import(function),
     }
 }
@@ -167,6 +177,16 @@ fn can_lend(function: &Function) -> Verdict {
     }
     let because = format!("BAR {}, {}", memory.index, show_bytes(memory.size_bytes));
     Verdict { can: true, because, next: None }
+}
+
+/// The same of a GPU whose memory is not behind its BARs.
+fn can_lend_coherent(function: &Function, coherent: Option<&CoherentReport>) -> Verdict {
+    let verdict = can_lend(function);
+    let Some(coherent) = coherent else { return verdict };
+    match (verdict.can, coherent.lends()) {
+        (true, Some(because)) => Verdict { because, ..verdict },
+        _ => Verdict { next: coherent.bind().or(verdict.next), ..verdict },
+    }
 }
 
 fn can_import(function: &Function) -> Verdict {
@@ -225,6 +245,9 @@ fn print(report: &Report) -> anyhow::Result<()> {
         }
         if !device.drm_nodes.is_empty() {
             writeln!(output, "  DRM     {}", device.drm_nodes.join(", "))?;
+        }
+        if let Some(coherent) = &device.coherent {
+            coherent.print(&mut output)?;
         }
         print_verdict(&mut output, "lend", &device.lend)?;
         print_verdict(&mut output, "import", &device.import)?;

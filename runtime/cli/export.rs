@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::arguments::{MemoryArguments, show_bytes};
 use super::ending::print_json;
+use super::opened::Opened;
 
 /// Export memory of a VFIO device as a dma-buf.
 ///
@@ -23,7 +24,7 @@ use super::ending::print_json;
 #[command(after_help = "Example:\n  \
     peervram export 01:00.0 --range 0+4M -- peervram import fd:{fd} --to /dev/dri/card0 --show 640x480")]
 pub struct Arguments {
-    /// The device, by PCI address. It must be bound to vfio-pci.
+    /// The device, by PCI address. It must be bound to vfio-pci, or to nvgrace_gpu_vfio_pci.
     device: PciAddress,
 
     #[command(flatten)]
@@ -46,8 +47,8 @@ struct Report {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
-    let device = vfio::Device::open(arguments.device)?;
-    let interface = device.interface().map_or("adopted", vfio::Interface::name);
+    let device = Opened::open(arguments.device)?;
+    let interface = device.as_ref().interface().map_or("adopted", vfio::Interface::name);
     let ranges = arguments.memory.ranges(&device)?;
     let lender = Lender::new(device);
 

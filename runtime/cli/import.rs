@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use peervram::backends::drm::{self, ScanOut};
 use peervram::backends::vulkan::{Buffer, Engine, Instance, Selector};
-use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes, vfio};
+use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes};
 use peervram::picture::Picture;
 use peervram::verify::Figure;
 use peervram::{Attachment, Direction, Error, Kind, Lender, Mover, Path, Result, Trust};
@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::arguments::{MemoryArguments, PictureSize, show_bytes};
 use super::ending::{ErrorReport, print_json};
+use super::opened::Opened;
 
 /// How long a device may take for one piece of work before it counts as hung.
 pub const DEVICE_LIMIT: Duration = Duration::from_secs(60);
@@ -214,7 +215,7 @@ fn attach<I: Importer>(
     };
     match arguments.source {
         Source::Device(address) => {
-            let device = vfio::Device::open(address)?;
+            let device = Opened::open(address)?;
             let ranges = arguments.memory.ranges(&device)?;
             let lender = Lender::new(device);
             let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;

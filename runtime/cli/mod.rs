@@ -2,6 +2,7 @@
 
 mod arguments;
 mod capture;
+mod coherent;
 mod demo;
 mod devices;
 mod doctor;
@@ -9,6 +10,7 @@ mod ending;
 mod export;
 mod holders;
 mod import;
+mod opened;
 mod paragraph;
 mod pci_names;
 mod reset;
@@ -76,7 +78,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::new(format!(
-            "peervram={level},peervram_backends={level}"
+            "peervram={level},peervram_backends={level},peervram_nvgrace={level}"
         )))
         .init();
     let result = match command.what {

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
-use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm, vfio};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
 use peervram::{AtDeadline, Attachment, Event, Export, Kind, Lender, Result, Terms, Trust, What};
 use serde::Serialize;
 
-use super::arguments::largest_memory;
 use super::ending::{ErrorReport, print_json};
 use super::import::Target;
+use super::opened::Opened;
 
 /// How much is lent to the importers that watch: all of it is taken back in any case.
 const LENT_BYTES: u64 = 1 << 20;
@@ -127,10 +127,10 @@ impl<I: Importer> Attached for Attachment<I> {
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let device = open(arguments.device)?;
     let reset: Vec<String> = match arguments.hot {
-        true => device.reset_set()?.iter().map(ToString::to_string).collect(),
+        true => device.as_ref().reset_set()?.iter().map(ToString::to_string).collect(),
         false => vec![arguments.device.to_string()],
     };
-    let memory = largest_memory(&device)?;
+    let memory = device.memory()?;
     let lent = DmaRange::new(0, memory.size_bytes.min(LENT_BYTES));
     let ranges = DmaRanges::new(memory, &[lent])?;
     let lender = Lender::new(device);
@@ -191,8 +191,8 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// Opens the device; where somebody else has it, says who.
-fn open(address: PciAddress) -> Result<vfio::Device> {
-    vfio::Device::open(address).map_err(|error| {
+fn open(address: PciAddress) -> Result<Opened> {
+    Opened::open(address).map_err(|error| {
         if error.kind() != Kind::Busy {
             return error;
         }
@@ -231,6 +231,7 @@ impl EventReport {
             What::Stuck(stuck) => stuck.to_string(),
             What::Revoked { cause } => format!("taken back, and away: {cause}"),
             What::Restored => "taken back, and there again: its content is unknown".into(),
+            What::NotReady(why) => format!("the kernel is back, and the device is {why}"),
             What::Gone => "gone for good".into(),
             other => other.code().into(),
         };

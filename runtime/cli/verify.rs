@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{Instance, Selector};
-use peervram::backends::{Aperture, DmaRanges, Exporter, PciAddress, RawBytes, vfio};
+use peervram::backends::{Aperture, DmaRanges, Exporter, PciAddress, RawBytes};
 use peervram::verify::{Certificate, Faults, Limits, Listing, Observer, Progress, Store};
 use peervram::{Attachment, Direction, Error, Kind, Lender, Result, Trust, backends};
 use serde::Serialize;
@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::arguments::{MemoryArguments, parse_bytes, show_bytes};
 use super::ending::{ErrorReport, print_json};
 use super::import::Target;
+use super::opened::Opened;
 use super::table::Table;
 
 /// How much host memory is lent by --host.
@@ -173,7 +174,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let importer = Arc::new(Instance::open()?.open_device(selector)?);
     match lender {
         Some(address) => {
-            let device = vfio::Device::open(address)?;
+            let device = Opened::open(address)?;
             let ranges = arguments.memory.ranges(&device)?;
             verify(arguments, json, device, ranges, importer)
         }

@@ -1,7 +1,8 @@
 //! `Call`: a revoking call, and what surrounds it on every device that it touches.
 //!
 //! ```text
-//! owners quiesce -> BARs under mappings become shadow memory -> the call -> BARs come back -> owners resume
+//! owners quiesce -> BARs under mappings become shadow memory -> the call
+//!     -> the device is ready -> BARs come back -> owners resume
 //! ```
 //! Nothing here decides or waits for anyone but the kernel.
 
@@ -82,6 +83,9 @@ fn leave(entry: &Entry) {
 fn come_back(entry: &Entry) -> Result<()> {
     let exporter = entry.exporter()?;
     exporter.check_reachable()?;
+    let ready = exporter.wait_until_ready(&mut |why| entry.tell_not_ready(why));
+    entry.set_ready();
+    ready?;
     exporter.unshadow()?;
     entry.lent().iter().try_for_each(|lent| lent.resume())
 }

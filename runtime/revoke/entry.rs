@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use peervram_backends::{Error, Exporter, Kind};
+use peervram_backends::{Error, Exporter, Kind, NotReady};
 
 use super::event::{Event, Subscribers, What};
 use super::machine::DeviceId;
@@ -23,6 +23,8 @@ pub(crate) struct Entry {
     exporter: Weak<dyn Exporter>,
     generation: AtomicU64,
     watched: AtomicBool,
+    /// The kernel has come back from a call, and the device is not ready yet.
+    waits_for_device: AtomicBool,
     lent: Mutex<Vec<Weak<Lent>>>,
 }
 
@@ -36,6 +38,7 @@ impl Entry {
             exporter: Arc::downgrade(exporter),
             generation: AtomicU64::new(0),
             watched: AtomicBool::new(false),
+            waits_for_device: AtomicBool::new(false),
             lent: Mutex::default(),
         }
     }
@@ -58,6 +61,24 @@ impl Entry {
     /// They can.
     pub fn set_watched(&self) {
         self.watched.store(true, Ordering::Release);
+    }
+
+    /// Whether the kernel has come back from a call, and the device is waited for.
+    pub fn waits_for_device(&self) -> bool {
+        self.waits_for_device.load(Ordering::Acquire)
+    }
+
+    /// Tells everyone that the memory is there, and may not be touched yet.
+    pub fn tell_not_ready(&self, why: &NotReady) {
+        self.waits_for_device.store(true, Ordering::Release);
+        tracing::info!(device = &*self.name, %why, "a device is waited for");
+        self.queue(What::NotReady(Arc::new(why.clone())));
+        self.subscribers.deliver();
+    }
+
+    /// The device is not waited for any more.
+    pub fn set_ready(&self) {
+        self.waits_for_device.store(false, Ordering::Release);
     }
 
     /// The device, unless its lender is gone.

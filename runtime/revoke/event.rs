@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use peervram_backends::Error;
+use peervram_backends::{Error, NotReady};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{RevokeCause, Stuck};
@@ -49,6 +49,9 @@ pub enum What {
     CalledOff,
     /// The kernel's call has not come back. Nothing of this device can be used until it does.
     Stuck(Arc<Stuck>),
+    /// The kernel has come back, and the device is not ready: it trains a link, or its memory. Told at once and
+    /// then every second. Nobody is let in before it is ready; it has a limit.
+    NotReady(Arc<NotReady>),
     /// The memory was taken back, and is away.
     Revoked {
         /// Why.
@@ -69,6 +72,7 @@ impl What {
             Self::Late { .. } => "late",
             Self::CalledOff => "called-off",
             Self::Stuck(_) => "stuck",
+            Self::NotReady(_) => "not-ready",
             Self::Revoked { .. } => "revoked",
             Self::Restored => "restored",
             Self::Gone => "gone",

@@ -1,11 +1,13 @@
 //! A device and an importer that only count, for tests of the shell.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
-    Aperture, DmaBuf, DmaRanges, Error, Exporter, Importer, Kind, Mapping, OnRevoke, PciAddress, Region,
+    Aperture, DmaBuf, DmaRanges, Error, Exporter, Importer, Kind, Mapping, NotReady, OnRevoke, PciAddress,
+    Region,
 };
 
 use super::keeper::Keeper;
@@ -16,14 +18,20 @@ pub(crate) struct Card {
     memory: HostMemory,
     is_away: AtomicBool,
     pub is_shadowed: AtomicBool,
+    /// How long it takes to get ready; more than [`LIMIT_MS`] is never.
+    pub gets_ready_ms: AtomicU64,
 }
+
+/// When a card is given up that does not get ready.
+const LIMIT_MS: u64 = 1000;
 
 impl Card {
     /// A lender of its own keeper, and an export of all of it.
     pub fn lend() -> (Lender<Card>, Export) {
         let memory = HostMemory::with_backing(4096, Backing::Memfd).unwrap();
         let ranges = DmaRanges::whole(memory.region()).unwrap();
-        let card = Card { memory, is_away: AtomicBool::new(false), is_shadowed: AtomicBool::new(false) };
+        let (is_away, is_shadowed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let card = Card { memory, is_away, is_shadowed, gets_ready_ms: AtomicU64::new(0) };
         let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
         let export = lender.export(Aperture::unowned(ranges)).unwrap();
         (lender, export)
@@ -68,6 +76,20 @@ impl Exporter for Card {
             true => Err(Error::new(Kind::MemoryDisabled, "reach a card", "it is away").on("card")),
             false => Ok(()),
         }
+    }
+
+    fn wait_until_ready(&self, tell: &mut dyn FnMut(&NotReady)) -> Result<()> {
+        let takes_ms = self.gets_ready_ms.load(Ordering::SeqCst);
+        if takes_ms == 0 {
+            return Ok(());
+        }
+        let limit = Duration::from_millis(LIMIT_MS);
+        tell(&NotReady { reason: "it warms up".into(), waited: Duration::ZERO, limit });
+        if takes_ms > LIMIT_MS {
+            return Err(Error::new(Kind::TimedOut, "wait for a card", "it warms up").on("card"));
+        }
+        std::thread::sleep(Duration::from_millis(takes_ms));
+        Ok(())
     }
 
     fn shadow(&self) -> Result<()> {

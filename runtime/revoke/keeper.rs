@@ -9,6 +9,7 @@
 //!   . that takes too long: hand over to another        owners quiesce
 //!   wait, up to the call's limit                       BARs under mappings become shadow memory
 //!   . not back: say what it waits for, and return      the call
+//!                                                      the device is ready
 //!                                                      BARs come back, owners resume
 //!   done <------------------------------------------   gates open in the next generation
 //! ```
@@ -423,7 +424,10 @@ impl Keeper {
             let timed_out;
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
             if timed_out {
-                self.handle(&mut kept, Input::Tick { change });
+                // A device that is waited for has a limit of its own, and the kernel has come back.
+                if !entries.iter().any(|entry| entry.waits_for_device()) {
+                    self.handle(&mut kept, Input::Tick { change });
+                }
                 limit = Instant::now() + terms.call_limit;
             }
         }

@@ -360,6 +360,45 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
 }
 
 #[test]
+fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap());
+    let events = export.events().unwrap();
+    lender.device().gets_ready_ms.store(300, Ordering::SeqCst);
+    let inside = Arc::clone(&attachment);
+    let tried = Arc::new(AtomicUsize::new(0));
+    let refused = Arc::clone(&tried);
+    let _subscription = export.on_event(move |event| {
+        if let What::NotReady(why) = &event.what {
+            assert_eq!(why.reason, "it warms up");
+            refused.fetch_add(usize::from(inside.enter().is_err()), Ordering::SeqCst);
+        }
+    });
+    // Far longer than a kernel's call may take.
+    reset(&lender, Terms { call_limit: SHORT, ..Terms::from(PATIENCE) }).unwrap();
+    assert_eq!(tried.load(Ordering::SeqCst), 1);
+    assert!(!lender.device().is_shadowed.load(Ordering::SeqCst));
+    attachment.enter().unwrap().finish();
+    let codes: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|event| event.what.code()).collect();
+    assert_eq!(codes, ["draining", "not-ready", "restored"]);
+}
+
+#[test]
+fn a_device_that_never_warms_up_keeps_its_memory_away() {
+    let (lender, export) = Card::lend();
+    let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
+    lender.device().gets_ready_ms.store(u64::MAX, Ordering::SeqCst);
+    assert_eq!(reset(&lender, PATIENCE).unwrap_err().kind(), Kind::TimedOut);
+    assert_eq!(export.generation(), 1);
+    // What is mapped stays shadow memory: nobody's access waits in the kernel.
+    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Revoked);
+    lender.device().gets_ready_ms.store(0, Ordering::SeqCst);
+    reset(&lender, PATIENCE).unwrap();
+    attachment.enter().unwrap().finish();
+}
+
+#[test]
 fn memory_that_is_away_is_refused_until_it_is_given_back() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();

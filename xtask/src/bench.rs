@@ -29,9 +29,13 @@ const RAW_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/raw/cr
 /// What takes a lender and an importing GPU, and what takes model GPUs.
 const OF_A_LENDER: [&str; 5] = ["crossing", "revoke", "access", "host-pointer", "mapping"];
 const OF_A_MODEL: [&str; 2] = ["descriptors", "staged"];
+/// What takes a GPU whose memory is coherent with the CPU.
+const OF_GRACE: &str = "nvgrace";
 
 /// The machine with the model GPUs.
 const MODEL_MACHINE: &str = "small-two-models-root-ports";
+/// The machine with that GPU.
+const GRACE_MACHINE: &str = "small-gh200";
 
 /// What crossings, revokes and accesses cost: peervram against the same calls made raw
 ///
@@ -45,6 +49,7 @@ const MODEL_MACHINE: &str = "small-two-models-root-ports";
 /// Then boots one with model GPUs, for a table of its own:
 ///   descriptors   work through the model GPU's driver, against the same by hand; at most 1.05
 ///   staged        copies by two engines at once, against one after the other; at most 0.67
+///   nvgrace       a crossing of coherent memory, against one of a plain VFIO device; at most 1.10
 ///
 /// Figures are medians. Ratios are of one run, each side taking turns: compare those, not times of
 /// different machines or hours.
@@ -60,7 +65,7 @@ Examples:
   cargo xtask bench --here                       what runs on this machine without a VM"
 )]
 pub struct Bench {
-    /// crossing, revoke, access, host-pointer, mapping, descriptors or staged; all of them if left out
+    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged or nvgrace; all of them if left out
     what: Vec<String>,
     /// On this machine, with host memory as lender, instead of in a virtual one
     #[arg(long, conflicts_with = "machine")]
@@ -143,11 +148,12 @@ fn tables(arguments: &Bench) -> Result<Vec<(&'static Machine, Vec<String>)>> {
     if let Some(name) = &arguments.machine {
         return Ok(vec![(lab::named(name)?, arguments.what.clone())]);
     }
-    let all = OF_A_LENDER.into_iter().chain(OF_A_MODEL).map(String::from);
+    let all = OF_A_LENDER.into_iter().chain(OF_A_MODEL).chain([OF_GRACE]).map(String::from);
     let chosen = if arguments.what.is_empty() { all.collect() } else { arguments.what.clone() };
     let is_of_a_model = |what: &String| OF_A_MODEL.contains(&what.as_str());
-    let (of_a_model, of_a_lender): (Vec<_>, Vec<_>) = chosen.into_iter().partition(is_of_a_model);
-    let tables = [(MACHINES[0].name, of_a_lender), (MODEL_MACHINE, of_a_model)];
+    let (of_a_model, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(is_of_a_model);
+    let (of_grace, of_a_lender): (Vec<_>, Vec<_>) = others.into_iter().partition(|what| what == OF_GRACE);
+    let tables = [(MACHINES[0].name, of_a_lender), (MODEL_MACHINE, of_a_model), (GRACE_MACHINE, of_grace)];
     let tables = tables.into_iter().filter(|(_, what)| !what.is_empty());
     tables.map(|(name, what)| Ok((lab::named(name)?, what))).collect()
 }

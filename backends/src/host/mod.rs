@@ -20,8 +20,8 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::{
-    DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, RegionFlags, Result,
-    page_size_bytes,
+    CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, RegionFlags,
+    Result, page_size_bytes,
 };
 
 const NAME: &str = "host memory";
@@ -133,6 +133,10 @@ impl Exporter for HostMemory {
 
     fn regions(&self) -> &[Region] {
         &self.region
+    }
+
+    fn cpu_access(&self, _: u32) -> CpuAccess {
+        CpuAccess::Cached
     }
 
     /// With [`Backing::Memfd`] only the whole, in order, can be exported: [`Kind::Unsupported`]

@@ -294,6 +294,12 @@ impl AsFd for Device {
     }
 }
 
+impl AsRef<Device> for Device {
+    fn as_ref(&self) -> &Device {
+        self
+    }
+}
+
 impl Exporter for Device {
     fn name(&self) -> String {
         self.address.to_string()

@@ -12,7 +12,7 @@ use vfio_bindings::bindings::vfio::{VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ROM_R
 use super::Device;
 use crate::pci::Function;
 use crate::uapi::vfio as uapi;
-use crate::{DmaBuf, DmaRanges, Error, Kind, PciAddress, Result};
+use crate::{DmaBuf, DmaRange, DmaRanges, Error, Kind, PciAddress, Result};
 
 const TRIED: &str = "export a dma-buf";
 
@@ -65,7 +65,7 @@ impl Device {
             open_flags,
             slices,
         )
-        .map_err(|errno| self.explain(errno, ranges.region_index()))?;
+        .map_err(|errno| self.explain(errno, ranges))?;
         // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
         let dma_buf = DmaBuf::of_size(fd, ranges.size_bytes());
         // So that whoever looks at /proc/PID/fdinfo or at bufinfo can tell whose memory it is.
@@ -80,7 +80,16 @@ impl Device {
         CString::new(format!("peervram {address}")).expect("an address has no NUL")
     }
 
-    fn explain(&self, errno: Errno, region_index: u32) -> Error {
+    /// Whether the driver names areas of the region, and some range is not in one of them.
+    fn is_beyond_areas(&self, ranges: &DmaRanges) -> bool {
+        self.region(ranges.region_index()).is_ok_and(|region| {
+            let is_outside = |range: &DmaRange| !region.can_map(range.offset_bytes, range.length_bytes);
+            region.sparse_areas().is_some() && ranges.as_slice().iter().any(is_outside)
+        })
+    }
+
+    fn explain(&self, errno: Errno, ranges: &DmaRanges) -> Error {
+        let region_index = ranges.region_index();
         let error = |kind, why: String| {
             Error::new(kind, TRIED, why).on(format!("{}, region {region_index}", self.address())).errno(errno)
         };
@@ -90,6 +99,12 @@ impl Device {
                 let driver = self.address().driver().unwrap_or_else(|| "its driver".into());
                 error(Kind::Unsupported, format!("{driver} does not export memory"))
                     .next("bind the device to vfio-pci itself, not to a variant without the feature")
+            }
+            // A variant of vfio-pci reports more than is there (nvgrace_gpu_ioctl_get_region_info), and tells
+            // by the areas that can be mapped.
+            Errno::INVAL if self.is_beyond_areas(ranges) => {
+                error(Kind::InvalidInput, "the region has less memory behind it than it reports".into())
+                    .next("stay inside the areas that the region's driver lets anybody map")
             }
             // pcim_p2pdma_provider found none; every other EINVAL was excluded by `DmaRanges`.
             Errno::INVAL => {

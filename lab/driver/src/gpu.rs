@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use peervram::backends::{DmaRange, DmaRanges, Engine, Exporter, Owner, vfio};
+use peervram::backends::{DmaRange, DmaRanges, Engine, Exporter, Owner, Region, vfio};
 use peervram::{Error, Kind, Result};
 use peervram_model::registers::{
     COPY_ENGINE, DESCRIPTOR_BYTES, DRAW_ENGINE, Descriptor, IDENTITY, IDENTITY_VALUE, flags,
@@ -42,6 +42,14 @@ impl ModelGpu {
     /// # Errors
     /// [`Kind::Unsupported`] where the device is another one; else what mapping its BARs says.
     pub fn new(device: &vfio::Device) -> Result<Self> {
+        Self::with_memory(device, device.region(VRAM_BAR)?)
+    }
+
+    /// The same where another region shows VRAM, from its start on, as of a GPU whose memory is coherent.
+    ///
+    /// # Errors
+    /// As [`ModelGpu::new`].
+    pub fn with_memory(device: &vfio::Device, vram: &Region) -> Result<Self> {
         let registers = device.map(&DmaRanges::whole(device.region(REGISTER_BAR)?)?)?;
         let identity = registers.load_u32(IDENTITY as usize)?;
         if identity != IDENTITY_VALUE {
@@ -50,7 +58,6 @@ impl ModelGpu {
         }
         device.set_bus_master(true)?;
 
-        let vram = device.region(VRAM_BAR)?;
         let rings = DmaRange::new(vram.size_bytes - 2 * RING_BYTES, 2 * RING_BYTES);
         let view = device.map(&DmaRanges::new(vram, &[rings])?)?;
         let ring = |block: u32, index: u64| {

@@ -43,8 +43,19 @@ fn scattered_in(region: &Region, size_bytes: u64, count: u64) -> Result<DmaRange
     Ok(DmaRanges::new(region, &ranges)?)
 }
 
+/// A VFIO device, or one of a family that is more than that.
+pub trait Lends: Exporter + AsRef<vfio::Device> + 'static {
+    /// The region at `index`, with the length that it has.
+    fn memory_region(&self, index: u32) -> Result<&Region> {
+        let region = self.regions().iter().find(|region| region.index == index);
+        region.with_context(|| format!("{} has no region {index}", self.name()))
+    }
+}
+
+impl<D: Exporter + AsRef<vfio::Device> + 'static> Lends for D {}
+
 /// A picture in VRAM, exported.
-pub struct Crossing {
+pub struct Crossing<D: Lends = vfio::Device> {
     /// The owner's view of the memory.
     pub view: Arc<Mapping>,
     /// What was written into it.
@@ -52,7 +63,7 @@ pub struct Crossing {
     /// The memory, exported.
     pub export: Export,
     /// Last: everything above goes before the device.
-    pub lender: Lender<vfio::Device>,
+    pub lender: Lender<D>,
 }
 
 impl Crossing {
@@ -60,11 +71,13 @@ impl Crossing {
     pub fn new(guest: &Guest, count: u64) -> Result<Crossing> {
         Self::lend(open_device(guest)?, VRAM, count, Arc::new(RawBytes))
     }
+}
 
+impl<D: Lends> Crossing<D> {
     /// The same for any device, whose memory is a region that `owner` answers for.
-    pub fn lend(device: vfio::Device, region: u32, count: u64, owner: Arc<dyn Owner>) -> Result<Crossing> {
+    pub fn lend(device: D, region: u32, count: u64, owner: Arc<dyn Owner>) -> Result<Self> {
         let card = Picture::test_card(640, 480);
-        let ranges = scattered_in(device.region(region)?, card.layout().end_bytes(), count)?;
+        let ranges = scattered_in(device.memory_region(region)?, card.layout().end_bytes(), count)?;
         let view = device.map(&ranges)?;
         view.write(0, card.bytes())?;
         let lender = Lender::new(device);

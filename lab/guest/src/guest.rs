@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
 use peervram_lab::link::Link;
-use peervram_lab::machine::{Device, Facts, PciId};
+use peervram_lab::machine::{Device, Facts, Grace, PciId};
 use peervram_lab::picture::Picture;
 use peervram_lab::wire::{Cell, Event};
 use std::cell::OnceCell;
@@ -73,6 +73,17 @@ impl Guest {
         let device = devices.filter(|(_, device)| device.is_model()).nth(number);
         let (device, _) = device.ok_or_else(|| Skip(format!("this machine has no model GPU {number}")))?;
         Model::new(self, device)
+    }
+
+    /// The GPUs whose memory is memory of the machine, and what the firmware says of each.
+    pub fn graces(&self) -> Result<Vec<(Model<'_>, Grace)>> {
+        let devices = self.facts.devices.iter().enumerate();
+        devices
+            .filter_map(|(device, kind)| match kind {
+                Device::Grace(grace) => Some(Model::new(self, device).map(|model| (model, *grace))),
+                _ => None,
+            })
+            .collect()
     }
 
     /// All model GPUs.
@@ -150,12 +161,12 @@ pub fn remember(facts: &Facts) -> Result<()> {
     fs::write(FACTS, serde_json::to_vec(facts)?).with_context(|| format!("writing {FACTS}"))
 }
 
-/// Binds every device that lends to vfio-pci.
+/// Binds every device that lends to vfio-pci, or to the variant of it that is its own.
 pub fn bind_lenders(facts: &Facts) -> Result<()> {
     let lenders = facts.devices.iter().enumerate().filter(|(_, device)| device.lends());
     for (device, _) in lenders {
         for address in addresses_of(facts, device)? {
-            bind(&address, "vfio-pci")?;
+            bind(&address, facts.devices[device].driver())?;
         }
     }
     Ok(())

@@ -27,14 +27,16 @@ pub struct Model<'guest> {
 impl<'guest> Model<'guest> {
     /// The one that is the row's device of that number.
     pub fn new(guest: &'guest Guest, device: usize) -> Result<Model<'guest>> {
-        let Some(Device::ModelGpu { vram_mib, .. }) = guest.facts().devices.get(device) else {
-            anyhow::bail!("device {device} of this machine is no model GPU");
+        let vram_mib = match guest.facts().devices.get(device) {
+            Some(Device::ModelGpu { vram_mib, .. }) => vram_mib,
+            Some(Device::Grace(grace)) => &grace.memory_mib,
+            _ => anyhow::bail!("device {device} of this machine is no model GPU"),
         };
         let address = guest.address_of(device)?.parse()?;
         Ok(Model { guest, device, address, vram_bytes: u64::from(*vram_mib) << 20 })
     }
 
-    /// Its PCI address; bound to vfio-pci.
+    /// Its PCI address; bound to vfio-pci, or to the variant of it that is its own.
     pub fn address(&self) -> PciAddress {
         self.address
     }
@@ -44,7 +46,7 @@ impl<'guest> Model<'guest> {
         Ok(Function::read(self.address)?)
     }
 
-    /// Bytes of its VRAM; BAR 2 shows all of them.
+    /// Bytes of its VRAM. BAR 2 shows all of them, unless they are memory of the machine.
     pub fn vram_bytes(&self) -> u64 {
         self.vram_bytes
     }

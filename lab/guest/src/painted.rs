@@ -7,14 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use peervram::backends::{
-    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, Owner, page_size_bytes, vfio,
-};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, ImageLayout, Mapping, Owner, page_size_bytes, vfio};
 use peervram::picture::Picture;
 use peervram::{Export, Lender};
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
 use crate::card::{CardDriver, MEMORY};
+use crate::crossing::Lends;
 use crate::guest::Guest;
 
 /// What is lent: a picture of this size.
@@ -22,11 +21,11 @@ pub const LAYOUT: ImageLayout =
     ImageLayout { width: 640, height: 480, stride_bytes: 640 * 4, offset_bytes: 0 };
 
 /// A lender, and its painted memory.
-pub struct Painted {
+pub struct Painted<D: Lends = vfio::Device> {
     /// What is lent.
     pub export: Export,
     /// Last: the export goes before the device.
-    pub lender: Lender<vfio::Device>,
+    pub lender: Lender<D>,
 }
 
 /// The owner: another one, and the brush.
@@ -51,11 +50,13 @@ impl Painted {
         let driver = Arc::new(ModelGpu::new(&device)?);
         Painted::lend(device, VRAM_BAR, driver)
     }
+}
 
+impl<D: Lends> Painted<D> {
     /// Lends the start of that region, for which `owner` answers.
-    pub fn lend(device: vfio::Device, region: u32, owner: Arc<dyn Owner>) -> Result<Painted> {
+    pub fn lend(device: D, region: u32, owner: Arc<dyn Owner>) -> Result<Self> {
         let size_bytes = LAYOUT.end_bytes().next_multiple_of(page_size_bytes());
-        let ranges = DmaRanges::new(device.region(region)?, &[DmaRange::new(0, size_bytes)])?;
+        let ranges = DmaRanges::new(device.memory_region(region)?, &[DmaRange::new(0, size_bytes)])?;
         let painter = Painter { device: owner, view: device.map(&ranges)?, taken: AtomicU64::new(0) };
         painter.paint()?;
         let lender = Lender::new(device);

@@ -42,7 +42,7 @@ impl Test {
         Test {
             name,
             function,
-            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer(),
+            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer() && !facts.has_grace(),
             on: |_| true,
             allowed: &[],
         }
@@ -50,12 +50,19 @@ impl Test {
 
     /// A test for every machine with model GPUs.
     pub const fn of_models(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
-        Test { with: |facts| facts.has_models() && !facts.has_every_importer(), ..Test::new(name, function) }
+        let with: fn(&Facts) -> bool =
+            |facts| facts.has_models() && !facts.has_every_importer() && !facts.has_grace();
+        Test { with, ..Test::new(name, function) }
     }
 
     /// A test for the machine with every kind of lender and importer, where memory is taken back from all.
     pub const fn of_revoke(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
         Test { with: Facts::has_every_importer, ..Test::new(name, function) }
+    }
+
+    /// A test for every machine with GPUs whose memory is memory of the machine.
+    pub const fn of_grace(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: Facts::has_grace, ..Test::new(name, function) }
     }
 
     /// A test for every machine that has a row of devices, whatever these are.

@@ -84,6 +84,8 @@ fn served() -> UnixStream {
         vram_bytes: 16 << 20,
         bar4_bytes: 0,
         vendor_word: 0,
+        is_coherent: false,
+        has_cxl: false,
     };
     let device = Arc::new(Device::new(identity, None).expect("16 MiB"));
     let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");

@@ -26,6 +26,9 @@ const DEVICE_CONTROL: usize = EXPRESS + 8;
 const MSIX: usize = 0x90;
 const VENDOR_SPECIFIC: usize = 0x100;
 const RESIZABLE_BAR: usize = 0x140;
+const CXL: usize = 0x180;
+const CXL_RANGE_SIZE_LOW: usize = CXL + 0x1c;
+const CXL_MEMORY_ACTIVE: u8 = 1 << 1;
 
 /// What tells one model from another in its configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +46,11 @@ pub struct Identity {
     /// The word in the vendor-specific capability. For `10de`, bit 0 says "no MIG bug" to the
     /// `nvgrace` variant of VFIO.
     pub vendor_word: u16,
+    /// VRAM is behind no BAR: it is memory of the machine, as on a GPU that is coherent with its CPU. BAR2 is
+    /// plain memory of its own then, and VRAM need not be a power of two.
+    pub is_coherent: bool,
+    /// It tells in a CXL capability whether its memory is active.
+    pub has_cxl: bool,
 }
 
 /// What a write to the configuration space asks the device to do.
@@ -83,6 +91,7 @@ impl Configuration {
         this.msix();
         this.vendor_specific();
         this.resizable_bar();
+        this.cxl();
         this
     }
 
@@ -119,6 +128,14 @@ impl Configuration {
     /// The power state.
     pub fn power(&self) -> Power {
         if self.bytes[POWER_CONTROL] & 3 == 3 { Power::D3Hot } else { Power::D0 }
+    }
+
+    /// Has the CXL capability tell that the memory is active, or not.
+    pub fn set_memory_active(&mut self, is_active: bool) {
+        if self.identity.has_cxl {
+            let word = &mut self.bytes[CXL_RANGE_SIZE_LOW];
+            *word = if is_active { *word | CXL_MEMORY_ACTIVE } else { *word & !CXL_MEMORY_ACTIVE };
+        }
     }
 
     /// Whether the device may reach memory.
@@ -216,11 +233,26 @@ impl Configuration {
     fn resizable_bar(&mut self) {
         let megabytes_log2 = |bytes: u64| bytes.max(1 << 20).ilog2() - 20;
         let present = megabytes_log2(self.identity.bar2_bytes);
-        let largest = megabytes_log2(self.identity.vram_bytes).clamp(present, 27);
+        let behind = if self.identity.is_coherent { 0 } else { self.identity.vram_bytes };
+        let largest = megabytes_log2(behind).clamp(present, 27);
         let sizes = (present..=largest).fold(0, |sizes, size| sizes | 1 << (4 + size));
-        self.put_u32(RESIZABLE_BAR, 0x0015 | 1 << 16);
+        let next = if self.identity.has_cxl { (CXL as u32) << 20 } else { 0 };
+        self.put_u32(RESIZABLE_BAR, 0x0015 | 1 << 16 | next);
         self.put_u32(RESIZABLE_BAR + 4, sizes);
         self.put_u32(RESIZABLE_BAR + 8, present << 8 | 1 << 5 | 2);
+    }
+
+    /// The capability of a CXL device (CXL 4.0, 8.1.3), as far as a driver looks that waits for its memory.
+    fn cxl(&mut self) {
+        const VENDOR: u32 = 0x1e98;
+        const BYTES: u32 = 0x3c;
+        const INFO_VALID: u32 = 1 << 0;
+        const SIXTEEN_SECONDS: u32 = 2 << 13;
+        if self.identity.has_cxl {
+            self.put_u32(CXL, 0x0023 | 1 << 16);
+            self.put_u32(CXL + 4, VENDOR | BYTES << 20);
+            self.put_u32(CXL_RANGE_SIZE_LOW, INFO_VALID | CXL_MEMORY_ACTIVE as u32 | SIXTEEN_SECONDS);
+        }
     }
 }
 
@@ -235,6 +267,8 @@ mod tests {
         vram_bytes: 1 << 30,
         bar4_bytes: 0,
         vendor_word: 1,
+        is_coherent: false,
+        has_cxl: false,
     };
 
     fn u32_at(configuration: &Configuration, at: usize) -> u32 {
@@ -259,6 +293,19 @@ mod tests {
             at = header as usize >> 20;
         }
         assert_eq!(found, [0x23, 0x15]);
+    }
+
+    #[test]
+    fn the_cxl_capability_tells_what_it_is_told_to() {
+        let mut configuration = Configuration::new(Identity { has_cxl: true, is_coherent: true, ..IDENTITY });
+        assert_eq!(u32_at(&configuration, RESIZABLE_BAR) >> 20, CXL as u32);
+        assert_eq!(u32_at(&configuration, CXL + 8), 0, "the id of the capability of a device");
+        assert_eq!(u32_at(&configuration, CXL + 0x1c), 0x4003);
+        configuration.set_memory_active(false);
+        assert_eq!(u32_at(&configuration, CXL + 0x1c), 0x4001);
+        let mut without = Configuration::new(IDENTITY);
+        without.set_memory_active(true);
+        assert_eq!(u32_at(&without, CXL + 0x1c), 0);
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub(crate) struct Shared {
     pub(crate) gate: RwLock<()>,
     pub(crate) vram: Vram,
     mirror: OnceLock<Vram>,
+    /// What BAR2 shows where VRAM is behind no BAR.
+    bar2: Option<Vram>,
     bar4: Option<Vram>,
     pub(crate) dma: DmaSpace,
     interrupts: Mutex<Interrupts>,
@@ -173,9 +175,11 @@ impl Device {
     /// # Errors
     /// See [`Error`].
     pub fn without_engines(identity: Identity, vram_file: Option<&Path>) -> Result<Self, Error> {
-        let Identity { vram_bytes, bar2_bytes, bar4_bytes, .. } = identity;
-        check_size("VRAM", vram_bytes, 16 << 20, 8 << 30)?;
-        check_size("BAR2", bar2_bytes, 1 << 20, vram_bytes)?;
+        let Identity { vram_bytes, bar2_bytes, bar4_bytes, is_coherent, .. } = identity;
+        // What no BAR shows may have any size.
+        let shown_bytes = if is_coherent { vram_bytes.next_power_of_two() } else { vram_bytes };
+        check_size("VRAM", shown_bytes, 16 << 20, 8 << 30)?;
+        check_size("BAR2", bar2_bytes, 1 << 20, shown_bytes)?;
         let memory = |what, name, size_bytes| {
             Vram::new(name, size_bytes).map_err(|errno| Error::Memory { what, size_bytes, errno })
         };
@@ -193,6 +197,7 @@ impl Device {
             check_size("BAR4", bar4_bytes, 1 << 20, 8 << 30)?;
             Some(memory("BAR4", "peervram-bar4", bar4_bytes)?)
         };
+        let bar2 = if is_coherent { Some(memory("BAR2", "peervram-bar2", bar2_bytes)?) } else { None };
         let shared = Shared {
             identity,
             state: Mutex::new(State::new(identity)),
@@ -200,6 +205,7 @@ impl Device {
             gate: RwLock::new(()),
             vram,
             mirror: OnceLock::new(),
+            bar2,
             bar4,
             dma: DmaSpace::default(),
             interrupts: Mutex::default(),
@@ -255,7 +261,7 @@ impl Device {
 
     fn memory(&self, region: u32) -> Result<&Vram, Errno> {
         match region {
-            2 => Ok(&self.shared.vram),
+            2 => Ok(self.shared.bar2.as_ref().unwrap_or(&self.shared.vram)),
             4 => self.shared.bar4.as_ref().ok_or(Errno::INVAL),
             _ => Err(Errno::INVAL),
         }
@@ -293,7 +299,10 @@ impl Backend for Device {
         let Identity { bar2_bytes, bar4_bytes, .. } = self.shared.identity;
         match index {
             0 => Region { size_bytes: BAR0_BYTES, file: None },
-            2 => Region { size_bytes: bar2_bytes, file: Some(self.shared.vram.as_fd()) },
+            2 => {
+                let file = self.shared.bar2.as_ref().unwrap_or(&self.shared.vram);
+                Region { size_bytes: bar2_bytes, file: Some(file.as_fd()) }
+            }
             4 => Region { size_bytes: bar4_bytes, file: self.shared.bar4.as_ref().map(AsFd::as_fd) },
             CONFIGURATION_REGION => Region { size_bytes: CONFIGURATION_BYTES as u64, file: None },
             _ => Region { size_bytes: 0, file: None },

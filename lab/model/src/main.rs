@@ -32,7 +32,12 @@ const EXAMPLES: &str = r#"Examples:
 
   A GPU with a small BAR, and one that the kernel's nvgrace driver takes:
     peervram-model serve --socket s --vram-mib 1024 --bar-mib 256
-    peervram-model serve --socket s --id 10de:2342 --bar4-mib 32 --vendor-word 1"#;
+    peervram-model serve --socket s --id 10de:2342 --bar4-mib 32 --vendor-word 1
+
+  One whose VRAM is memory of the machine, as on Grace; QEMU is given the file as memory, too:
+    truncate -s 512M coherent
+    peervram-model serve --socket s --id 10de:2342 --coherent --vram-file coherent --vram-mib 512 \
+      --bar-mib 32 --bar4-mib 32"#;
 
 const MISBEHAVIOURS: &str = "Misbehaviours (they add up until `behave`):
   all-ones            whatever the engine loads is all ones: a fast, wrong copy
@@ -44,7 +49,9 @@ const MISBEHAVIOURS: &str = "Misbehaviours (they add up until `behave`):
   stuck-fence         work is done, and no fence, index or interrupt tells
   slow-reset [--ms N] a reset takes N milliseconds (1500)
   stuck-reset         a reset does not end until `behave`
-  vram-lost           VRAM is zeros after a reset";
+  vram-lost           VRAM is zeros after a reset
+  slow-ready [--ms N] after a reset the memory is said not to be ready for N milliseconds (1500)
+  stuck-ready         the memory is said not to be ready";
 
 /// A model GPU: a PCI device with VRAM, a copy engine and a draw engine, served over vfio-user.
 #[derive(Debug, Parser)]
@@ -80,7 +87,7 @@ struct Serve {
     /// PCI vendor and device, in hexadecimal.
     #[arg(long, default_value = "1234:5047", value_parser = parse_id)]
     id: (u16, u16),
-    /// Size of VRAM: a power of two, 16 to 8192.
+    /// Size of VRAM: a power of two, 16 to 8192; with --coherent, any size up to that.
     #[arg(long, default_value_t = 256)]
     vram_mib: u64,
     /// Size of BAR2: a power of two; less than VRAM makes a small BAR. Default: all of VRAM.
@@ -92,6 +99,12 @@ struct Serve {
     /// Have a BAR4 of this size, which is plain memory.
     #[arg(long, default_value_t = 0)]
     bar4_mib: u64,
+    /// VRAM is behind no BAR: others have --vram-file as memory of the machine. BAR2 is plain memory.
+    #[arg(long, requires_all = ["vram_file", "bar_mib"])]
+    coherent: bool,
+    /// Tell in a CXL capability whether the memory is active, as GPUs after GB300 do.
+    #[arg(long)]
+    cxl: bool,
     /// The word in the vendor-specific capability. For vendor 10de, 1 says "no MIG bug".
     #[arg(long, default_value_t = 0)]
     vendor_word: u16,
@@ -107,7 +120,7 @@ enum Order {
     Misbehave {
         /// The name of the misbehaviour.
         what: String,
-        /// How long, for `slow-reset`.
+        /// How long, for `slow-reset` and `slow-ready`.
         #[arg(long)]
         ms: Option<u64>,
     },
@@ -176,6 +189,8 @@ fn serve(arguments: &Serve) -> anyhow::Result<()> {
         bar2_bytes: arguments.bar_mib.map_or(Ok(vram_bytes), |mib| bytes("bar-mib", mib))?,
         bar4_bytes: bytes("bar4-mib", arguments.bar4_mib)?,
         vendor_word: arguments.vendor_word,
+        is_coherent: arguments.coherent,
+        has_cxl: arguments.cxl,
     };
     raise_file_limit();
     let device = Arc::new(Device::new(identity, arguments.vram_file.as_deref())?);

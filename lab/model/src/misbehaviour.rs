@@ -36,6 +36,14 @@ pub enum Misbehaviour {
     StuckReset,
     /// VRAM is zeros after a reset. Otherwise it is kept.
     VramLost,
+    /// After a reset the device says for so long that its memory is not ready.
+    SlowReady {
+        /// How long.
+        #[serde(default = "slow_reset_ms")]
+        ms: u64,
+    },
+    /// The device says that its memory is not ready, and goes on saying it.
+    StuckReady,
 }
 
 fn slow_reset_ms() -> u64 {
@@ -52,6 +60,19 @@ pub enum ResetTime {
     /// This many milliseconds.
     SlowMs(u64),
     /// No end.
+    Stuck,
+}
+
+/// How long it takes until the device says that its memory is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadyTime {
+    /// No time.
+    #[default]
+    Immediate,
+    /// This many milliseconds, from a reset on.
+    SlowMs(u64),
+    /// It never does.
     Stuck,
 }
 
@@ -88,6 +109,9 @@ pub struct Faults {
     pub reset: ResetTime,
     /// VRAM does not survive a reset.
     pub vram_lost: bool,
+    /// How long the memory takes to get ready.
+    #[serde(default)]
+    pub ready: ReadyTime,
 }
 
 impl Faults {
@@ -112,6 +136,8 @@ impl Faults {
             Misbehaviour::SlowReset { ms } => self.reset = ResetTime::SlowMs(ms),
             Misbehaviour::StuckReset => self.reset = ResetTime::Stuck,
             Misbehaviour::VramLost => self.vram_lost = true,
+            Misbehaviour::SlowReady { ms } => self.ready = ReadyTime::SlowMs(ms),
+            Misbehaviour::StuckReady => self.ready = ReadyTime::Stuck,
         }
         self
     }

@@ -136,10 +136,12 @@ pub mod engine {
 pub const MSIX_TABLE: u32 = 0x00b9_0000;
 /// Where the MSI-X pending bits lie in BAR0.
 pub const MSIX_PENDING: u32 = 0x00ba_0000;
-/// Read-only, [`READINESS_VALUE`]: the two registers that `nvgrace_gpu_vfio_pci` polls at probe.
+/// Read-only: the two registers that `nvgrace_gpu_vfio_pci` polls, of the link and of the memory's training.
 pub const READINESS: [u32; 2] = [0x1498, 0x0002_00bc];
-/// What [`READINESS`] reads.
+/// What [`READINESS`] reads, unless the device was told to take its time.
 pub const READINESS_VALUE: u32 = 0xff;
+/// What it reads meanwhile.
+pub const READINESS_NOT_YET: u32 = 0x01;
 
 /// Values of [`ERROR_CODE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

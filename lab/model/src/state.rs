@@ -17,7 +17,7 @@
 
 use crate::configuration::{Configuration, Effect, Identity, Power};
 use crate::engine_registers::EngineRegisters;
-use crate::misbehaviour::{Faults, Misbehaviour, ResetTime};
+use crate::misbehaviour::{Faults, Misbehaviour, ReadyTime, ResetTime};
 use crate::operation::EngineKind;
 use crate::registers::{self as map, DESCRIPTOR_BYTES, ErrorCode};
 
@@ -58,6 +58,8 @@ pub struct State {
     configuration: Configuration,
     faults: Faults,
     phase: Phase,
+    /// When the memory is ready after the last reset.
+    ready_at: Now,
     generation: u32,
     error: ErrorCode,
     error_detail: u32,
@@ -78,6 +80,7 @@ impl State {
             configuration: Configuration::new(identity),
             faults: Faults::default(),
             phase: Phase::Running,
+            ready_at: Now::ZERO,
             generation: 0,
             error: ErrorCode::None,
             error_detail: 0,
@@ -104,6 +107,7 @@ impl State {
     /// Nothing goes wrong any more; a reset that is stuck ends.
     pub fn behave(&mut self) {
         self.faults = Faults::default();
+        self.ready_at = Now::ZERO;
         if let Phase::Resetting(_) = self.phase {
             self.phase = Phase::Running;
         }
@@ -133,6 +137,9 @@ impl State {
             ResetTime::SlowMs(ms) => Phase::Resetting(Some(now.saturating_add(Now::from_millis(ms)))),
             ResetTime::Stuck => Phase::Resetting(None),
         };
+        if let ReadyTime::SlowMs(ms) = self.faults.ready {
+            self.ready_at = now.saturating_add(Now::from_millis(ms));
+        }
     }
 
     /// A reset that takes no time whatever the faults: the client has gone, and the next one finds a
@@ -182,9 +189,15 @@ impl State {
         self.configuration.is_bus_master()
     }
 
+    /// Whether the device says that its memory is ready.
+    pub fn is_ready(&self, now: Now) -> bool {
+        self.faults.ready != ReadyTime::Stuck && now >= self.ready_at
+    }
+
     /// Reads the configuration space.
-    pub fn read_configuration(&self, now: Now, offset: usize, buffer: &mut [u8]) {
+    pub fn read_configuration(&mut self, now: Now, offset: usize, buffer: &mut [u8]) {
         if self.is_present(now) {
+            self.configuration.set_memory_active(self.is_ready(now));
             self.configuration.read(offset, buffer);
         } else {
             buffer.fill(0xff);
@@ -206,7 +219,7 @@ impl State {
         let mut left = buffer;
         while !left.is_empty() {
             let skip = (at % 4) as usize;
-            let word = self.register(at - skip as u32).to_le_bytes();
+            let word = self.register(now, at - skip as u32).to_le_bytes();
             let bytes = left.len().min(4 - skip);
             left[..bytes].copy_from_slice(&word[skip..skip + bytes]);
             left = &mut left[bytes..];
@@ -336,7 +349,7 @@ impl State {
         self.to_raise |= bit & self.interrupt_enable;
     }
 
-    fn register(&mut self, at: u32) -> u32 {
+    fn register(&mut self, now: Now, at: u32) -> u32 {
         if let Some((kind, at)) = engine_register(at) {
             return self.engines[kind as usize].read(at);
         }
@@ -357,7 +370,10 @@ impl State {
             map::INTERRUPT_ENABLE => self.interrupt_enable,
             map::SCRATCH => self.scratch,
             map::ENGINE_RATE => self.engine_rate,
-            at if map::READINESS.contains(&at) => map::READINESS_VALUE,
+            at if map::READINESS.contains(&at) => match self.is_ready(now) {
+                true => map::READINESS_VALUE,
+                false => map::READINESS_NOT_YET,
+            },
             _ => 0,
         }
     }

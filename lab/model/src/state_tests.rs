@@ -11,6 +11,8 @@ const IDENTITY: Identity = Identity {
     vram_bytes: 16 << 20,
     bar4_bytes: 0,
     vendor_word: 0,
+    is_coherent: false,
+    has_cxl: false,
 };
 const T0: Now = Now::ZERO;
 
@@ -92,18 +94,39 @@ fn a_slow_reset_answers_all_ones_until_it_is_over_and_a_stuck_one_for_ever() {
     let mut state = State::new(IDENTITY);
     state.misbehave(Misbehaviour::SlowReset { ms: 100 });
     state.reset(T0);
-    let vendor = |state: &State, ms| {
+    let vendor = |state: &mut State, ms| {
         let mut bytes = [0; 4];
         state.read_configuration(Now::from_millis(ms), 0, &mut bytes);
         u32::from_le_bytes(bytes)
     };
-    assert_eq!(vendor(&state, 99), u32::MAX);
-    assert_eq!(vendor(&state, 100), 0x5678_1234);
+    assert_eq!(vendor(&mut state, 99), u32::MAX);
+    assert_eq!(vendor(&mut state, 100), 0x5678_1234);
     state.misbehave(Misbehaviour::StuckReset);
     state.reset(T0);
-    assert_eq!(vendor(&state, 1 << 40), u32::MAX);
+    assert_eq!(vendor(&mut state, 1 << 40), u32::MAX);
     state.behave();
-    assert_eq!(vendor(&state, 0), 0x5678_1234);
+    assert_eq!(vendor(&mut state, 0), 0x5678_1234);
+}
+
+#[test]
+fn memory_gets_ready_some_time_after_a_reset_or_never() {
+    let mut state = State::new(IDENTITY);
+    let ready = |state: &mut State, ms| {
+        map::READINESS.map(|at| {
+            let mut bytes = [0; 4];
+            state.read_registers(Now::from_millis(ms), at, &mut bytes);
+            u32::from_le_bytes(bytes)
+        })
+    };
+    let (yes, no) = ([map::READINESS_VALUE; 2], [map::READINESS_NOT_YET; 2]);
+    state.misbehave(Misbehaviour::SlowReady { ms: 100 });
+    assert_eq!(ready(&mut state, 0), yes, "not before a reset");
+    state.reset(Now::from_millis(50));
+    assert_eq!((ready(&mut state, 149), ready(&mut state, 150)), (no, yes));
+    state.misbehave(Misbehaviour::StuckReady);
+    assert_eq!(ready(&mut state, 1 << 40), no);
+    state.behave();
+    assert_eq!(ready(&mut state, 0), yes);
 }
 
 #[test]

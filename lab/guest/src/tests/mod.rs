@@ -9,6 +9,7 @@ mod lab;
 mod lenders;
 mod lockdep;
 mod model;
+pub mod nvgrace;
 mod peer;
 mod power;
 mod revoke;
@@ -47,6 +48,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         slots::TESTS,
         routes::TESTS,
         route::TESTS,
+        nvgrace::TESTS,
         lockdep::TESTS,
         doctor::TESTS,
     ]

@@ -26,6 +26,8 @@ static DEVICE: LazyLock<Device> = LazyLock::new(|| {
         vram_bytes: 16 << 20,
         bar4_bytes: 1 << 20,
         vendor_word: 1,
+    is_coherent: false,
+    has_cxl: false,
     };
     Device::without_engines(identity, None).unwrap()
 });

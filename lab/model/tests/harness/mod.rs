@@ -32,6 +32,8 @@ pub const IDENTITY: Identity = Identity {
     vram_bytes: VRAM_BYTES,
     bar4_bytes: 0,
     vendor_word: 1,
+    is_coherent: false,
+    has_cxl: false,
 };
 /// Where DMA messages find [`Client::memory`].
 pub const MESSAGE_BASE: u64 = 0x10_0000_0000;

@@ -11,7 +11,7 @@ use peervram::backends::vfio::{Interface, PowerState};
 use peervram::{AtDeadline, Kind, Terms, Trust};
 use peervram_lab::change::Severity;
 
-use crate::crossing::PATIENCE;
+use crate::crossing::{Lends, PATIENCE};
 use crate::guest::{self, Guest};
 use crate::painted::Painted;
 use crate::test::{Test, Verdict};
@@ -26,53 +26,70 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What the kernel says when it wants a device back.
-const ASKED: &[&str] = &["Relaying device request"];
+pub const ASKED: &[&str] = &["Relaying device request"];
 
 /// Why memory is taken back, and how.
-struct Cause {
-    name: &'static str,
+pub struct Cause<D: Lends> {
+    pub name: &'static str,
     /// What is done to the device from outside, while `take` waits for it. Nobody is told before.
     happens: Option<fn(&Guest, PciAddress) -> Result<()>>,
     /// Takes it, and gives it back where that is another call. Gives the lender back unless it is closed.
-    take: fn(Painted) -> Result<Option<Painted>>,
+    take: fn(Painted<D>) -> Result<Option<Painted<D>>>,
+    /// Whether the device is reset by it.
+    pub resets: bool,
 }
 
-const CAUSES: [Cause; 11] = [
-    Cause::ours("reset", |painted| keep(painted, |lent| lent.lender.reset(PATIENCE))),
-    Cause::ours("reset at once", |painted| keep(painted, reset_at_once)),
-    Cause::ours("hot reset", |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE))),
-    Cause::ours("memory off, on", |painted| keep(painted, memory_off_and_on)),
-    Cause::ours("D3hot, D0", |painted| keep(painted, sleep_and_wake)),
-    Cause::ours("low power", |painted| keep(painted, low_power)),
-    Cause::ours("FLR", |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE))),
-    Cause {
-        name: "error",
-        happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::NonFatal)),
-        take: |painted| keep(painted, recover),
-    },
-    Cause {
-        name: "fatal error",
-        happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::Fatal)),
-        take: |painted| keep(painted, recover),
-    },
-    Cause::ours("close", close),
-    Cause::ours("unbind", unbind),
-];
+/// All of them.
+pub fn causes<D: Lends>() -> [Cause<D>; 11] {
+    [
+        Cause::ours("reset", |painted| keep(painted, |lent| lent.lender.reset(PATIENCE))).resetting(),
+        Cause::ours("reset at once", |painted| keep(painted, reset_at_once)).resetting(),
+        Cause::ours("hot reset", |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE)))
+            .resetting(),
+        Cause::ours("memory off, on", |painted| keep(painted, memory_off_and_on)),
+        Cause::ours("D3hot, D0", |painted| keep(painted, sleep_and_wake)),
+        Cause::ours("low power", |painted| keep(painted, low_power)),
+        Cause::ours("FLR", |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)))
+            .resetting(),
+        Cause {
+            name: "error",
+            happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::NonFatal)),
+            take: |painted| keep(painted, recover),
+            resets: true,
+        },
+        Cause {
+            name: "fatal error",
+            happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::Fatal)),
+            take: |painted| keep(painted, recover),
+            resets: true,
+        },
+        Cause::ours("close", close),
+        Cause::ours("unbind", unbind),
+    ]
+}
 
-impl Cause {
+impl<D: Lends> Cause<D> {
     /// One that nothing from outside is needed for.
-    const fn ours(name: &'static str, take: fn(Painted) -> Result<Option<Painted>>) -> Self {
-        Self { name, happens: None, take }
+    const fn ours(name: &'static str, take: fn(Painted<D>) -> Result<Option<Painted<D>>>) -> Self {
+        Self { name, happens: None, take, resets: false }
+    }
+
+    /// The same, if it resets the device.
+    const fn resetting(self) -> Self {
+        Self { resets: true, ..self }
     }
 }
 
-fn keep(painted: Painted, take: impl FnOnce(&Painted) -> peervram::Result<()>) -> Result<Option<Painted>> {
+fn keep<D: Lends>(
+    painted: Painted<D>,
+    take: impl FnOnce(&Painted<D>) -> peervram::Result<()>,
+) -> Result<Option<Painted<D>>> {
     take(&painted)?;
     Ok(Some(painted))
 }
 
 /// Waits for nobody: what is in flight is torn. What must be freed first cannot be torn, and is waited for.
-fn reset_at_once(painted: &Painted) -> peervram::Result<()> {
+fn reset_at_once<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     let terms = Terms { at_deadline: AtDeadline::GoOn, ..Terms::from(Duration::ZERO) };
     match painted.lender.reset(terms) {
         Err(error) if error.kind() == Kind::StillInUse => painted.lender.reset(PATIENCE),
@@ -80,19 +97,19 @@ fn reset_at_once(painted: &Painted) -> peervram::Result<()> {
     }
 }
 
-fn memory_off_and_on(painted: &Painted) -> peervram::Result<()> {
+fn memory_off_and_on<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     painted.lender.set_memory_enabled(false, PATIENCE)?;
     thread::sleep(AWAY);
     painted.lender.set_memory_enabled(true, PATIENCE)
 }
 
-fn sleep_and_wake(painted: &Painted) -> peervram::Result<()> {
+fn sleep_and_wake<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     painted.lender.set_power_state(PowerState::D3hot, PATIENCE)?;
     thread::sleep(AWAY);
     painted.lender.set_power_state(PowerState::D0, PATIENCE)
 }
 
-fn low_power(painted: &Painted) -> peervram::Result<()> {
+fn low_power<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     painted.lender.enter_low_power(PATIENCE)?;
     thread::sleep(AWAY);
     painted.lender.leave_low_power()
@@ -100,7 +117,7 @@ fn low_power(painted: &Painted) -> peervram::Result<()> {
 
 /// The device has told of an error, and its memory is taken back unasked. A reset gives it back; where the
 /// kernel has reset the link, memory decoding is off besides.
-fn recover(painted: &Painted) -> peervram::Result<()> {
+fn recover<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     while painted.export.generation() == 0 {
         thread::sleep(Duration::from_millis(1));
     }
@@ -117,7 +134,7 @@ fn recover(painted: &Painted) -> peervram::Result<()> {
 /// How long memory stays away, while everyone goes on trying.
 const AWAY: Duration = Duration::from_millis(50);
 
-fn close(painted: Painted) -> Result<Option<Painted>> {
+fn close<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
     let Painted { export, lender } = painted;
     lender.close(PATIENCE).map_err(|(_, error)| error)?;
     drop(export);
@@ -125,18 +142,24 @@ fn close(painted: Painted) -> Result<Option<Painted>> {
 }
 
 /// The kernel waits for us; we are asked, and give the device up by ourselves.
-fn unbind(painted: Painted) -> Result<Option<Painted>> {
-    let address = painted.lender.device().address();
+fn unbind<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
+    let address = painted.lender.device().as_ref().address();
+    let driver = address.driver().context("the device is bound to no driver")?;
     fs::write(address.sysfs_path().join("driver/unbind"), address.to_string()).context("unbinding")?;
     ensure!(address.driver().is_none(), "{address} is still bound");
     drop(painted);
-    guest::bind(&address.to_string(), "vfio-pci")?;
+    guest::bind(&address.to_string(), &driver)?;
     Ok(None)
 }
 
 /// Works on memory while it is taken back for `cause`; what came of it.
-fn survive<W: Witness>(guest: &Guest, witness: &mut W, painted: Painted, cause: &Cause) -> Result<String> {
-    let device = painted.lender.device().address();
+pub fn survive<W: Witness, D: Lends>(
+    guest: &Guest,
+    witness: &mut W,
+    painted: Painted<D>,
+    cause: &Cause<D>,
+) -> Result<String> {
+    let device = painted.lender.device().as_ref().address();
     let attachment = painted.export.attach(witness.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
     seen.look_until(witness, &attachment, |seen| seen.right >= 2)?;
@@ -170,8 +193,13 @@ fn in_words(seen: &Seen) -> String {
     }
 }
 
-fn survive_all<W: Witness>(guest: &Guest, witness: &mut W, lend: impl Fn() -> Result<Painted>) -> Verdict {
-    for cause in &CAUSES {
+/// The same for every cause, each with memory that is lent anew.
+fn survive_all<W: Witness, D: Lends>(
+    guest: &Guest,
+    witness: &mut W,
+    lend: impl Fn() -> Result<Painted<D>>,
+) -> Verdict {
+    for cause in &causes::<D>() {
         let column = witness.name();
         let cell = survive(guest, witness, lend()?, cause)
             .with_context(|| format!("{} under {column}", cause.name))?;
