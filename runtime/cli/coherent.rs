@@ -82,7 +82,7 @@ impl CoherentReport {
         Some(this)
     }
 
-    /// Why it can lend more than its BARs, if it can; and what to bind it to, if it is bound to another driver.
+    /// What it can lend besides its BARs, where it was opened.
     pub fn lends(&self) -> Option<String> {
         let usable = self.memories.as_ref()?.first()?;
         Some(format!(
@@ -94,7 +94,7 @@ impl CoherentReport {
         ))
     }
 
-    /// What to bind it to.
+    /// What to bind it to, where another driver has it.
     pub fn bind(&self) -> Option<String> {
         let next = || format!("bind it to {DRIVER} (module nvgrace-gpu-vfio-pci), which shows its memory");
         (!self.bound).then(next)
@@ -107,7 +107,7 @@ impl CoherentReport {
             self.part.unwrap_or("a GPU that is in no table")
         )?;
         for memory in self.memories.iter().flatten() {
-            write!(
+            writeln!(
                 output,
                 "    region {}  {:>8}  {}, {}; {} reported, peer-to-peer as BAR {}",
                 memory.region,
@@ -117,7 +117,6 @@ impl CoherentReport {
                 show_bytes(memory.reported_bytes),
                 memory.provider_bar
             )?;
-            writeln!(output)?;
         }
         match (&self.why_not, &self.memories) {
             (Some(why), _) => writeln!(output, "    {why}")?,
