@@ -334,12 +334,14 @@ pub const MACHINES: &[Machine] = &[
         name: "small-gh200-fixed",
         about: "a GH200 without the hardware bug: all of its memory is usable",
         devices: &Grace { has_mig_bug: false, memory_mib: 640, ..GH200 }.with_company(),
+        everyday: false,
         ..GRACE
     },
     Machine {
         name: "small-gb200",
         about: "a GB200, under the kernel's nvgrace driver",
         devices: &GB200.with_company(),
+        everyday: false,
         ..GRACE
     },
     Machine {
@@ -352,6 +354,7 @@ pub const MACHINES: &[Machine] = &[
             ..GB200
         }
         .with_company(),
+        everyday: false,
         ..GRACE
     },
     Machine {
