@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use peervram_backends::topology::{Expected, MapType, Topology};
-use peervram_backends::{Aperture, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
+use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::attachment::{Attachment, Tests};
 use crate::revoke::entry::Entry;
@@ -236,6 +236,12 @@ impl Lent {
     /// Which device, for messages.
     pub(crate) fn device_name(&self) -> &str {
         &self.entry.name
+    }
+
+    /// What the CPU has of the memory when it is mapped. Of a device that is gone, nothing good.
+    pub(crate) fn cpu_access(&self) -> CpuAccess {
+        let region_index = self.aperture.ranges().region_index();
+        self.entry.exporter().map_or(CpuAccess::Uncached, |device| device.cpu_access(region_index))
     }
 
     /// Makes what the device wrote visible to an importer.

@@ -223,7 +223,8 @@ fn stage<I: Importer>(
     // Who wants bytes to be tested does not want them copied by an engine that was not.
     let tried = attached.try_owner_engine();
     let path = kept.as_ref().map(|(path, _)| *path);
-    let mover = |way| plan.mover(way, has_engine && tried.is_ok(), path);
+    let cpu = lent.cpu_access();
+    let mover = |way| plan.mover(way, has_engine && tried.is_ok(), cpu, path);
     let writes = attached.trust().direction().includes(Direction::Write);
     let movers = (mover(Direction::Read), writes.then(|| mover(Direction::Write)));
     let is_wanted = movers.0 == Mover::ImporterEngine || movers.1 == Some(Mover::ImporterEngine);

@@ -18,6 +18,8 @@
 //! Absent: who tests and how, and whether an old certificate is good enough. That is said here as
 //! [`Known`].
 
+use peervram_backends::CpuAccess;
+
 use crate::{Direction, Mover, Path, Trust};
 
 /// What is known of one direction of a path.
@@ -156,11 +158,19 @@ impl Plan {
     }
 
     /// Who copies between the lent memory and the host, in one direction as the importer sees it: the owner's
-    /// engine, if it has one to be trusted; the importer's, where `kept`, a path that was imported and not taken,
-    /// is known to be right; else the CPU.
-    pub fn mover(&self, direction: Direction, owner_has_engine: bool, kept: Option<Path>) -> Mover {
+    /// engine, if it has one to be trusted; the CPU, where it has the memory as `cpu` says: cached; the importer's
+    /// engine, where `kept`, a path that was imported and not taken, is known to be right; else the CPU.
+    pub fn mover(
+        &self,
+        direction: Direction,
+        owner_has_engine: bool,
+        cpu: CpuAccess,
+        kept: Option<Path>,
+    ) -> Mover {
         if owner_has_engine {
             Mover::OwnerEngine
+        } else if cpu == CpuAccess::Cached {
+            Mover::Cpu
         } else if kept.is_some_and(|path| self.is_right(path, direction)) {
             Mover::ImporterEngine
         } else {
@@ -247,13 +257,17 @@ mod tests {
     fn the_owners_engine_comes_first_and_an_importers_only_where_it_is_right() {
         let (_, plan) =
             run(Trust::Verified(Direction::Both), true, [Some((RIGHT, Known::Wrong)), None], true);
-        let mover = |direction, of_owner, kept| plan.mover(direction, of_owner, kept);
+        let mover =
+            |direction, of_owner, kept| plan.mover(direction, of_owner, CpuAccess::WriteCombined, kept);
         let kept = Some(Path::Peer);
         assert_eq!(mover(Direction::Read, true, kept), Mover::OwnerEngine);
         assert_eq!(mover(Direction::Read, false, kept), Mover::ImporterEngine);
         assert_eq!(mover(Direction::Write, false, kept), Mover::Cpu);
         assert_eq!(mover(Direction::Read, false, Some(Path::HostPointer)), Mover::Cpu);
         assert_eq!(mover(Direction::Read, false, None), Mover::Cpu);
+        // Where the CPU has it cached, nothing is gained by an engine that has to reach it.
+        let cached = |of_owner| plan.mover(Direction::Read, of_owner, CpuAccess::Cached, kept);
+        assert_eq!((cached(true), cached(false)), (Mover::OwnerEngine, Mover::Cpu));
     }
 
     proptest! {

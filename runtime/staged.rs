@@ -24,7 +24,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Engine, HostSlice, Importer, Mapping};
+use peervram_backends::{CpuAccess, Engine, HostSlice, Importer, Mapping};
 
 use crate::export::Lent;
 use crate::gate::Gate;
@@ -49,7 +49,8 @@ pub enum Mover {
     OwnerEngine,
     /// An engine of the importer's, by an import that was tested in this direction.
     ImporterEngine,
-    /// The CPU, through the BAR: an uncached read answers eight bytes at a time.
+    /// The CPU, through the BAR: an uncached read answers eight bytes at a time. Memory that is coherent with the
+    /// CPU is cached, and as fast as other memory.
     Cpu,
 }
 
@@ -147,9 +148,12 @@ impl<I: Importer> Staged<I> {
                 (None, None) => "nobody answers for the memory".to_owned(),
                 (Some(owner), None) => format!("its owner ({}) has no engine", owner.name()),
             };
-            format!("{owner}, and no engine of the importer's was found to reach it")
+            match lent.cpu_access() {
+                CpuAccess::Cached => format!("{owner}, and the CPU has the memory cached"),
+                _ => format!("{owner}, and no engine of the importer's was found to reach it"),
+            }
         });
-        if let Some(why) = &why_cpu {
+        if let Some(why) = why_cpu.as_ref().filter(|_| lent.cpu_access() != CpuAccess::Cached) {
             tracing::warn!(device = lent.device_name(), why, "the CPU copies through the BAR");
         }
         Ok(Self {

@@ -2,8 +2,8 @@
 //!
 //! VFIO accepts an importer only if it attaches dynamically, allows peer-to-peer, and can be told to let go
 //! (`vfio_pci_dma_buf_attach` in `drivers/vfio/pci/vfio_pci_dmabuf.c`). Whether the bytes then find a way is
-//! another question, which most importers have the kernel ask ([`Topology::expected_map_type`]
-//! (crate::topology::Topology::expected_map_type)) and two do not.
+//! another question, which most importers have the kernel ask
+//! ([`expected_map_type`](crate::topology::Topology::expected_map_type)) and two do not.
 //!
 //! Read in Linux 7.3 and, for NVIDIA's, in its open modules 595.45. Paths are below `drivers/gpu/drm` where
 //! nothing else is said.

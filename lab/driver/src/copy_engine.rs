@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use peervram::backends::{DmaRanges, Engine, HostSlice};
 use peervram::{Error, Kind, Result};
 
-use crate::gpu::{VRAM_BAR, run};
+use crate::gpu::run;
 use crate::importing_gpu::GpuMemory;
 use crate::reached::Reached;
 use crate::ring::Ring;
@@ -17,13 +17,15 @@ use crate::span::Span;
 /// The copy engine with its ring, and the host memory that it reaches.
 pub(crate) struct CopyEngine {
     ring: Mutex<Ring>,
+    /// The region that shows VRAM.
+    vram_region: u32,
     reached: Reached,
 }
 
 impl CopyEngine {
-    /// On `ring`, which is running.
-    pub fn new(ring: Mutex<Ring>, reached: Reached) -> Self {
-        Self { ring, reached }
+    /// On `ring`, which is running, of a device whose VRAM that region shows.
+    pub fn new(ring: Mutex<Ring>, vram_region: u32, reached: Reached) -> Self {
+        Self { ring, vram_region, reached }
     }
 
     /// Its ring.
@@ -60,7 +62,7 @@ impl Engine<DmaRanges> for CopyEngine {
     }
 
     fn read(&self, ranges: &DmaRanges, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
-        let spans = vram_spans(ranges, offset_bytes, host.length_bytes() as u64)?;
+        let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
         self.copy(&spans, host, Way::ToHost, deadline)
     }
 
@@ -71,7 +73,7 @@ impl Engine<DmaRanges> for CopyEngine {
         host: &HostSlice,
         deadline: Instant,
     ) -> Result<()> {
-        let spans = vram_spans(ranges, offset_bytes, host.length_bytes() as u64)?;
+        let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
         self.copy(&spans, host, Way::ToDevice, deadline)
     }
 }
@@ -106,9 +108,14 @@ fn left_until(deadline: Instant) -> Duration {
 }
 
 /// Where `length_bytes` from `offset_bytes` on lie in VRAM, in a buffer made of `ranges`.
-fn vram_spans(ranges: &DmaRanges, offset_bytes: u64, length_bytes: u64) -> Result<Vec<Span>> {
+fn vram_spans(
+    vram_region: u32,
+    ranges: &DmaRanges,
+    offset_bytes: u64,
+    length_bytes: u64,
+) -> Result<Vec<Span>> {
     let refused = |why: String| Error::new(Kind::InvalidInput, "copy by an engine", why);
-    if ranges.region_index() != VRAM_BAR {
+    if ranges.region_index() != vram_region {
         return Err(refused(format!("region {} is not VRAM", ranges.region_index())));
     }
     if offset_bytes.checked_add(length_bytes).is_none_or(|end| end > ranges.size_bytes()) {
@@ -133,6 +140,7 @@ fn vram_spans(ranges: &DmaRanges, offset_bytes: u64, length_bytes: u64) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::VRAM_BAR;
     use peervram::backends::{DmaRange, Region, RegionFlags};
 
     #[test]
@@ -146,11 +154,12 @@ mod tests {
         };
         let ranges =
             DmaRanges::new(&region, &[DmaRange::new(0x8000, 0x2000), DmaRange::new(0x1000, 0x1000)]).unwrap();
-        let spans = |offset, length| vram_spans(&ranges, offset, length).unwrap();
+        let spans = |offset, length| vram_spans(VRAM_BAR, &ranges, offset, length).unwrap();
         assert_eq!(spans(0, 0x3000), [Span::vram(0x8000, 0x2000), Span::vram(0x1000, 0x1000)]);
         assert_eq!(spans(0x1800, 0x1000), [Span::vram(0x9800, 0x800), Span::vram(0x1000, 0x800)]);
         assert_eq!(spans(0x2100, 0x10), [Span::vram(0x1100, 0x10)]);
-        assert!(vram_spans(&ranges, 0x2000, 0x1001).is_err());
-        assert!(vram_spans(&ranges, u64::MAX, 2).is_err());
+        assert!(vram_spans(VRAM_BAR, &ranges, 0x2000, 0x1001).is_err());
+        assert!(vram_spans(VRAM_BAR, &ranges, u64::MAX, 2).is_err());
+        assert!(vram_spans(4, &ranges, 0, 0x10).is_err());
     }
 }

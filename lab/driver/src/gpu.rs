@@ -70,7 +70,11 @@ impl ModelGpu {
             Ring::start(device.address().to_string(), Arc::clone(&registers), block, place).map(Mutex::new)
         };
         Ok(Self {
-            copy: CopyEngine::new(ring(COPY_ENGINE, 0)?, Reached::new(device.address_space().cloned())),
+            copy: CopyEngine::new(
+                ring(COPY_ENGINE, 0)?,
+                vram.index,
+                Reached::new(device.address_space().cloned()),
+            ),
             draw: ring(DRAW_ENGINE, 1)?,
             lendable_bytes: rings.offset_bytes,
         })

@@ -1,6 +1,7 @@
 //! All tests, one file for each part. A new file is one line here.
 
 mod adopt;
+mod coherent_trust;
 mod doctor;
 mod drm;
 mod holder;
@@ -49,6 +50,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         routes::TESTS,
         route::TESTS,
         nvgrace::TESTS,
+        coherent_trust::TESTS,
         lockdep::TESTS,
         doctor::TESTS,
     ]
