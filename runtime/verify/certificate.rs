@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use peervram_backends::{DmaRange, DmaRanges, Error, Kind, PciAddress};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use super::difference::Difference;
 use super::faults::Faults;
 use super::fingerprint::{BOOT, DRIVER, Fingerprint, Void};
 use super::observer::Observer;
-use super::store;
+use super::{date, store};
 use crate::{Direction, Path, Result};
 
 /// The format of the file. A file of another one is ignored.
@@ -185,6 +185,11 @@ pub struct Tested {
 }
 
 impl Tested {
+    /// How long ago it was made, by the system's clock; nothing where that was set back since.
+    pub fn age(&self) -> Option<Duration> {
+        date::age(&self.when)
+    }
+
     /// Whether bytes were right and nothing was reported.
     pub fn passed(&self) -> bool {
         self.failure.is_none()
@@ -388,26 +393,6 @@ pub(crate) fn clean(text: &str) -> String {
     kept
 }
 
-/// Now, in UTC, as RFC 3339 has it.
-pub(crate) fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    date(seconds)
-}
-
-/// The proleptic Gregorian calendar, by Howard Hinnant's `civil_from_days`.
-fn date(seconds: u64) -> String {
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
@@ -548,13 +533,6 @@ pub(crate) mod tests {
         let mut mended = certificate(vec![read()]);
         mended.inherit(&broken);
         assert!(mended.passed());
-    }
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        assert_eq!(date(0), "1970-01-01T00:00:00Z");
-        assert_eq!(date(951_827_696), "2000-02-29T12:34:56Z");
-        assert_eq!(date(1_795_549_260), "2026-11-24T19:41:00Z");
     }
 
     proptest! {

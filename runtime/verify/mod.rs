@@ -12,6 +12,7 @@
 //! Absent on purpose: opinions about speed. The figures are what one copy took.
 
 mod certificate;
+mod date;
 mod difference;
 mod faults;
 mod fingerprint;
@@ -230,7 +231,7 @@ pub(crate) fn certify<I: Importer>(
                 full: limits.full && findings.failure.is_none(),
                 places: places.iter().map(ToString::to_string).collect(),
                 seed: run.seed,
-                when: certificate::now(),
+                when: date::now(),
                 copied_bytes: findings.copied_bytes,
                 figure: findings.figure,
                 faults,

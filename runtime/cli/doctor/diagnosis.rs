@@ -142,7 +142,7 @@ fn attempt(verdict: Verdict, pairs: &[Pair]) -> Option<Step> {
             let read = now(Path::HostPointer).map(|pair| pair.lender);
             let commands = [
                 route.map(|(lender, importer)| format!("peervram route {lender} {importer}")),
-                read.map(|lender| format!("peervram import {lender} --range 0+4M --checksum")),
+                read.map(|lender| format!("peervram verify {lender} vulkan")),
             ];
             let mut step = Step::new(Turn::Try, "Try it; bytes are right only once they were compared:");
             step.commands.extend(commands.into_iter().flatten());
