@@ -76,3 +76,8 @@ struct Revoke;
 #[cfg(all(doctest, feature = "nvgrace", feature = "drm"))]
 #[doc = include_str!("../docs/nvgrace.md")]
 struct Nvgrace;
+
+/// The programs for newcomers compile.
+#[cfg(all(doctest, feature = "host", feature = "vfio", feature = "vulkan"))]
+#[doc = include_str!("../docs/start-here.md")]
+struct StartHere;

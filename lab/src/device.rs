@@ -57,6 +57,8 @@ pub enum Device {
 impl PciId {
     /// QEMU's `ivshmem-plain`.
     pub const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
+    /// What a model GPU calls itself where nobody looks for another one.
+    pub const MODEL: PciId = PciId { vendor: 0x1234, device: 0x5047 };
     /// A modern virtio GPU.
     const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
     /// QEMU's NVMe controller.

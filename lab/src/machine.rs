@@ -197,7 +197,7 @@ pub(crate) const DEFAULT: Machine = Machine {
 
 const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
 
-const MODEL: Device = Device::ModelGpu { id: PciId { vendor: 0x1234, device: 0x5047 }, vram_mib: 256 };
+const MODEL: Device = Device::ModelGpu { id: PciId::MODEL, vram_mib: 256 };
 
 const TWO_MODELS: Machine = Machine {
     name: "small-two-models-root-ports",

@@ -3,6 +3,7 @@
 mod arguments;
 mod capture;
 mod coherent;
+mod completions;
 mod demo;
 mod devices;
 mod doctor;
@@ -10,6 +11,7 @@ mod ending;
 mod export;
 mod holders;
 mod import;
+mod manual;
 mod opened;
 mod paragraph;
 mod pci_names;
@@ -66,6 +68,8 @@ enum What {
     Route(route::Arguments),
     Capture(capture::Arguments),
     Verify(verify::Arguments),
+    Completions(completions::Arguments),
+    Manual(manual::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -92,6 +96,8 @@ pub fn main() -> ExitCode {
         What::Route(arguments) => route::run(&arguments, command.json),
         What::Capture(arguments) => capture::run(&arguments),
         What::Verify(arguments) => verify::run(&arguments, command.json),
+        What::Completions(arguments) => completions::run(&arguments, command.json),
+        What::Manual(arguments) => manual::run(&arguments, command.json),
     };
     ending::of(result, command.json)
 }

@@ -107,7 +107,7 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     let mut vm = step(&steps, &booting, || lab.boot(machine))?;
     println!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
 
-    let Devices { lender, node } = Devices::find(&mut vm, &program)?;
+    let Devices { lender, node, .. } = Devices::find(&mut vm, &program)?;
     let node = node.context("`peervram devices` names no node of a device that can import")?;
 
     let guest_file = |name: &str| format!("{}/{name}", wire::SHARE);

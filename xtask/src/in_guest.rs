@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use peervram_lab::Vm;
+use peervram_lab::machine::PciId;
 use serde_json::Value;
 use std::path::Path;
 
@@ -11,6 +12,8 @@ pub struct Devices {
     pub lender: String,
     /// The DRM node of one that can import, if one can.
     pub node: Option<String>,
+    /// The address of a model GPU, if there is one.
+    pub model: Option<String>,
 }
 
 impl Devices {
@@ -29,11 +32,17 @@ impl Devices {
         };
         let lender = first("lend", |device| device["address"].as_str());
         let node = first("import", |device| device["drm_nodes"][0].as_str());
+        let is_model = |device: &&Value| {
+            let id = |field: &str| u16::from_str_radix(device[field].as_str()?, 16).ok();
+            id("vendor_id") == Some(PciId::MODEL.vendor) && id("device_id") == Some(PciId::MODEL.device)
+        };
+        let model = list.iter().find(is_model).and_then(|device| device["address"].as_str());
         Ok(Devices {
             lender: lender
                 .with_context(|| format!("`peervram devices` names none that can lend:\n{devices:#}"))?
                 .to_owned(),
             node: node.map(|node| format!("/dev/dri/{node}")),
+            model: model.map(ToOwned::to_owned),
         })
     }
 }
@@ -53,9 +62,15 @@ mod tests {
             "lend": { "can": false },
             "import": { "can": true },
         });
-        let found = Devices::read(&json!({ "devices": [gpu, lender.clone()] })).unwrap();
+        let mut model = lender.clone();
+        model["address"] = json!("0000:03:00.0");
+        model["vendor_id"] = json!(format!("{:04x}", PciId::MODEL.vendor));
+        model["device_id"] = json!(format!("{:04x}", PciId::MODEL.device));
+        let found = Devices::read(&json!({ "devices": [gpu, lender.clone(), model] })).unwrap();
         assert_eq!((found.lender.as_str(), found.node.as_deref()), ("0000:01:00.0", Some("/dev/dri/card0")));
-        assert!(Devices::read(&json!({ "devices": [lender] })).unwrap().node.is_none());
+        assert_eq!(found.model.as_deref(), Some("0000:03:00.0"));
+        let found = Devices::read(&json!({ "devices": [lender] })).unwrap();
+        assert!(found.node.is_none() && found.model.is_none());
         assert!(Devices::read(&json!({ "devices": [] })).is_err());
     }
 }

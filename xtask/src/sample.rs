@@ -1,7 +1,8 @@
 //! `cargo xtask sample`: a sample in a virtual machine, and pictures of what it shows.
 //!
-//! A sample gets a lender's address and, where the machine has one, an importing GPU's DRM node. When it
-//! says `screendump NAME` it waits for a line: the picture is of that moment.
+//! A sample gets a lender's address and, where the machine has one, an importing GPU's DRM node; or what
+//! samples/Cargo.toml says that it wants. When it says `screendump NAME` it waits for a line: the picture is of
+//! that moment.
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -10,6 +11,7 @@ use peervram_lab::progress::step;
 use peervram_lab::report::Counts;
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine};
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
@@ -92,6 +94,28 @@ fn run_each(lab: &Lab, samples: &[Sample]) -> Result<Counts> {
 struct Sample {
     name: String,
     machine: &'static Machine,
+    /// What it wants to be told of the machine; nothing for the usual.
+    arguments: Option<Vec<Argument>>,
+}
+
+/// What a sample can be told of its machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Argument {
+    /// The address of a device that lends.
+    Lender,
+    /// The DRM node of a GPU that imports.
+    Screen,
+    /// The address of a model GPU.
+    Model,
+}
+
+/// What samples/Cargo.toml says of a sample.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    machine: Option<String>,
+    arguments: Option<Vec<Argument>>,
 }
 
 impl Sample {
@@ -113,8 +137,11 @@ impl Sample {
         let is_program = |target: &&Value| target["kind"][0] == "bin";
         let mut samples = Vec::new();
         for name in targets.iter().filter(is_program).filter_map(|target| target["name"].as_str()) {
-            let machine = package["metadata"]["lab"][name].as_str().unwrap_or(MACHINES[0].name);
-            samples.push(Sample { name: name.to_owned(), machine: lab::named(machine)? });
+            let wanted = Option::<Wanted>::deserialize(&package["metadata"]["lab"][name])
+                .with_context(|| format!("reading what the package's metadata says of {name}"))?
+                .unwrap_or_default();
+            let machine = lab::named(wanted.machine.as_deref().unwrap_or(MACHINES[0].name))?;
+            samples.push(Sample { name: name.to_owned(), machine, arguments: wanted.arguments });
         }
         samples.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(samples)
@@ -128,8 +155,7 @@ impl Sample {
         let booting = format!("sample {}: booting {}", self.name, self.machine.name);
         let mut vm = step(&Steps::default(), &booting, || lab.boot(self.machine))?;
         let devices = Devices::find(&mut vm, &peervram)?;
-        let arguments: Vec<&str> =
-            std::iter::once(devices.lender.as_str()).chain(devices.node.as_deref()).collect();
+        let arguments = self.arguments(&devices)?;
         println!("{} {} on {}", self.name, arguments.join(" "), self.machine.name);
         let exit =
             vm.run_watched(&program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
@@ -147,6 +173,22 @@ impl Sample {
             })?;
         ensure!(exit.code == 0, "it ended with code {} on {}", exit.code, self.machine.name);
         Ok(())
+    }
+
+    /// What it is told of `devices`.
+    fn arguments<'a>(&self, devices: &'a Devices) -> Result<Vec<&'a str>> {
+        let (lender, node, model) =
+            (Some(devices.lender.as_str()), devices.node.as_deref(), devices.model.as_deref());
+        let Some(arguments) = &self.arguments else { return Ok(lender.into_iter().chain(node).collect()) };
+        let find = |argument: &Argument| {
+            let found = match argument {
+                Argument::Lender => lender,
+                Argument::Screen => node,
+                Argument::Model => model,
+            };
+            found.with_context(|| format!("{} has no {argument:?} for {}", self.machine.name, self.name))
+        };
+        arguments.iter().map(find).collect()
     }
 
     /// Where a picture goes. Its name is the sample's word, and no way out of the folder.
@@ -170,16 +212,27 @@ mod tests {
             let targets = json!([library.clone(), program("second"), program("first")]);
             json!({ "packages": [{ "name": SAMPLES, "targets": targets, "metadata": metadata }] })
         };
-        let samples = Sample::all_in(&package(json!({ "lab": { "second": "small-revoke" } }))).unwrap();
+        let samples =
+            Sample::all_in(&package(json!({ "lab": { "second": { "machine": "small-revoke" } } }))).unwrap();
         let seen: Vec<_> = samples.iter().map(|sample| (sample.name.as_str(), sample.machine.name)).collect();
         assert_eq!(seen, [("first", MACHINES[0].name), ("second", "small-revoke")]);
-        assert!(Sample::all_in(&package(json!({ "lab": { "second": "pdp-11" } }))).is_err());
+        assert!(Sample::all_in(&package(json!({ "lab": { "second": { "machine": "pdp-11" } } }))).is_err());
         assert_eq!(Sample::all_in(&package(Value::Null)).unwrap().len(), 2);
     }
 
     #[test]
+    fn a_sample_is_told_what_it_asks_for() {
+        let devices = Devices { lender: "a".into(), node: Some("b".into()), model: None };
+        let sample = |arguments| Sample { name: "s".into(), machine: &MACHINES[0], arguments };
+        assert_eq!(sample(None).arguments(&devices).unwrap(), ["a", "b"]);
+        let wanted = Some(vec![Argument::Screen, Argument::Lender]);
+        assert_eq!(sample(wanted).arguments(&devices).unwrap(), ["b", "a"]);
+        assert!(sample(Some(vec![Argument::Model])).arguments(&devices).is_err());
+    }
+
+    #[test]
     fn pictures_stay_in_their_folder() {
-        let sample = Sample { name: "a".into(), machine: &MACHINES[0] };
+        let sample = Sample { name: "a".into(), machine: &MACHINES[0], arguments: None };
         assert_eq!(sample.picture("card-1").unwrap(), "target/sample/a-card-1.png");
         for name in ["", "../b", "a b", "a/b"] {
             assert!(sample.picture(name).is_err(), "{name:?}");

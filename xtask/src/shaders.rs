@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 use crate::lab::{self, Setup};
 use crate::terminal::Steps;
 
-const FOLDER: &str = "backends/src/vulkan/shaders";
+const FOLDERS: [&str; 2] = ["backends/src/vulkan/shaders", "samples/shaders"];
 
 /// Compile the compute shaders (GLSL) to the SPIR-V files beside them
 #[derive(Args)]
@@ -38,11 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// Fails if a committed file is not what its source compiles to.
 pub fn check(root: &Path) -> Result<()> {
-    let sources = sources()?;
-    if sources.is_empty() {
-        bail!("there are no shaders in {FOLDER}");
-    }
-    for source in sources {
+    for source in sources()? {
         let committed = fs::read(source.with_extension("spv"))
             .with_context(|| format!("reading the SPIR-V of {}", source.display()))?;
         if compile(root, &source)? != committed {
@@ -54,11 +50,17 @@ pub fn check(root: &Path) -> Result<()> {
 }
 
 fn sources() -> Result<Vec<PathBuf>> {
-    let mut sources: Vec<PathBuf> = fs::read_dir(FOLDER)
-        .with_context(|| format!("reading {FOLDER}; run cargo xtask in the project's folder"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "comp"))
-        .collect();
+    let mut sources = Vec::new();
+    for folder in FOLDERS {
+        let before = sources.len();
+        let entries = fs::read_dir(folder)
+            .with_context(|| format!("reading {folder}; run cargo xtask in the project's folder"))?;
+        let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        sources.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "comp")));
+        if sources.len() == before {
+            bail!("there are no shaders in {folder}");
+        }
+    }
     sources.sort();
     Ok(sources)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use peervram::backends::vfio::{Device, IoAddressSpace, IovaMapping};
 use peervram::backends::{DmaBuf, Engine, Importer, Mapping, OnRevoke, PciAddress};
 use peervram::{Error, Kind, Result};
+use peervram_model::registers::{Descriptor, flags};
 
 use crate::gpu::ModelGpu;
 use crate::span::Span;
@@ -106,6 +107,24 @@ impl ImportingGpu {
     ) -> Result<()> {
         let to = memory.span(offset_bytes, length_bytes)?;
         self.gpu.copy(Span::vram(vram, length_bytes).copied_to(to), timeout)
+    }
+
+    /// Draws `frame`, of [`Descriptor::draw`], into `memory` at `offset_bytes`, wherever it says, and waits for it.
+    ///
+    /// # Errors
+    /// As [`ImportingGpu::load`].
+    pub fn draw(
+        &self,
+        memory: &GpuMemory,
+        offset_bytes: u64,
+        frame: Descriptor,
+        timeout: Duration,
+    ) -> Result<()> {
+        let [_, height, stride_bytes, _] = frame.parameters;
+        let to = memory.span(offset_bytes, u64::from(height) * u64::from(stride_bytes))?;
+        let frame = Descriptor { destination: to.start, ..frame };
+        let place = if to.is_dma { flags::DESTINATION_DMA } else { 0 };
+        self.gpu.draw(frame.with_flags(place), timeout)
     }
 }
 

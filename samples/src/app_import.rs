@@ -1,0 +1,260 @@
+//! An ordinary Vulkan application that works on a VFIO device's memory, and goes on after that was taken back.
+//!
+//! ```text
+//! app_import 0000:01:00.0
+//! ```
+//! `Application` is what every program with ash has: a device, a pipeline, a descriptor set, a command buffer.
+//! It knows nothing of VFIO; it is given a `VkBuffer` and inverts every word of it. `main` lends, gives it the
+//! buffer, resets the lender under its work, and gives it the next one. What the buffer's memory held is lost.
+#![expect(unsafe_code, reason = "an application's own calls of Vulkan")]
+
+use std::ffi::CStr;
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ash::vk::{self, Handle};
+use peervram::backends::vulkan::{self, FenceSignal};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, RawBytes, vfio};
+use peervram::{Lender, Outcome, Trust};
+
+const SIZE_BYTES: usize = 1 << 20;
+const RESETS: u32 = 3;
+/// How long work may take, and a reset waits for it: an emulated CPU compiles the shader first.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let address = std::env::args().nth(1).context("usage: app_import ADDRESS")?;
+    let mut application = Application::open()?;
+    // SAFETY: `application` outlives all that is made below, and no engine of peervram's submits to its queue.
+    let importer = Arc::new(unsafe { application.importer() }?);
+
+    let device = vfio::Device::open(address.parse()?)?;
+    let bars = device.regions().iter().filter(|region| region.index < 6);
+    let bar = bars.max_by_key(|region| region.size_bytes).context("the device has no memory BAR")?;
+    let ranges = DmaRanges::new(bar, &[DmaRange::new(0, SIZE_BYTES as u64)])?;
+    let memory = device.map(&ranges)?;
+    let lender = Lender::new(device);
+    let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let attachment = export.attach(Arc::clone(&importer), Trust::Unverified)?;
+    println!("{} has the memory by {}", importer.description().name, attachment.path());
+
+    for reset in 0..=RESETS {
+        // After a revoke nobody knows what the memory holds: its owner writes it again.
+        let bytes: Vec<u8> = (0..SIZE_BYTES as u32).map(|at| (at * 7 + reset) as u8).collect();
+        memory.write(0, &bytes)?;
+        // The memory of this generation; all that the application made of the last one is made anew. The buffer is
+        // another one then, unless it came by host pointer. The import is not kept: drivers that must let go before
+        // a reset would be waited for.
+        application.rebuild(attachment.current()?.memory())?;
+
+        let access = attachment.enter()?;
+        let generation = access.generation();
+        let in_flight = access.finish_when(application.submit(&importer)?);
+        ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "generation {generation} is torn or late");
+        let mut seen = vec![0; SIZE_BYTES];
+        memory.read(0, &mut seen)?;
+        ensure!(
+            seen.iter().zip(&bytes).all(|(seen, byte)| *seen == !byte),
+            "generation {generation} is wrong"
+        );
+        println!("generation {generation}: every word is inverted");
+
+        if reset < RESETS {
+            // Taken back while the application works: the reset waits for its fence.
+            let in_flight = attachment.enter()?.finish_when(application.submit(&importer)?);
+            lender.reset(PATIENCE)?;
+            ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "the reset did not wait for the fence");
+        }
+    }
+    println!("{RESETS} resets while it worked, and nothing was torn");
+    Ok(())
+}
+
+/// An application's Vulkan. Everything in it lives as long as it does.
+struct Application {
+    entry: ash::Entry,
+    instance: ash::Instance,
+    physical: vk::PhysicalDevice,
+    device: ash::Device,
+    queue: vk::Queue,
+    family: u32,
+    extensions: Vec<&'static CStr>,
+    set_layout: vk::DescriptorSetLayout,
+    layout: vk::PipelineLayout,
+    pipeline: vk::Pipeline,
+    descriptors: vk::DescriptorPool,
+    pool: vk::CommandPool,
+    commands: vk::CommandBuffer,
+    fence: vk::Fence,
+}
+
+impl Application {
+    fn open() -> Result<Self> {
+        // SAFETY: each handle is used with the one that it was made from, each structure outlives its call, and
+        // what is asked of the device is what it said that it has. A failure leaks what was made before it, and
+        // ends the program.
+        unsafe {
+            let entry = ash::Entry::load()?;
+            let about = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_1);
+            let info = vk::InstanceCreateInfo::default().application_info(&about);
+            let instance = entry.create_instance(&info, None)?;
+            let physical = *instance.enumerate_physical_devices()?.first().context("no Vulkan device")?;
+            let families = instance.get_physical_device_queue_family_properties(physical);
+            let computes =
+                |family: &vk::QueueFamilyProperties| family.queue_flags.contains(vk::QueueFlags::COMPUTE);
+            let family = families.iter().position(computes).context("no queue computes")? as u32;
+
+            // All that an application has to do for peervram: enable what its device has of these.
+            let available = instance.enumerate_device_extension_properties(physical)?;
+            let has = |name: &CStr| {
+                available.iter().any(|extension| extension.extension_name_as_c_str() == Ok(name))
+            };
+            let wanted = vulkan::EXTENSIONS.iter().map(|extension| extension.name);
+            let extensions: Vec<&'static CStr> = wanted.filter(|name| has(name)).collect();
+
+            let names: Vec<_> = extensions.iter().map(|name| name.as_ptr()).collect();
+            let queues =
+                [vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0])];
+            let info =
+                vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
+            let device = instance.create_device(physical, &info, None)?;
+            let queue = device.get_device_queue(family, 0);
+
+            let bindings = [vk::DescriptorSetLayoutBinding::default()
+                .descriptor_type(vk::DescriptorType::STORAGE_BUFFER)
+                .descriptor_count(1)
+                .stage_flags(vk::ShaderStageFlags::COMPUTE)];
+            let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&bindings);
+            let set_layout = device.create_descriptor_set_layout(&info, None)?;
+            let set_layouts = [set_layout];
+            let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&set_layouts);
+            let layout = device.create_pipeline_layout(&info, None)?;
+            let code = ash::util::read_spv(&mut Cursor::new(include_bytes!("../shaders/invert.spv")))?;
+            let shader =
+                device.create_shader_module(&vk::ShaderModuleCreateInfo::default().code(&code), None)?;
+            let stage = vk::PipelineShaderStageCreateInfo::default()
+                .stage(vk::ShaderStageFlags::COMPUTE)
+                .module(shader)
+                .name(c"main");
+            let info = [vk::ComputePipelineCreateInfo::default().stage(stage).layout(layout)];
+            let pipelines = device.create_compute_pipelines(vk::PipelineCache::null(), &info, None);
+            let pipeline = pipelines.map_err(|(_, error)| error)?[0];
+            device.destroy_shader_module(shader, None);
+
+            let sizes = [vk::DescriptorPoolSize::default()
+                .ty(vk::DescriptorType::STORAGE_BUFFER)
+                .descriptor_count(1)];
+            let info = vk::DescriptorPoolCreateInfo::default().max_sets(1).pool_sizes(&sizes);
+            let descriptors = device.create_descriptor_pool(&info, None)?;
+            let info = vk::CommandPoolCreateInfo::default().queue_family_index(family);
+            let pool = device.create_command_pool(&info, None)?;
+            let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
+            let commands = device.allocate_command_buffers(&info)?[0];
+            let fence = device.create_fence(&vk::FenceCreateInfo::default(), None)?;
+            Ok(Self {
+                entry,
+                instance,
+                physical,
+                device,
+                queue,
+                family,
+                extensions,
+                set_layout,
+                layout,
+                pipeline,
+                descriptors,
+                pool,
+                commands,
+                fence,
+            })
+        }
+    }
+
+    /// The same device, as peervram sees it.
+    ///
+    /// # Safety
+    /// As [`vulkan::Device::from_ash`]: the application outlives all that is made of it.
+    unsafe fn importer(&self) -> Result<vulkan::Device> {
+        let queue = (self.queue, self.family);
+        // SAFETY: the handles belong together; the rest is the caller's.
+        let device = unsafe {
+            let Self { entry, instance, physical, device, extensions, .. } = self;
+            vulkan::Device::from_ash(entry, instance, *physical, device, queue, extensions)
+        };
+        Ok(device?)
+    }
+
+    /// Makes the descriptor set and the commands for `memory`. Those for the last one are gone then.
+    fn rebuild(&mut self, memory: &vulkan::Buffer) -> Result<()> {
+        let buffer = vk::Buffer::from_raw(memory.raw_buffer());
+        let (stage, access) = (
+            vk::PipelineStageFlags::COMPUTE_SHADER.as_raw(),
+            (vk::AccessFlags::SHADER_READ | vk::AccessFlags::SHADER_WRITE).as_raw(),
+        );
+        // SAFETY: every submission was waited for before this is called, so that neither the descriptor set nor
+        // the command buffer is in use (VUID-vkResetDescriptorPool-descriptorPool-00313,
+        // VUID-vkResetCommandPool-commandPool-00040); all handles are of this device.
+        unsafe {
+            let device = &self.device;
+            device.reset_descriptor_pool(self.descriptors, vk::DescriptorPoolResetFlags::empty())?;
+            let set_layouts = [self.set_layout];
+            let info = vk::DescriptorSetAllocateInfo::default()
+                .descriptor_pool(self.descriptors)
+                .set_layouts(&set_layouts);
+            let sets = device.allocate_descriptor_sets(&info)?;
+            let whole = [vk::DescriptorBufferInfo::default().buffer(buffer).range(vk::WHOLE_SIZE)];
+            let write = vk::WriteDescriptorSet::default()
+                .dst_set(sets[0])
+                .descriptor_type(vk::DescriptorType::STORAGE_BUFFER)
+                .buffer_info(&whole);
+            device.update_descriptor_sets(&[write], &[]);
+
+            device.reset_command_pool(self.pool, vk::CommandPoolResetFlags::empty())?;
+            device.begin_command_buffer(self.commands, &vk::CommandBufferBeginInfo::default())?;
+            // Between uses the memory belongs to whoever is outside of this device.
+            memory.device().record_acquire(self.commands.as_raw(), memory, stage, access);
+            device.cmd_bind_pipeline(self.commands, vk::PipelineBindPoint::COMPUTE, self.pipeline);
+            let (bind_point, layout) = (vk::PipelineBindPoint::COMPUTE, self.layout);
+            device.cmd_bind_descriptor_sets(self.commands, bind_point, layout, 0, &sets, &[]);
+            device.cmd_dispatch(self.commands, (memory.size_bytes() as u32 / 4).div_ceil(64), 1, 1);
+            memory.device().record_release(self.commands.as_raw(), memory, stage, access);
+            device.end_command_buffer(self.commands)?;
+        }
+        Ok(())
+    }
+
+    /// Submits the commands; what it gives fires when they are done.
+    fn submit(&mut self, importer: &vulkan::Device) -> Result<FenceSignal> {
+        let commands = [self.commands];
+        let info = [vk::SubmitInfo::default().command_buffers(&commands)];
+        // SAFETY: the last submission was waited for, so that fence and commands are not in use
+        // (VUID-vkResetFences-pFences-01123, VUID-vkQueueSubmit-pCommandBuffers-00071), and the import that they
+        // are of is held by an access until the fence fires. The next reset of the fence is the next call.
+        unsafe {
+            self.device.reset_fences(&[self.fence])?;
+            self.device.queue_submit(self.queue, &info, self.fence)?;
+            Ok(FenceSignal::from_raw(importer, self.fence.as_raw()))
+        }
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        // SAFETY: nothing is in flight after the wait, and all was made from this device, here only.
+        unsafe {
+            let device = &self.device;
+            // An error is a lost device, on which nothing is in flight either.
+            let _ = device.device_wait_idle();
+            device.destroy_fence(self.fence, None);
+            device.destroy_command_pool(self.pool, None);
+            device.destroy_descriptor_pool(self.descriptors, None);
+            device.destroy_pipeline(self.pipeline, None);
+            device.destroy_pipeline_layout(self.layout, None);
+            device.destroy_descriptor_set_layout(self.set_layout, None);
+            device.destroy_device(None);
+            self.instance.destroy_instance(None);
+        }
+    }
+}
