@@ -2,10 +2,11 @@
 //!
 //! What verification observes with, and what staged copies are made by. `M` is memory as the device has
 //! it: an importer's import, or the ranges of an owner. No CPU touches that memory on the way: what an
-//! engine reads is what its *device* sees there.
+//! engine reads is what its *device* sees there. An engine may also copy within what its device reaches, without
+//! the host.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Kind, Mapping, Result};
 
@@ -53,7 +54,7 @@ impl HostSlice {
 
 /// A device's own way to move bytes.
 ///
-/// Both calls block until the device is done, or until `deadline`. Calls of several threads are taken one
+/// All calls block until the device is done, or until `deadline`. Calls of several threads are taken one
 /// after the other.
 pub trait Engine<M: ?Sized>: Send + Sync {
     /// What it is called on this device: "copy engine", "transfer queue", "compute queue".
@@ -71,4 +72,22 @@ pub trait Engine<M: ?Sized>: Send + Sync {
     /// # Errors
     /// As [`Engine::read`], with the memory written in part.
     fn write(&self, memory: &M, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()>;
+
+    /// Copies `length_bytes` between two pieces of memory that the device reaches: `from` from an offset on, `to` an
+    /// offset in the other. Says how long the device worked on it, without submission and waiting, where it can
+    /// tell.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] unless the engine can; else as [`Engine::write`].
+    fn copy(
+        &self,
+        from: (&M, u64),
+        to: (&M, u64),
+        length_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Option<Duration>> {
+        let _ = (from, to, length_bytes, deadline);
+        let why = format!("its {} moves bytes from and to the host only", self.name());
+        Err(Error::new(Kind::Unsupported, "copy within what a device reaches", why))
+    }
 }

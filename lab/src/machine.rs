@@ -314,6 +314,14 @@ pub const MACHINES: &[Machine] = &[
         about: "two model GPUs under one switch",
         ..TWO_MODELS.under_a_switch()
     },
+    Machine {
+        name: "small-peer-copy",
+        about: "two model GPUs, a device that only lends, and Vulkan: for the benchmark of copies",
+        devices: &[MODEL, MODEL, Device::SharedMemory { size_mib: 256 }],
+        vulkan: true,
+        everyday: false,
+        ..TWO_MODELS
+    },
     REVOKE,
     Machine {
         name: "lockdep-revoke",

@@ -18,7 +18,8 @@ use std::time::Duration;
 
 use crate::build;
 use crate::lab::{self, Setup};
-use crate::terminal::{FAILED, Steps};
+use crate::peer_copy;
+use crate::terminal::{Exit, FAILED, Steps, USAGE};
 
 /// The longest that a benchmark is between two words.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -50,6 +51,8 @@ const GRACE_MACHINE: &str = "small-gh200";
 ///   descriptors   work through the model GPU's driver, against the same by hand; at most 1.05
 ///   staged        copies by two engines at once, against one after the other; at most 0.67
 ///   nvgrace       a crossing of coherent memory, against one of a plain VFIO device; at most 1.10
+/// And one with model GPUs, a device that only lends and Vulkan, where it is named:
+///   peer-copy     the matrix of all pairs, its JSON and its page, and a lender that lies
 ///
 /// Figures are medians. Ratios are of one run, each side taking turns: compare those, not times of
 /// different machines or hours.
@@ -62,10 +65,12 @@ failed; 2 usage; 4 this machine lacks what it takes.
 Examples:
   cargo xtask bench                              everything, each in its machine
   cargo xtask bench crossing --json figures.json one benchmark, every round's figures in a file
+  cargo xtask bench peer-copy --html page.html   copies between every two devices, with plots
   cargo xtask bench --here                       what runs on this machine without a VM"
 )]
 pub struct Bench {
-    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged or nvgrace; all of them if left out
+    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged or nvgrace; all of them if left out.
+    /// peer-copy by itself
     what: Vec<String>,
     /// On this machine, with host memory as lender, instead of in a virtual one
     #[arg(long, conflicts_with = "machine")]
@@ -82,12 +87,26 @@ pub struct Bench {
     /// Write the figures, every round's, to this file as JSON, a line for each machine
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the page with plots of peer-copy to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     setup: Setup,
 }
 
 /// Runs the benchmarks; their exit code is ours.
 pub fn run(arguments: &Bench) -> Result<ExitCode> {
+    if arguments.what.iter().any(|what| what == peer_copy::NAME) {
+        let reason = format!("{} is measured by itself, in a machine of its own", peer_copy::NAME);
+        if arguments.what.len() > 1 || arguments.here || arguments.machine.is_some() {
+            bail!(Exit { code: USAGE, reason });
+        }
+        let files = peer_copy::Files { json: arguments.json.clone(), html: arguments.html.clone() };
+        let steps = Steps::default();
+        let lab = lab::open(&arguments.setup, &steps)?;
+        peer_copy::run(&lab, &files, &peer_copy::usual())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(file) = &arguments.json {
         fs::write(file, "").with_context(|| format!("writing {}", file.display()))?;
     }

@@ -56,6 +56,14 @@ pub fn benches() -> Result<PathBuf> {
     path(&build(&["peervram-benches"], &["--release"])?, "peervram-benches")
 }
 
+/// The benchmark of copies, optimised, with the driver of the lab's model GPU.
+pub fn peer_copy() -> Result<PathBuf> {
+    path(
+        &build(&["peervram-peer-copy"], &["--release", "--features", "peervram-peer-copy/model"])?,
+        "peer-copy",
+    )
+}
+
 /// The package of the samples.
 pub const SAMPLES: &str = "peervram-samples";
 

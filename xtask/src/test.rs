@@ -13,7 +13,7 @@ use std::thread;
 use crate::build::cargo;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{demo, routes, sample, shaders};
+use crate::{demo, peer_copy, routes, sample, shaders};
 
 /// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
@@ -54,6 +54,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(true))))));
             println!("\nsamples");
             add(&mut counts, sample::run_all(lab)?);
+            println!("\npeer-copy");
+            let no_files = peer_copy::Files::default();
+            add(&mut counts, one(report(peer_copy::run(lab, &no_files, &peer_copy::quick()))));
             println!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);

@@ -3,13 +3,14 @@
 //! There are two on the one queue, since a device may reach memory by the one and not by the other: copy
 //! commands (`vkCmdCopyBuffer`), and a compute shader that copies words. Host memory is imported by host pointer where
 //! the device can and stays so for as long as anybody else has it; else bytes go over staging memory of the
-//! device's own.
+//! device's own. Between two buffers of the device nothing is staged, and the device's own clock says how long
+//! that took, where it has one.
 //!
 //! Absent: an engine of a queue that is not ours to submit to. [`Device::own_queue`] says that it is.
 #![expect(unsafe_code, reason = "recording copies")]
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ash::vk;
 use parking_lot::Mutex;
@@ -19,6 +20,7 @@ use super::engine::{Engine as Work, made};
 use super::ownership::{self, Use};
 use super::pipeline::{Bound, Pipeline};
 use super::staging::Staging;
+use super::stopwatch::Stopwatch;
 use super::{Buffer, BufferUsage, Device};
 use crate::{Engine, Error, HostSlice, Kind, Mapping, Result};
 
@@ -51,6 +53,8 @@ struct AtWork {
     work: Work,
     pipeline: Option<Arc<Pipeline>>,
     staging: Option<Arc<Staging>>,
+    /// None where the queue has no clock.
+    stopwatch: Option<Arc<Stopwatch>>,
     /// Host memory that was imported.
     reached: Vec<Buffer>,
 }
@@ -64,7 +68,7 @@ impl CopyEngine {
         Self { device, means, at_work: Mutex::default() }
     }
 
-    fn copy(
+    fn carry(
         &self,
         buffer: &Buffer,
         offset_bytes: u64,
@@ -73,39 +77,80 @@ impl CopyEngine {
         deadline: Instant,
     ) -> Result<()> {
         let length_bytes = host.length_bytes() as u64;
-        if offset_bytes.checked_add(length_bytes).is_none_or(|end| end > buffer.size_bytes()) {
-            let why = format!(
-                "{offset_bytes:#x} + {length_bytes:#x} is beyond its {:#x} bytes",
-                buffer.size_bytes()
-            );
-            return Err(Error::new(Kind::InvalidInput, TRIED, why));
-        }
-        let is_off = !(offset_bytes | length_bytes | host.offset_bytes() as u64).is_multiple_of(4);
-        if self.means == Means::Shader && is_off {
-            let why = "a shader copies words: offsets and length are multiples of four";
-            return Err(Error::new(Kind::InvalidInput, TRIED, why));
-        }
+        check_inside(buffer, offset_bytes, length_bytes)?;
+        self.check_words(offset_bytes | length_bytes | host.offset_bytes() as u64)?;
         let mut at_work = self.at_work.lock();
-        let at_work = match &mut *at_work {
-            Some(at_work) => at_work,
-            None => at_work.insert(AtWork {
-                work: Work::new(&self.device)?,
-                pipeline: None,
-                staging: None,
-                reached: Vec::new(),
-            }),
-        };
+        let at_work = self.at_work(&mut at_work)?;
         at_work.work.check(TRIED, buffer, BufferUsage::default())?;
         match at_work.reach(&self.device, host.mapping())? {
             Some(memory) => {
                 let side = (&memory, host.offset_bytes() as u64);
-                at_work.between(self.means, way, (&buffer.0, offset_bytes), side, length_bytes, deadline)
+                at_work.between(self.means, way, (&buffer.0, offset_bytes), side, length_bytes, deadline)?;
+                Ok(())
             }
             None => {
                 at_work.by_staging(&self.device, self.means, way, (&buffer.0, offset_bytes), host, deadline)
             }
         }
     }
+
+    fn copy_within(
+        &self,
+        (from, from_bytes): (&Buffer, u64),
+        (to, to_bytes): (&Buffer, u64),
+        length_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Option<Duration>> {
+        for (buffer, start) in [(from, from_bytes), (to, to_bytes)] {
+            check_inside(buffer, start, length_bytes)?;
+        }
+        // VUID-vkCmdCopyBuffer-size-01988: a copy within one buffer must not overlap itself.
+        if Arc::ptr_eq(&from.0, &to.0) && from_bytes.abs_diff(to_bytes) < length_bytes {
+            let why = "the two pieces overlap in one buffer";
+            return Err(Error::new(Kind::InvalidInput, TRIED, why));
+        }
+        self.check_words(from_bytes | to_bytes | length_bytes)?;
+        let mut at_work = self.at_work.lock();
+        let at_work = self.at_work(&mut at_work)?;
+        for buffer in [from, to] {
+            at_work.work.check(TRIED, buffer, BufferUsage::default())?;
+        }
+        let sides = ((&from.0, from_bytes), (&to.0, to_bytes));
+        at_work.between(self.means, Way::ToHost, sides.0, sides.1, length_bytes, deadline)
+    }
+
+    /// What the engine works with, made at its first use.
+    fn at_work<'a>(&self, at_work: &'a mut Option<AtWork>) -> Result<&'a mut AtWork> {
+        match at_work {
+            Some(at_work) => Ok(at_work),
+            None => Ok(at_work.insert(AtWork {
+                work: Work::new(&self.device)?,
+                pipeline: None,
+                staging: None,
+                stopwatch: Stopwatch::new(&self.device)?.map(Arc::new),
+                reached: Vec::new(),
+            })),
+        }
+    }
+
+    fn check_words(&self, all_bytes: u64) -> Result<()> {
+        if self.means == Means::Shader && !all_bytes.is_multiple_of(4) {
+            let why = "a shader copies words: offsets and length are multiples of four";
+            return Err(Error::new(Kind::InvalidInput, TRIED, why));
+        }
+        Ok(())
+    }
+}
+
+/// VUID-vkCmdCopyBuffer-size-00115 and -00116.
+fn check_inside(buffer: &Buffer, start_bytes: u64, length_bytes: u64) -> Result<()> {
+    if length_bytes == 0 || start_bytes.checked_add(length_bytes).is_none_or(|end| end > buffer.size_bytes())
+    {
+        let why =
+            format!("{start_bytes:#x} + {length_bytes:#x} is beyond its {:#x} bytes", buffer.size_bytes());
+        return Err(Error::new(Kind::InvalidInput, TRIED, why));
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -182,14 +227,16 @@ impl AtWork {
         host_side: Side<'_>,
         length_bytes: u64,
         deadline: Instant,
-    ) -> Result<()> {
+    ) -> Result<Option<Duration>> {
         let ((from, from_at), (to, to_at)) = match way {
             Way::ToHost => (device_side, host_side),
             Way::ToDevice => (host_side, device_side),
         };
         let mut used = vec![Arc::clone(from) as _, Arc::clone(to) as _];
+        let stopwatch = self.stopwatch.clone();
+        used.extend(stopwatch.clone().map(|stopwatch| stopwatch as _));
         if means == Means::Commands {
-            return self.work.commands.run(TRIED, deadline, used, |ash, commands| {
+            self.work.commands.run(TRIED, deadline, used, |ash, commands| {
                 let region = [vk::BufferCopy { src_offset: from_at, dst_offset: to_at, size: length_bytes }];
                 // SAFETY: nothing is in flight when this is called, both buffers are in the list above and have
                 // the usage, and the bounds were checked (VUID-vkCmdCopyBuffer-size-00115, -00116).
@@ -197,17 +244,21 @@ impl AtWork {
                     for side in [from, to] {
                         ownership::acquire(commands, side, Use::COPY);
                     }
+                    stopwatch.iter().for_each(|stopwatch| stopwatch.start(commands));
                     ash.cmd_copy_buffer(commands, from.buffer, to.buffer, &region);
+                    stopwatch.iter().for_each(|stopwatch| stopwatch.stop(commands));
                     for side in [from, to] {
                         ownership::release(commands, side, Use::COPY);
                     }
                 }
-            });
+            })?;
+            return stopwatch.map(|stopwatch| stopwatch.elapsed()).transpose();
         }
         let device = self.work.device().clone();
         let pipeline = made(&mut self.pipeline, || Pipeline::new(&device, SPIRV, 2, 3))?;
         used.push(Arc::clone(&pipeline) as _);
         let alignment = device.limits().min_storage_buffer_offset_alignment.max(4);
+        let mut worked = stopwatch.as_ref().map(|_| Duration::ZERO);
         for at in (0..length_bytes).step_by(DISPATCH_BYTES as usize) {
             let part_bytes = DISPATCH_BYTES.min(length_bytes - at);
             let bound = |side: &Arc<Allocation>, start: u64| {
@@ -230,14 +281,19 @@ impl AtWork {
                     for side in [from, to] {
                         ownership::acquire(commands, side, Use::SHADER);
                     }
+                    stopwatch.iter().for_each(|stopwatch| stopwatch.start(commands));
                     pipeline.record(commands, &[from_bound, to_bound], &constants, [groups, 1]);
+                    stopwatch.iter().for_each(|stopwatch| stopwatch.stop(commands));
                     for side in [from, to] {
                         ownership::release(commands, side, Use::SHADER);
                     }
                 }
             })?;
+            if let (Some(stopwatch), Some(worked)) = (&stopwatch, &mut worked) {
+                *worked += stopwatch.elapsed()?;
+            }
         }
-        Ok(())
+        Ok(worked)
     }
 }
 
@@ -250,12 +306,23 @@ impl Engine<Buffer> for CopyEngine {
     }
 
     fn read(&self, memory: &Buffer, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
-        self.copy(memory, offset_bytes, host, Way::ToHost, deadline)
+        self.carry(memory, offset_bytes, host, Way::ToHost, deadline)
             .map_err(|error| error.on(crate::Importer::name(&self.device)))
     }
 
     fn write(&self, memory: &Buffer, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
-        self.copy(memory, offset_bytes, host, Way::ToDevice, deadline)
+        self.carry(memory, offset_bytes, host, Way::ToDevice, deadline)
+            .map_err(|error| error.on(crate::Importer::name(&self.device)))
+    }
+
+    fn copy(
+        &self,
+        from: (&Buffer, u64),
+        to: (&Buffer, u64),
+        length_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Option<Duration>> {
+        self.copy_within(from, to, length_bytes, deadline)
             .map_err(|error| error.on(crate::Importer::name(&self.device)))
     }
 }

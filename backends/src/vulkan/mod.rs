@@ -34,6 +34,7 @@ mod pipeline;
 mod selector;
 mod signal;
 mod staging;
+mod stopwatch;
 
 pub use buffer::{Buffer, BufferUsage, ImportOptions};
 pub use checksum::checksum;

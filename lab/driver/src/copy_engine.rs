@@ -34,7 +34,7 @@ impl CopyEngine {
     }
 
     /// Copies from `device`, spans one after the other, to `host`, or the other way.
-    fn copy(&self, device: &[Span], host: &HostSlice, way: Way, deadline: Instant) -> Result<()> {
+    fn carry(&self, device: &[Span], host: &HostSlice, way: Way, deadline: Instant) -> Result<()> {
         let (mut address, _mapped) = self.reached.address_of(host)?;
         let mut descriptors = Vec::with_capacity(device.len());
         for &span in device {
@@ -63,7 +63,7 @@ impl Engine<DmaRanges> for CopyEngine {
 
     fn read(&self, ranges: &DmaRanges, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
         let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
-        self.copy(&spans, host, Way::ToHost, deadline)
+        self.carry(&spans, host, Way::ToHost, deadline)
     }
 
     fn write(
@@ -74,7 +74,7 @@ impl Engine<DmaRanges> for CopyEngine {
         deadline: Instant,
     ) -> Result<()> {
         let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
-        self.copy(&spans, host, Way::ToDevice, deadline)
+        self.carry(&spans, host, Way::ToDevice, deadline)
     }
 }
 
@@ -86,7 +86,7 @@ impl Engine<GpuMemory> for CopyEngine {
 
     fn read(&self, memory: &GpuMemory, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
         let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
-        self.copy(&[span], host, Way::ToHost, deadline)
+        self.carry(&[span], host, Way::ToHost, deadline)
     }
 
     fn write(
@@ -97,7 +97,19 @@ impl Engine<GpuMemory> for CopyEngine {
         deadline: Instant,
     ) -> Result<()> {
         let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
-        self.copy(&[span], host, Way::ToDevice, deadline)
+        self.carry(&[span], host, Way::ToDevice, deadline)
+    }
+
+    /// The model has no clock that it shows: how long it worked is not known.
+    fn copy(
+        &self,
+        (from, from_bytes): (&GpuMemory, u64),
+        (to, to_bytes): (&GpuMemory, u64),
+        length_bytes: u64,
+        deadline: Instant,
+    ) -> Result<Option<Duration>> {
+        let (from, to) = (from.span(from_bytes, length_bytes)?, to.span(to_bytes, length_bytes)?);
+        run(&self.ring, &[from.copied_to(to)], left_until(deadline)).map(|()| None)
     }
 }
 

@@ -1,0 +1,101 @@
+//! `Stopwatch`: how long a device worked, by its own clock.
+//!
+//! Order of calls: [`start`](Stopwatch::start) and [`stop`](Stopwatch::stop) are recorded around the work; when
+//! that is over, [`elapsed`](Stopwatch::elapsed). What submitting and waiting take is not in it.
+#![expect(unsafe_code, reason = "recording and reading timestamps")]
+
+use std::time::Duration;
+
+use ash::vk;
+
+use super::Device;
+use super::failure::failure;
+use crate::Result;
+
+const TRIED: &str = "time work of a Vulkan device";
+
+/// Two timestamps of a device.
+pub(super) struct Stopwatch {
+    device: Device,
+    pool: vk::QueryPool,
+    tick_ns: f64,
+    /// The bits of a timestamp that mean something.
+    mask: u64,
+}
+
+impl Stopwatch {
+    /// None where the queue has no clock.
+    pub fn new(device: &Device) -> Result<Option<Self>> {
+        let (instance, physical) = device.ash_instance();
+        // SAFETY: the physical device is one of the instance; both are valid as long as the device.
+        let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
+        let bits = families
+            .get(device.queue_family_index() as usize)
+            .map_or(0, |family| family.timestamp_valid_bits);
+        if bits == 0 {
+            return Ok(None);
+        }
+        let info = vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(2);
+        // SAFETY: a plain structure.
+        let pool = unsafe { device.ash().create_query_pool(&info, None) }
+            .map_err(|result| failure(TRIED, result))?;
+        let tick_ns = f64::from(device.limits().timestamp_period);
+        let mask = u64::MAX >> (64 - bits.min(64));
+        Ok(Some(Self { device: device.clone(), pool, tick_ns, mask }))
+    }
+
+    /// Records the first look at the clock.
+    ///
+    /// # Safety
+    /// `commands` is being recorded, outside a render pass, for the device's queue family, and whoever submits it
+    /// keeps `self` until it is done (VUID-vkCmdResetQueryPool-commandBuffer-recording,
+    /// VUID-vkCmdWriteTimestamp-timestampValidBits-00829).
+    pub unsafe fn start(&self, commands: vk::CommandBuffer) {
+        let ash = self.device.ash();
+        // SAFETY: as the caller vouches; the pool has two queries.
+        unsafe {
+            ash.cmd_reset_query_pool(commands, self.pool, 0, 2);
+            ash.cmd_write_timestamp(commands, vk::PipelineStageFlags::TOP_OF_PIPE, self.pool, 0);
+        }
+    }
+
+    /// Records the second.
+    ///
+    /// # Safety
+    /// As [`Stopwatch::start`], which was recorded before.
+    pub unsafe fn stop(&self, commands: vk::CommandBuffer) {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            self.device.ash().cmd_write_timestamp(
+                commands,
+                vk::PipelineStageFlags::BOTTOM_OF_PIPE,
+                self.pool,
+                1,
+            );
+        }
+    }
+
+    /// The time between the two, when what they were recorded in is done.
+    pub fn elapsed(&self) -> Result<Duration> {
+        let mut ticks = [0_u64; 2];
+        // SAFETY: two queries of 64 bits each fit (VUID-vkGetQueryPoolResults-flags-00815).
+        unsafe {
+            self.device.ash().get_query_pool_results(
+                self.pool,
+                0,
+                &mut ticks,
+                vk::QueryResultFlags::TYPE_64 | vk::QueryResultFlags::WAIT,
+            )
+        }
+        .map_err(|result| failure(TRIED, result))?;
+        let ticks = ticks[1].wrapping_sub(ticks[0]) & self.mask;
+        Ok(Duration::from_nanos((ticks as f64 * self.tick_ns) as u64))
+    }
+}
+
+impl Drop for Stopwatch {
+    fn drop(&mut self) {
+        // SAFETY: made from this device, and commands that use it hold it while they run.
+        unsafe { self.device.ash().destroy_query_pool(self.pool, None) };
+    }
+}

@@ -1,0 +1,132 @@
+//! `Comparison`: two records, figure by figure.
+//!
+//! A figure differs where the spreads (p10 to p90) do not touch; what differs by less may be the hour.
+
+use std::io::{self, Write};
+
+use crate::record::{Figure, Record, Verdict};
+use crate::size::Size;
+
+/// Figures of the same copies, before and now.
+#[derive(Debug)]
+pub struct Comparison<'a> {
+    pairs: Vec<(&'a Figure, &'a Figure)>,
+    only_before: usize,
+    only_now: usize,
+}
+
+/// How a figure moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The spreads touch.
+    Same,
+    /// It is faster.
+    Faster,
+    /// It is slower.
+    Slower,
+    /// The bytes are wrong now and were not, or the other way: speeds say nothing.
+    Verdict,
+}
+
+impl<'a> Comparison<'a> {
+    /// Of what both records have.
+    pub fn new(before: &'a Record, now: &'a Record) -> Comparison<'a> {
+        let twin = |figure: &Figure| before.figures.iter().find(|other| other.what == figure.what);
+        let pairs: Vec<_> =
+            now.figures.iter().filter_map(|figure| twin(figure).map(|before| (before, figure))).collect();
+        Comparison {
+            only_before: before.figures.len() - pairs.len(),
+            only_now: now.figures.len() - pairs.len(),
+            pairs,
+        }
+    }
+
+    /// Prints a line for each.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn print(&self, name: &str, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "\ncompared with {name}: bandwidth before and now, GB/s")?;
+        for (before, now) in &self.pairs {
+            let what = &now.what;
+            let change = match change(before, now) {
+                Change::Same => "",
+                Change::Faster => "faster",
+                Change::Slower => "slower",
+                Change::Verdict => "the bytes",
+            };
+            let (then, today) = (before.bytes_per_s / 1e9, now.bytes_per_s / 1e9);
+            let ends = format!("{} {}", what.lender, what.importer);
+            let how = format!("{} {}", what.path, what.direction);
+            writeln!(
+                out,
+                "{ends:<27} {how:<18} {:>7} {then:>7.3} {today:>7.3} {change}",
+                Size(what.size_bytes).to_string(),
+            )?;
+        }
+        if self.only_before + self.only_now > 0 {
+            writeln!(
+                out,
+                "not compared: {} that only {name} has, {} that it has not",
+                self.only_before, self.only_now
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// How a figure moved.
+pub fn change(before: &Figure, now: &Figure) -> Change {
+    let is_wrong = |figure: &Figure| figure.verdict == Verdict::Wrong;
+    // Times of different clocks are not compared.
+    let (then, today) = if before.excludes_submission == now.excludes_submission {
+        (before.best_time(), now.best_time())
+    } else {
+        (&before.time, &now.time)
+    };
+    match () {
+        () if is_wrong(before) != is_wrong(now) => Change::Verdict,
+        () if today.p90_ns < then.p10_ns => Change::Faster,
+        () if today.p10_ns > then.p90_ns => Change::Slower,
+        () => Change::Same,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::example;
+    use crate::spread::Spread;
+
+    fn figure(times: &[f64]) -> Figure {
+        let figure = example().figures.remove(1);
+        Figure { time: Spread::of(times).unwrap(), ..figure }
+    }
+
+    #[test]
+    fn spreads_that_touch_are_the_same() {
+        let before = figure(&[10.0, 11.0, 12.0]);
+        assert_eq!(change(&before, &figure(&[11.0, 12.0, 13.0])), Change::Same);
+        assert_eq!(change(&before, &figure(&[5.0, 6.0, 7.0])), Change::Faster);
+        assert_eq!(change(&before, &figure(&[15.0, 16.0, 17.0])), Change::Slower);
+    }
+
+    #[test]
+    fn wrong_bytes_are_no_speed() {
+        let before = figure(&[10.0]);
+        let now = Figure { verdict: Verdict::Wrong, ..figure(&[1.0]) };
+        assert_eq!(change(&before, &now), Change::Verdict);
+    }
+
+    #[test]
+    fn figures_of_one_record_only_are_counted() {
+        let (before, mut now) = (example(), example());
+        now.figures[0].what.size_bytes = 8192;
+        let comparison = Comparison::new(&before, &now);
+        let mut out = Vec::new();
+        comparison.print("before", &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("1 that only before has, 1 that it has not"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}

@@ -1,0 +1,385 @@
+//! Measuring: every ordered pair of places, by every path and engine, in every size.
+//!
+//! A figure is made in this order: source and destination are written by their owners, copies warm up, copies are
+//! timed, the destination is looked at; then both are written with other bytes and one more copy is looked at. So what is only right the
+//! first time, or only while it is slow, is found out.
+
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::Result;
+use peervram::backends::topology::Topology;
+use peervram::{Kind, Path};
+
+use crate::bytes::{Bytes, Wrong};
+use crate::host_side::{ByCpu, ByOwner};
+use crate::link::Link;
+use crate::pace::{Meeting, Pace, Plan};
+use crate::place::{Lent, Place};
+use crate::record::{Direction, Failed, Figure, Overhead, Record, Refused, Verdict, What};
+use crate::route::{Order, Route};
+use crate::spread::Spread;
+
+/// Turns of each side, for what measuring costs.
+const TURNS: usize = 11;
+
+/// What is to be measured.
+pub struct Wish {
+    /// The sizes, in bytes, the smallest first.
+    pub sizes_bytes: Vec<u64>,
+    /// By which paths; see [`What::path`].
+    pub paths: Vec<String>,
+    /// Which ways.
+    pub directions: Vec<Direction>,
+    /// A part of the engine's name.
+    pub engine: Option<String>,
+    /// How often.
+    pub plan: Plan,
+    /// Whether bytes are looked at.
+    pub verify: bool,
+    /// Whether what measuring costs is measured, too.
+    pub overhead: bool,
+}
+
+/// Measures and records.
+pub struct Measure<'a> {
+    wish: &'a Wish,
+    bytes: Arc<Bytes>,
+    topology: Option<Topology>,
+    record: &'a mut Record,
+    say: &'a mut dyn FnMut(&str),
+}
+
+/// One way between two places.
+#[derive(Clone)]
+struct Way<'a> {
+    lender: &'a Place,
+    importer: &'a Place,
+    path: &'static str,
+    engine: usize,
+}
+
+impl<'a> Measure<'a> {
+    /// Into `record`; `say` hears what is under way.
+    pub fn new(
+        wish: &'a Wish,
+        bytes: Arc<Bytes>,
+        topology: Option<Topology>,
+        record: &'a mut Record,
+        say: &'a mut dyn FnMut(&str),
+    ) -> Self {
+        Self { wish, bytes, topology, record, say }
+    }
+
+    /// Every pair of a lender and an importer.
+    pub fn pairs(&mut self, lenders: &[&Place], importers: &[&Place]) {
+        for &lender in lenders.iter().filter(|place| place.lends.is_some()) {
+            for &importer in importers {
+                if lender.record.name != importer.record.name {
+                    self.pair(lender, importer);
+                }
+            }
+        }
+        if !self.wish.directions.contains(&Direction::Both) {
+            return;
+        }
+        // Each two once.
+        for (index, &one) in lenders.iter().enumerate() {
+            for &other in &lenders[index + 1..] {
+                let is_meant = |place: &Place| {
+                    importers.iter().any(|importer| importer.record.name == place.record.name)
+                };
+                let can = |place: &Place| place.lends.is_some() && place.imports.is_some() && is_meant(place);
+                if can(one) && can(other) {
+                    self.both(one, other);
+                }
+            }
+        }
+    }
+
+    fn pair(&mut self, lender: &Place, importer: &Place) {
+        let ways: Vec<Way> = if importer.is_host() {
+            ["owner", "window"].map(|path| Way { lender, importer, path, engine: 0 }).into()
+        } else {
+            let engines = importer.imports.as_ref().map_or(0, |imports| imports.engine_names().len());
+            [Path::Peer, Path::HostPointer]
+                .iter()
+                .flat_map(|path| (0..engines).map(move |engine| (path.name(), engine)))
+                .chain([(Path::Staged.name(), 0)])
+                .map(|(path, engine)| Way { lender, importer, path, engine })
+                .collect()
+        };
+        let mut refused_path = None;
+        for way in ways.into_iter().filter(|way| self.wish.paths.iter().any(|path| path == way.path)) {
+            if refused_path == Some(way.path) {
+                continue;
+            }
+            for direction in [Direction::Read, Direction::Write] {
+                if !self.wish.directions.contains(&direction) {
+                    continue;
+                }
+                if let Err(refusal) = self.sizes(&way, direction) {
+                    refused_path = Some(way.path);
+                    self.refuse(&way, &refusal);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, way: &Way, why: &anyhow::Error) {
+        self.record.refused.push(Refused {
+            lender: way.lender.record.name.clone(),
+            importer: way.importer.record.name.clone(),
+            path: way.path.to_owned(),
+            why: format!("{why:#}"),
+        });
+    }
+
+    /// All sizes of one way. An error is a refusal of the path; copies that break are recorded.
+    fn sizes(&mut self, way: &Way, direction: Direction) -> Result<()> {
+        let most_bytes = way.lender.lends.as_ref().map_or(0, |lends| lends.most_bytes());
+        let mut has_any = false;
+        for &size_bytes in self.wish.sizes_bytes.iter().filter(|&&size| size <= most_bytes) {
+            let route = self.route(way, direction, size_bytes);
+            let (mut route, _lent) = match route {
+                Ok(Some(route)) => route,
+                Ok(None) => return Ok(()),
+                // The importer has no room for more.
+                Err(error) if has_any => {
+                    self.refuse(way, &error.context(format!("{}", crate::size::Size(size_bytes))));
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
+            let what = self.what(way, &*route, direction, size_bytes);
+            if self.wish.engine.as_ref().is_some_and(|wanted| !what.engine.contains(wanted.as_str())) {
+                return Ok(());
+            }
+            (self.say)(&what.to_string());
+            match self.figure(&mut *route, what.clone(), self.link(way)) {
+                Ok(figure) => self.record.figures.push(figure),
+                Err(error) if !has_any && is_refusal(&error) => return Err(error),
+                Err(error) => {
+                    self.record.failed.push(Failed { what, why: format!("{error:#}") });
+                    return Ok(());
+                }
+            }
+            has_any = true;
+            let is_largest =
+                self.wish.sizes_bytes.iter().rfind(|&&size| size <= most_bytes) == Some(&size_bytes);
+            if self.wish.overhead && is_largest && direction == Direction::Write {
+                match overhead(&mut *route, &what) {
+                    Ok(overhead) => self.record.overheads.extend(overhead),
+                    Err(error) => self.record.failed.push(Failed { what, why: format!("{error:#}") }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn what(&self, way: &Way, route: &dyn Route, direction: Direction, size_bytes: u64) -> What {
+        What {
+            lender: way.lender.record.name.clone(),
+            importer: way.importer.record.name.clone(),
+            path: way.path.to_owned(),
+            engine: route.engine(),
+            direction,
+            size_bytes,
+        }
+    }
+
+    fn link(&self, way: &Way) -> Option<Link> {
+        let (lender, importer) = (way.lender.address, way.importer.address);
+        Link::between(self.topology.as_ref()?, lender, importer)
+    }
+
+    /// None where there is no such way, and nothing to refuse. What is lent is to outlive the route.
+    fn route(
+        &self,
+        way: &Way,
+        direction: Direction,
+        size_bytes: u64,
+    ) -> Result<Option<(Box<dyn Route>, Lent)>> {
+        let Some(lends) = &way.lender.lends else { return Ok(None) };
+        let lent = lends.lend(size_bytes)?;
+        let order = Order { direction, size_bytes, bytes: Arc::clone(&self.bytes) };
+        let side = lent.side.clone();
+        let path = match way.path {
+            "owner" => {
+                let Some(owner) = lent.owner.clone() else { return Ok(None) };
+                let route = ByOwner::new(owner, lent.ranges.clone(), order)?;
+                return Ok(Some((Box::new(route), lent)));
+            }
+            "window" => {
+                let route = ByCpu::new(Arc::clone(&lent.window), side, order);
+                return Ok(Some((Box::new(route), lent)));
+            }
+            name => {
+                [Path::Peer, Path::HostPointer, Path::Staged].into_iter().find(|path| path.name() == name)
+            }
+        };
+        let (Some(path), Some(imports)) = (path, &way.importer.imports) else { return Ok(None) };
+        let route = imports.route(&lent.export, side, path, way.engine, order)?;
+        Ok(Some((route, lent)))
+    }
+
+    fn figure(&mut self, route: &mut dyn Route, what: What, link: Option<Link>) -> Result<Figure> {
+        if self.wish.verify {
+            route.prepare(0)?;
+        }
+        let mut pace = Pace::new(self.wish.plan);
+        route.copy(&mut pace)?;
+        let wrong = if self.wish.verify { check_twice(&mut [route])? } else { None };
+        let (time, device_time) = (Spread::of(&pace.times_ns), Spread::of(&pace.device_times_ns));
+        let time = time.ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
+        // Of some copies only is of none.
+        let device_time = device_time.filter(|of_device| of_device.count == time.count);
+        let mut figure = Figure::new(what, time, device_time, link, route.is_posted());
+        self.judge(&mut figure, wrong, route.observer());
+        Ok(figure)
+    }
+
+    fn judge(&self, figure: &mut Figure, wrong: Option<Wrong>, observer: &str) {
+        if self.wish.verify {
+            figure.verdict = if wrong.is_some() { Verdict::Wrong } else { Verdict::Right };
+            figure.observer = Some(observer.to_owned());
+            figure.wrong = wrong;
+        }
+    }
+
+    /// Two places write to each other at once, by the first path that both have.
+    fn both(&mut self, one: &Place, other: &Place) {
+        for path in [Path::Peer, Path::HostPointer] {
+            if !self.wish.paths.iter().any(|wanted| wanted == path.name()) {
+                continue;
+            }
+            let there = Way { lender: one, importer: other, path: path.name(), engine: 0 };
+            let back = Way { lender: other, importer: one, ..there.clone() };
+            match self.both_sizes(&there, &back) {
+                Ok(()) => return,
+                Err(error) => self.refuse(&there, &error.context("both at once")),
+            }
+        }
+    }
+
+    fn both_sizes(&mut self, there: &Way, back: &Way) -> Result<()> {
+        let most = |way: &Way| way.lender.lends.as_ref().map_or(0, |lends| lends.most_bytes());
+        let most_bytes = most(there).min(most(back));
+        let mut has_any = false;
+        for &size_bytes in self.wish.sizes_bytes.iter().filter(|&&size| size <= most_bytes) {
+            let route = |way| match self.route(way, Direction::Write, size_bytes) {
+                Ok(Some(route)) => Ok(route),
+                Ok(None) => anyhow::bail!("there is no such way"),
+                Err(error) => Err(error),
+            };
+            let (first, second) = match route(there).and_then(|first| Ok((first, route(back)?))) {
+                Ok(both) => both,
+                // The importer has no room for more.
+                Err(_) if has_any => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let ((mut first, _lent), (mut second, _lent_back)) = (first, second);
+            let mut what = self.what(there, &*first, Direction::Both, size_bytes);
+            if second.engine() != what.engine {
+                what.engine = format!("{} and {}", what.engine, second.engine());
+            }
+            (self.say)(&what.to_string());
+            match self.both_figure(&mut *first, &mut *second, what.clone(), self.link(there)) {
+                Ok(figure) => self.record.figures.push(figure),
+                Err(error) => {
+                    self.record.failed.push(Failed { what, why: format!("{error:#}") });
+                    return Ok(());
+                }
+            }
+            has_any = true;
+        }
+        Ok(())
+    }
+
+    fn both_figure(
+        &mut self,
+        first: &mut dyn Route,
+        second: &mut dyn Route,
+        what: What,
+        link: Option<Link>,
+    ) -> Result<Figure> {
+        if self.wish.verify {
+            first.prepare(0)?;
+            second.prepare(0)?;
+        }
+        let meeting = Meeting::default();
+        let run = |route: &mut dyn Route| -> Result<Vec<f64>> {
+            let mut pace = Pace::together(self.wish.plan, &meeting);
+            route.copy(&mut pace)?;
+            Ok(std::mem::take(&mut pace.times_ns))
+        };
+        let (times, other_times) = thread::scope(|scope| {
+            let other = scope.spawn(|| run(&mut *second));
+            let times = run(&mut *first);
+            let other = other.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the other direction panicked")));
+            Ok::<_, anyhow::Error>((times?, other?))
+        })?;
+        // Both are done when the later one is.
+        let later: Vec<f64> = times.iter().zip(&other_times).map(|(one, other)| one.max(*other)).collect();
+        let wrong = if self.wish.verify { check_twice(&mut [first, second])? } else { None };
+        let time = Spread::of(&later).ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
+        let mut figure = Figure::new(what, time, None, link, first.is_posted());
+        self.judge(&mut figure, wrong, first.observer());
+        Ok(figure)
+    }
+}
+
+/// Looks at what was copied last, then copies other bytes and looks again.
+fn check_twice(routes: &mut [&mut dyn Route]) -> Result<Option<Wrong>> {
+    for route in routes.iter_mut() {
+        if let Some(wrong) = route.check(0)? {
+            return Ok(Some(wrong));
+        }
+    }
+    let once = Plan { warm_up: 0, least: 1, most: 1, budget: std::time::Duration::ZERO };
+    for route in routes.iter_mut() {
+        route.prepare(1)?;
+        route.copy(&mut Pace::new(once))?;
+        if let Some(wrong) = route.check(1)? {
+            return Ok(Some(wrong));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether an engine said that it cannot, rather than that it broke.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<peervram::Error>().is_some_and(|error| error.kind() == Kind::Unsupported)
+}
+
+/// The same copies in turns, through this program and by hand.
+fn overhead(route: &mut dyn Route, what: &What) -> Result<Option<Overhead>> {
+    const COPIES: usize = 2;
+    let plan = Plan { warm_up: 0, least: COPIES, most: COPIES, budget: std::time::Duration::ZERO };
+    if !route.copy_by_hand(1)? {
+        return Ok(None);
+    }
+    let mut ratios = Vec::new();
+    for turn in 0..TURNS {
+        let (mut ours, mut by_hand) = (0.0, 0.0);
+        for is_ours in [turn % 2 == 0, turn % 2 != 0] {
+            let start = std::time::Instant::now();
+            if is_ours {
+                route.copy(&mut Pace::new(plan))?;
+                ours = start.elapsed().as_secs_f64();
+            } else {
+                route.copy_by_hand(COPIES)?;
+                by_hand = start.elapsed().as_secs_f64();
+            }
+        }
+        ratios.push(by_hand / ours);
+    }
+    Ok(Spread::of(&ratios).map(|spread| Overhead {
+        what: what.clone(),
+        turns: TURNS,
+        ratio: spread.median_ns,
+        p10: spread.p10_ns,
+        p90: spread.p90_ns,
+    }))
+}

@@ -1,0 +1,248 @@
+//! `Place`: where memory can be: a device bound to VFIO, a Vulkan device, the host.
+//!
+//! Order of calls: [`found`] lists names and touches nothing; [`open`] opens those that are wanted. A VFIO device is reset when it
+//! is opened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use peervram::backends::host::HostMemory;
+use peervram::backends::pci::{Function, is_vfio_driver};
+use peervram::backends::vulkan::{Instance, Selector};
+use peervram::backends::{
+    Aperture, DmaRange, DmaRanges, Exporter, Importer, Mapping, Owner, PciAddress, RawBytes, page_size_bytes,
+    vfio,
+};
+use peervram::{Export, Kind, Lender};
+
+use crate::attached::Imports;
+use crate::driver;
+use crate::record;
+use crate::route::Side;
+
+/// What the host is called.
+pub const HOST: &str = "host";
+
+/// How long a device may take to be let go of.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A place that could be opened.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// "0000:01:00.0", "vulkan0", "host".
+    pub name: String,
+    /// What it is.
+    pub about: String,
+    kind: FoundKind,
+}
+
+#[derive(Debug, Clone)]
+enum FoundKind {
+    Vfio(Box<Function>),
+    Vulkan(Selector),
+    Host,
+}
+
+impl Found {
+    /// Whether `text` means it: its name, the end of its PCI address, or a part of what it is.
+    pub fn is_meant(&self, text: &str) -> bool {
+        let (text, name) = (text.to_ascii_lowercase(), self.name.to_ascii_lowercase());
+        let is_address = matches!(self.kind, FoundKind::Vfio(_)) && name.ends_with(&format!(":{text}"));
+        let is_part =
+            matches!(self.kind, FoundKind::Vulkan(_)) && self.about.to_ascii_lowercase().contains(&text);
+        name == text || is_address || !text.is_empty() && is_part
+    }
+}
+
+/// All places of this machine, and why some were not found.
+pub fn found() -> (Vec<Found>, Vec<String>) {
+    let (mut places, mut troubles) = (Vec::new(), Vec::new());
+    // A machine without a PCI bus has no VFIO device.
+    for function in Function::all().unwrap_or_default() {
+        let is_bound = function.driver.as_deref().is_some_and(is_vfio_driver);
+        if is_bound && function.largest_memory().is_some() {
+            let about = format!("VFIO device {:04x}:{:04x}", function.vendor_id, function.device_id);
+            let name = function.address.to_string();
+            places.push(Found { name, about, kind: FoundKind::Vfio(Box::new(function)) });
+        }
+    }
+    match Instance::open().and_then(|instance| instance.physical_devices()) {
+        Ok(devices) => {
+            for (index, device) in devices.into_iter().enumerate() {
+                let selector = match device.pci_address {
+                    Some(address) => Selector::Pci(address),
+                    None => Selector::Name(device.name.clone()),
+                };
+                let name = format!("vulkan{index}");
+                places.push(Found { name, about: device.name, kind: FoundKind::Vulkan(selector) });
+            }
+        }
+        Err(error) => troubles.push(error.to_string()),
+    }
+    places.push(Found { name: HOST.into(), about: "host memory and the CPU".into(), kind: FoundKind::Host });
+    (places, troubles)
+}
+
+/// A place that is open.
+pub struct Place {
+    /// What is said of it.
+    pub record: record::Place,
+    /// Where it is.
+    pub address: Option<PciAddress>,
+    /// What it imports by. Before what it lends by: an importer goes before its device is closed.
+    pub imports: Option<Box<dyn Imports>>,
+    /// What it lends by.
+    pub lends: Option<Box<dyn Lends>>,
+}
+
+impl Place {
+    /// Whether it is the host.
+    pub fn is_host(&self) -> bool {
+        self.record.name == HOST
+    }
+}
+
+/// A place that lends.
+pub trait Lends {
+    /// How much at most.
+    fn most_bytes(&self) -> u64;
+
+    /// Lends so much, from the start.
+    ///
+    /// # Errors
+    /// What the lender says.
+    fn lend(&self, size_bytes: u64) -> peervram::Result<Lent>;
+}
+
+/// Memory that is lent.
+pub struct Lent {
+    /// To whoever attaches.
+    pub export: Export,
+    /// Who looks at it for its owner.
+    pub side: Side,
+    /// Its owner, where that has an engine.
+    pub owner: Option<Arc<dyn Owner>>,
+    /// Which memory.
+    pub ranges: DmaRanges,
+    /// As the CPU sees it.
+    pub window: Arc<Mapping>,
+}
+
+/// A lender with its memory.
+struct Lending<E: Exporter + 'static> {
+    owner: Arc<dyn Owner>,
+    region: peervram::backends::Region,
+    lent: DmaRange,
+    /// It goes last.
+    lender: Option<Lender<E>>,
+}
+
+impl<E: Exporter + 'static> Lends for Lending<E> {
+    fn most_bytes(&self) -> u64 {
+        self.lent.length_bytes
+    }
+
+    fn lend(&self, size_bytes: u64) -> peervram::Result<Lent> {
+        let lender = self.lender.as_ref().expect("it is there until it is dropped");
+        let ranges = DmaRanges::new(&self.region, &[DmaRange::new(self.lent.offset_bytes, size_bytes)])?;
+        let export = lender.export(Aperture::owned(ranges.clone(), Arc::clone(&self.owner)))?;
+        let window = lender.device().map(&ranges)?;
+        let owner = self.owner.engine().is_some().then(|| Arc::clone(&self.owner));
+        let side = match &owner {
+            Some(owner) => Side::Engine { owner: Arc::clone(owner), ranges: ranges.clone() },
+            None if lender.device().pci_address().is_some() => Side::Window(Arc::clone(&window)),
+            None => Side::Host(Arc::clone(&window)),
+        };
+        Ok(Lent { export, side, owner, ranges, window })
+    }
+}
+
+impl<E: Exporter + 'static> Drop for Lending<E> {
+    fn drop(&mut self) {
+        // What the owner maps keeps the device open.
+        self.owner = Arc::new(RawBytes);
+        if let Some(lender) = self.lender.take()
+            && let Err((_, error)) = lender.close(PATIENCE)
+        {
+            eprintln!("peer-copy: could not close a device: {error}");
+        }
+    }
+}
+
+/// Opens a place. The host lends at most `host_bytes`.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub fn open(found: &Found, host_bytes: u64) -> Result<Place> {
+    match &found.kind {
+        FoundKind::Vfio(function) => open_vfio(found, function),
+        FoundKind::Vulkan(selector) => open_vulkan(found, selector),
+        FoundKind::Host => open_host(found, host_bytes),
+    }
+}
+
+fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
+    let device = vfio::Device::open(function.address)?;
+    let mut driven = None;
+    for driver in driver::all().iter().filter(|driver| driver.may_drive(function)) {
+        match driver.open(&device) {
+            Ok(opened) => driven = Some(opened),
+            Err(error) if error.kind() == Kind::Unsupported => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let (owner, region, lent, imports) = match driven {
+        Some(driven) => (driven.owner, device.region(driven.region)?.clone(), driven.lent, driven.imports),
+        None => {
+            let bar = function.largest_memory().context("it has no memory BAR")?;
+            let region = device.region(bar.index)?.clone();
+            let length_bytes = region.size_bytes / page_size_bytes() * page_size_bytes();
+            (Arc::new(RawBytes) as Arc<dyn Owner>, region, DmaRange::new(0, length_bytes), None)
+        }
+    };
+    let engines = owner.engine().map(|engine| engine.name().to_owned()).into_iter().collect();
+    let about = format!("{}, {}", found.about, owner.name());
+    let record = record::Place {
+        name: found.name.clone(),
+        about,
+        pci_address: Some(function.address.to_string()),
+        numa_node: function.numa_node,
+        lends_bytes: lent.length_bytes,
+        engines,
+    };
+    let lends = Lending { owner, region, lent, lender: Some(Lender::new(device)) };
+    Ok(Place { record, address: Some(function.address), imports, lends: Some(Box::new(lends)) })
+}
+
+fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
+    let device = Arc::new(Instance::open()?.open_device(selector)?);
+    let address = device.pci_address();
+    let function = address.and_then(|address| Function::read(address).ok());
+    let driver = device.driver().map(|driver| format!(", {driver}")).unwrap_or_default();
+    let imports: Box<dyn Imports> = Box::new(device);
+    let record = record::Place {
+        name: found.name.clone(),
+        about: format!("{}{driver}", found.about),
+        pci_address: address.map(|address| address.to_string()),
+        numa_node: function.and_then(|function| function.numa_node),
+        lends_bytes: 0,
+        engines: imports.engine_names(),
+    };
+    Ok(Place { record, address, imports: Some(imports), lends: None })
+}
+
+fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
+    let memory = HostMemory::new(host_bytes)?;
+    let (region, lent) = (memory.region().clone(), DmaRange::new(0, host_bytes));
+    let record = record::Place {
+        name: found.name.clone(),
+        about: found.about.clone(),
+        pci_address: None,
+        numa_node: None,
+        lends_bytes: host_bytes,
+        engines: vec!["CPU".into()],
+    };
+    let lends = Lending { owner: Arc::new(RawBytes), region, lent, lender: Some(Lender::new(memory)) };
+    Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)) })
+}

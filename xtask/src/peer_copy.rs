@@ -1,0 +1,184 @@
+//! `peer-copy` in the lab: all pairs of two model GPUs, a device that only lends, lavapipe and the host.
+//!
+//! First everybody is honest: the figures have to be there and right, the record has to be what its schema says, and what measuring costs has to be
+//! within its limit. Then one model's engine works on other memory than its BAR shows (a private mirror): it has
+//! to say WRONG, and to fail.
+
+use anyhow::{Context, Result, bail, ensure};
+use peervram_lab::wire::Stream;
+use peervram_lab::{Lab, Vm};
+use peervram_model::misbehaviour::Misbehaviour;
+use peervram_model::request::Request;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{build, lab};
+
+/// What it is called on the command line.
+pub const NAME: &str = "peer-copy";
+
+/// The machine with one of every kind of place.
+const MACHINE: &str = "small-peer-copy";
+
+/// The longest that it is between two words.
+const SILENCE_LIMIT: Duration = Duration::from_secs(300);
+
+/// The guest's names of the record and the page, in the folder that it shares.
+const RECORD: &str = "peer-copy.json";
+const PAGE: &str = "peer-copy.html";
+
+/// Where to leave what came out.
+#[derive(Default)]
+pub struct Files {
+    /// The record.
+    pub json: Option<PathBuf>,
+    /// The page.
+    pub html: Option<PathBuf>,
+}
+
+/// Small and large, as far as an emulated CPU gets through them in a few minutes.
+pub fn usual() -> Vec<&'static str> {
+    vec!["--sizes", "4K,64K,1M,16M", "--copies", "11", "--budget-ms", "300"]
+}
+
+/// Enough to see that it works.
+pub fn quick() -> Vec<&'static str> {
+    vec!["--sizes", "4K,1M", "--copies", "5", "--least-copies", "3", "--warm-up", "1", "--budget-ms", "200"]
+}
+
+/// Runs it, honest and lied to, and checks what came out.
+///
+/// # Errors
+/// What was expected and did not happen.
+pub fn run(lab: &Lab, files: &Files, options: &[&str]) -> Result<()> {
+    let program = build::peer_copy()?;
+    let mut vm = lab.boot(lab::named(MACHINE)?)?;
+    let folder = vm.shared_folder();
+    let (record, page) = (folder.join(RECORD), folder.join(PAGE));
+    let (record_there, page_there) = (in_guest(RECORD), in_guest(PAGE));
+    let mut words = options.to_vec();
+    words.extend(["--json-to", &record_there, "--html", &page_there]);
+    let (code, _) = execute(&mut vm, &program, &words)?;
+    ensure!(code == 0, "with honest devices its exit code is {code}");
+
+    let (code, text) = execute(&mut vm, &program, &["--check", &record_there])?;
+    ensure!(code == 0, "its record is not what its schema says: {text}");
+    let found: Value = serde_json::from_slice(&fs::read(&record)?)?;
+    check_figures(&found)?;
+    let html = fs::read_to_string(&page).context("reading the page")?;
+    ensure!(html.contains("<svg") && html.ends_with("</html>\n"), "its page has no plot");
+    for (from, to) in [(&record, &files.json), (&page, &files.html)] {
+        if let Some(to) = to {
+            fs::copy(from, to).with_context(|| format!("writing {}", to.display()))?;
+        }
+    }
+
+    let (lender, importer) = models(&found)?;
+    println!("\nwhat measuring costs, against a bare loop");
+    let pair = ["--lender", &lender, "--importer", &importer, "--path", "peer", "--direction", "write"];
+    let mut overhead = pair.to_vec();
+    // As large as fits: half of a model's memory is lent, and half is what it copies to.
+    overhead.extend(["--sizes", "64M", "--least-copies", "3", "--budget-ms", "0", "--overhead"]);
+    let (code, text) = execute(&mut vm, &program, &overhead)?;
+    ensure!(code == 0 && text.contains("bare loop"), "its exit code is {code}");
+
+    println!("\nthe first model has a private mirror");
+    vm.control(0, &Request::Misbehave(Misbehaviour::Mirror))?;
+    let quick = [
+        "--lender",
+        &lender,
+        "--importer",
+        &importer,
+        "--sizes",
+        "64K",
+        "--copies",
+        "3",
+        "--least-copies",
+        "3",
+    ];
+    let (code, text) = execute(&mut vm, &program, &quick)?;
+    ensure!(code == 1 && text.contains("WRONG"), "with a private mirror its exit code is {code}");
+    vm.control(0, &Request::Behave)?;
+
+    println!("\nnames and sizes that are not there");
+    for wrong in [&["--lender", "none"][..], &["--lender", &lender, "--sizes", "512M"]] {
+        let (code, _) = execute(&mut vm, &program, wrong)?;
+        ensure!(code == 2, "{wrong:?} gets the exit code {code}");
+    }
+
+    println!("\nthe second model is lost in the middle");
+    let mut is_there = true;
+    let (code, text) = watch(&mut vm, &program, &pair, |vm| {
+        if is_there {
+            is_there = false;
+            vm.control(1, &Request::Remove)?;
+        }
+        Ok(())
+    })?;
+    let is_told = text.contains("FAILED") || text.contains("WRONG");
+    ensure!(code == 1 && is_told, "with a device that is lost its exit code is {code}");
+    vm.control(1, &Request::Insert)?;
+    Ok(())
+}
+
+/// A file as the guest sees it.
+fn in_guest(name: &str) -> String {
+    format!("{}/{name}", peervram_lab::wire::SHARE)
+}
+
+/// Runs it in the guest; gives its exit code and what it printed.
+fn execute(vm: &mut Vm, program: &Path, words: &[&str]) -> Result<(i32, String)> {
+    watch(vm, program, words, |_| Ok(()))
+}
+
+/// The same; `begins` is told when it says what it measures.
+fn watch(
+    vm: &mut Vm,
+    program: &Path,
+    words: &[&str],
+    mut begins: impl FnMut(&mut Vm) -> Result<()>,
+) -> Result<(i32, String)> {
+    let mut text = String::new();
+    let exit = vm.run_watched(program, words, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
+        match stream {
+            Stream::Stdout => {
+                println!("{line}");
+                text.push_str(line);
+                text.push('\n');
+            }
+            Stream::Stderr => {
+                eprintln!("{line}");
+                begins(vm)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok((exit.code, text))
+}
+
+/// The names of both models: they lend and have a copy engine.
+fn models(record: &Value) -> Result<(String, String)> {
+    let places = record["places"].as_array().context("the record has no places")?;
+    let of_models = places.iter().filter(|place| place["engines"][0] == "copy engine");
+    let mut names = of_models.map(|place| place["name"].as_str().unwrap_or_default().to_owned());
+    names.next().zip(names.next()).context("fewer than two models took part")
+}
+
+/// Whether every kind of way is there, and right.
+fn check_figures(record: &Value) -> Result<()> {
+    let figures = record["figures"].as_array().context("the record has no figures")?;
+    if let Some(figure) = figures.iter().find(|figure| figure["verdict"] != "right") {
+        bail!("with honest devices there is {figure}");
+    }
+    for path in ["peer", "host-pointer", "staged", "owner", "window"] {
+        ensure!(figures.iter().any(|figure| figure["what"]["path"] == path), "nothing went by {path}");
+    }
+    for direction in ["read", "write", "both"] {
+        let is_it = |figure: &Value| figure["what"]["direction"] == direction;
+        ensure!(figures.iter().any(is_it), "nothing went by direction {direction}");
+    }
+    Ok(())
+}
