@@ -70,3 +70,8 @@ struct Readme;
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
 #[doc = include_str!("../docs/revoke.md")]
 struct Revoke;
+
+/// The programs for newcomers compile.
+#[cfg(all(doctest, feature = "host", feature = "vfio", feature = "vulkan"))]
+#[doc = include_str!("../docs/start-here.md")]
+struct StartHere;

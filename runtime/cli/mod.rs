@@ -1,6 +1,7 @@
 //! The command line: one file per command, and the words in which they end.
 
 mod arguments;
+mod completions;
 mod demo;
 mod devices;
 mod doctor;
@@ -8,6 +9,7 @@ mod ending;
 mod export;
 mod holders;
 mod import;
+mod manual;
 mod pci_names;
 mod reset;
 mod table;
@@ -57,6 +59,8 @@ enum What {
     Holders(holders::Arguments),
     Reset(reset::Arguments),
     Verify(verify::Arguments),
+    Completions(completions::Arguments),
+    Manual(manual::Arguments),
 }
 
 pub fn main() -> ExitCode {
@@ -81,6 +85,8 @@ pub fn main() -> ExitCode {
         What::Holders(arguments) => holders::run(&arguments, command.json),
         What::Reset(arguments) => reset::run(&arguments, command.json),
         What::Verify(arguments) => verify::run(&arguments, command.json),
+        What::Completions(arguments) => completions::run(&arguments, command.json),
+        What::Manual(arguments) => manual::run(&arguments, command.json),
     };
     ending::of(result, command.json)
 }

@@ -52,6 +52,32 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
 }
 
 #[test]
+fn every_command_has_a_man_page_and_is_completed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("man1");
+    let output = peervram(&["manual", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    let help = peervram(&["--help"]);
+    let help = String::from_utf8(help.stdout).unwrap();
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.contains(&"import"), "{help}");
+    let completed = peervram(&["completions", "bash"]);
+    let completed = String::from_utf8(completed.stdout).unwrap();
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        let page = fs::read_to_string(path.join(format!("peervram-{command}.1"))).unwrap();
+        assert!(page.contains("SYNOPSIS") && page.contains(r"peervram\-"), "{page}");
+        assert!(completed.contains(command), "{command} is not completed");
+    }
+    assert!(fs::read_to_string(path.join("peervram.1")).unwrap().contains("import"));
+
+    refused(&["manual", "/proc/nowhere"], "not-found", 1);
+    let output = peervram(&["completions", "csh"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn an_absent_device_is_exit_code_1_and_says_where_to_look() {
     let value = refused(&["export", "fffe:fe:1f.7"], "not-found", 1);
     assert_eq!(value["error"]["device"], "fffe:fe:1f.7");
