@@ -111,7 +111,9 @@ pub fn run(lab: &Lab, files: &Files, options: &[&str]) -> Result<()> {
 
     println!("\nthe second model is lost in the middle");
     let mut is_there = true;
-    let (code, text) = watch(&mut vm, &program, &pair, |vm| {
+    let mut lost = pair.to_vec();
+    lost.extend(["--sizes", "4K,64K"]);
+    let (code, text) = watch(&mut vm, &program, &lost, |vm| {
         if is_there {
             is_there = false;
             vm.control(1, &Request::Remove)?;

@@ -1,6 +1,7 @@
 //! Both paths carry bytes both ways.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use peervram_backends::host::HostMemory;
 use peervram_backends::vulkan::{self, Buffer, Device, Engine, ImportOptions};
@@ -147,4 +148,38 @@ fn a_cpu_is_treated_as_one() {
     }
     assert_eq!(device.on_revoke(), OnRevoke::Reimport);
     assert!(!device.governed_by_p2pdma());
+}
+
+#[test]
+fn a_devices_engines_copy_between_two_buffers_of_its_own() {
+    let Some(device) = host_pointer_device("a_devices_engines_copy_between_two_buffers_of_its_own") else {
+        return;
+    };
+    let (from, to) = (HostMemory::new(8 * MIB).unwrap(), HostMemory::new(8 * MIB).unwrap());
+    let (source, target) = (from.map(&whole(&from)).unwrap(), to.map(&whole(&to)).unwrap());
+    let bytes = noise(source.len(), 4);
+    source.write(0, &bytes).unwrap();
+    let (there, here) = (
+        device.import_host_pointer(Arc::clone(&source)).unwrap(),
+        device.import_host_pointer(Arc::clone(&target)).unwrap(),
+    );
+    let engines = device.engines();
+    assert_eq!(engines.len(), 2);
+    for engine in engines {
+        target.write(0, &vec![0; target.len()]).unwrap();
+        let worked = engine.copy((&there, 4100), (&here, 8), 3 * MIB, soon()).unwrap();
+        // Every driver has a clock that the tests run on.
+        assert!(worked.is_some_and(|worked| worked < Duration::from_secs(60)), "{worked:?}");
+        let mut expected = vec![0; target.len()];
+        expected[8..][..3 * MIB as usize].copy_from_slice(&bytes[4100..][..3 * MIB as usize]);
+        assert!(contents(&target) == expected, "{}", engine.name());
+
+        let refused =
+            |from, to, length| engine.copy((&there, from), (&here, to), length, soon()).unwrap_err();
+        for (from, to, length) in [(0, 8 * MIB, 4), (u64::MAX, 0, 4), (0, 0, 9 * MIB), (0, 0, 0)] {
+            assert_eq!(refused(from, to, length).kind(), Kind::InvalidInput);
+        }
+        let overlaps = engine.copy((&there, 0), (&there, 4), 8, soon()).unwrap_err();
+        assert_eq!(overlaps.kind(), Kind::InvalidInput);
+    }
 }

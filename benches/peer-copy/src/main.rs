@@ -14,6 +14,7 @@ mod host_side;
 mod link;
 mod matrix;
 mod measure;
+mod memory;
 #[cfg(feature = "model")]
 mod model;
 mod only;
@@ -53,7 +54,7 @@ use size::Size;
 
 /// What measuring may cost.
 const OVERHEAD_LIMIT: f64 = 0.98;
-/// What a device lends at most unless more is asked for: the host holds the same twice over.
+/// The largest copy unless a larger one is asked for.
 const USUAL_MOST: Size = Size(1 << 30);
 
 /// Copies between every two devices, and tells how fast, and whether the bytes arrived.
@@ -93,7 +94,7 @@ struct Arguments {
     /// Sizes of copies, as 4K,1M,1G; from 4 KiB on in steps of four if left out
     #[arg(long, value_delimiter = ',')]
     sizes: Vec<Size>,
-    /// No copy is larger; the host holds twice as much
+    /// No copy is larger; nor than an eighth of the host's free memory
     #[arg(long, value_name = "SIZE", default_value_t = USUAL_MOST)]
     max_bytes: Size,
     /// Copies of each kind at most
@@ -182,7 +183,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(name) => Some((name, saved.as_ref().map_err(|error| usage(error.to_string()))?.read(name)?)),
         None => None,
     };
-    let sizes_bytes = sizes(arguments)?;
+    let sizes_bytes = sizes(arguments, memory::largest_copy_bytes())?;
     let pinned = arguments.pin.map(pin).transpose()?;
 
     let (found, troubles) = place::found();
@@ -290,13 +291,19 @@ fn or_all<T: Clone>(given: &[T], all: &[T]) -> Vec<T> {
     if given.is_empty() { all.to_vec() } else { given.to_vec() }
 }
 
-/// The sizes that are asked for, the smallest first.
-fn sizes(arguments: &Arguments) -> Result<Vec<u64>, Ending> {
+/// The sizes that are asked for, the smallest first. None is larger than the host can hold.
+fn sizes(arguments: &Arguments, largest_bytes: u64) -> Result<Vec<u64>, Ending> {
     let mut sizes = arguments.sizes.clone();
+    if let Some(size) = sizes.iter().find(|&&size| size > arguments.max_bytes) {
+        return Err(usage(format!("{size} is more than --max-bytes, {}", arguments.max_bytes)));
+    }
+    if let Some(size) = sizes.iter().find(|size| size.0 > largest_bytes) {
+        let largest = Size(largest_bytes >> 20 << 20);
+        return Err(usage(format!("{size} is more than the host can hold for copies now, {largest}")));
+    }
     if sizes.is_empty() {
         sizes = size::usual(arguments.max_bytes);
-    } else if let Some(size) = sizes.iter().find(|&&size| size > arguments.max_bytes) {
-        return Err(usage(format!("{size} is more than --max-bytes, {}", arguments.max_bytes)));
+        sizes.retain(|size| size.0 <= largest_bytes);
     }
     sizes.sort_unstable();
     sizes.dedup();
@@ -432,7 +439,13 @@ mod tests {
 
     #[test]
     fn sizes_end_at_the_largest() {
-        let sizes = |words: &[&str]| sizes(&parsed(words).unwrap());
+        let sizes = |words: &[&str]| sizes(&parsed(words).unwrap(), 256 << 20);
+        assert_eq!(sizes(&[]).unwrap().last(), Some(&(256 << 20)));
+        let too_much = sizes(&["--sizes", "512M"]).unwrap_err();
+        assert!(
+            too_much.code == ending::USAGE && too_much.reason.contains("the host can hold"),
+            "{too_much}"
+        );
         assert_eq!(sizes(&["--max-bytes", "64K"]), Ok(vec![4096, 16 << 10, 64 << 10]));
         assert_eq!(sizes(&["--sizes", "1M,4K,1M"]), Ok(vec![4096, 1 << 20]));
         let beyond = sizes(&["--sizes", "2G"]).unwrap_err();

@@ -69,8 +69,8 @@ impl Matrix<'_> {
         writeln!(out, "\nlargest copies in GB/s, by the fastest way that was right; rows lend")?;
         for importers in importers.chunks(ACROSS) {
             write!(out, "{:<12} {:<5}", "", "")?;
-            importers.iter().try_for_each(|name| write!(out, "  {name:<18}"))?;
-            writeln!(out)?;
+            let names: String = importers.iter().map(|name| format!("  {name:<18}")).collect();
+            writeln!(out, "{}", names.trim_end())?;
             for lender in &lenders {
                 let mut name = *lender;
                 for direction in [Direction::Read, Direction::Write, Direction::Both] {
@@ -80,11 +80,10 @@ impl Matrix<'_> {
                         continue;
                     }
                     write!(out, "{name:<12} {direction:<5}")?;
-                    for cell in cells {
-                        let (text, is_wrong) = cell.unwrap_or_default();
-                        write!(out, "  {}", self.red(&format!("{text:<18}"), is_wrong))?;
-                    }
-                    writeln!(out)?;
+                    let cells: String = (cells.into_iter().map(Option::unwrap_or_default))
+                        .map(|(text, is_wrong)| format!("  {}", self.red(&format!("{text:<18}"), is_wrong)))
+                        .collect();
+                    writeln!(out, "{}", cells.trim_end())?;
                     name = "";
                 }
             }
@@ -131,7 +130,7 @@ impl Matrix<'_> {
                 if index == 0 {
                     writeln!(
                         out,
-                        " {:<12} {:<13} {:<5} {:>7} {:>10} {:<13} {:>7}",
+                        " {:<12} {:<14} {:<5} {:>7} {:>9} {:<13} {:>7}",
                         "path", "engine", "way", "size", "median", " p10-p90", "link"
                     )?;
                 }
@@ -146,10 +145,10 @@ impl Matrix<'_> {
             };
             let size = Size(what.size_bytes).to_string();
             // Names can be as long as drivers like.
-            let engine: String = what.engine.chars().take(13).collect();
+            let engine: String = what.engine.chars().take(14).collect();
             writeln!(
                 out,
-                " {:<12} {engine:<13} {:<5} {size:>7} {value:>10} {range:<13} {shares:>7} {}",
+                " {:<12} {engine:<14} {:<5} {size:>7} {value:>9} {range:<13} {shares:>7} {}",
                 what.path,
                 what.direction,
                 self.red(verdict, is_wrong)
