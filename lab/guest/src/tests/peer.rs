@@ -19,7 +19,7 @@ pub const TESTS: &[Test] = &[
     Test::of_models("peer/64-mib-both-ways-by-iommufd", both_ways_by_iommufd),
     Test::of_models("peer/64-mib-both-ways-by-type1", both_ways_by_type1),
     Test::of_models("peer/several-ranges-by-type1", several_ranges_by_type1),
-    Test::of_models("peer/several-ranges-are-refused-by-iommufd", several_ranges_by_iommufd),
+    Test::of_models("peer/several-ranges-are-refused-by-iommufd-and-copied", several_ranges_by_iommufd),
     Test::of_models("peer/type1-import-is-freed-before-a-reset", type1_import_is_freed_before_a_reset),
     Test::of_models("peer/iommufd-import-dies-with-a-reset", iommufd_import_dies_with_a_reset),
     Test::of_models("peer/engine-errors-are-told", engine_errors_are_told),
@@ -146,10 +146,12 @@ fn several_ranges_by_type1(guest: &Guest) -> Verdict {
 }
 
 fn several_ranges_by_iommufd(guest: &Guest) -> Verdict {
-    let error =
-        Pair::new(guest, Interface::Cdev, &several()).err().context("an iommufd mapped several ranges")?;
-    let Some(ours) = error.downcast_ref::<peervram::Error>() else { return Err(error) };
-    ensure!(ours.kind() == Kind::Unsupported && ours.to_string().contains("one range only"), "{ours}");
+    let pair = Pair::new(guest, Interface::Cdev, &several())?;
+    let refused = pair.attachment.refused();
+    let (_, error) =
+        refused.iter().find(|(path, _)| *path == Path::Peer).context("an iommufd mapped several ranges")?;
+    ensure!(error.kind() == Kind::Unsupported && error.to_string().contains("one range only"), "{error}");
+    ensure!(pair.attachment.path() == Path::Staged, "the path is {}", pair.attachment.path());
     Ok(())
 }
 
