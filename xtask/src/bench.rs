@@ -104,7 +104,7 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
         let files = peer_copy::Files { json: arguments.json.clone(), html: arguments.html.clone() };
         let steps = Steps::default();
         let lab = lab::open(&arguments.setup, &steps)?;
-        peer_copy::run(&lab, &files, &peer_copy::usual())?;
+        peer_copy::run(&lab, &files, peer_copy::Extent::Usual)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(file) = &arguments.json {

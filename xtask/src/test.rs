@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             add(&mut counts, sample::run_all(lab)?);
             println!("\npeer-copy");
             let no_files = peer_copy::Files::default();
-            add(&mut counts, one(report(peer_copy::run(lab, &no_files, &peer_copy::quick()))));
+            add(&mut counts, one(report(peer_copy::run(lab, &no_files, peer_copy::Extent::Quick))));
             println!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);

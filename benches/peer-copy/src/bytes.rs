@@ -61,7 +61,7 @@ impl Bytes {
     /// # Errors
     /// It is larger than the largest copy.
     pub fn sent(&self, round: u64, length_bytes: u64) -> Result<HostSlice> {
-        self.page_slice(round % ROUNDS, length_bytes)
+        self.at_page(round % ROUNDS, length_bytes)
     }
 
     /// What destinations are filled with before it.
@@ -69,10 +69,10 @@ impl Bytes {
     /// # Errors
     /// As [`Bytes::sent`].
     pub fn poison(&self, round: u64, length_bytes: u64) -> Result<HostSlice> {
-        self.page_slice(ROUNDS + round % ROUNDS, length_bytes)
+        self.at_page(ROUNDS + round % ROUNDS, length_bytes)
     }
 
-    fn page_slice(&self, page: u64, length_bytes: u64) -> Result<HostSlice> {
+    fn at_page(&self, page: u64, length_bytes: u64) -> Result<HostSlice> {
         HostSlice::new(Arc::clone(&self.words), (page * SHIFT_BYTES) as usize, length_bytes as usize)
     }
 

@@ -295,6 +295,9 @@ fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::record::tests::example;
+    use std::fs;
+    use std::io::{self, Write as _};
+    use std::process::Command;
 
     /// Whether every tag that is opened is closed, in order.
     fn is_balanced(html: &str) -> Result<(), String> {
@@ -361,5 +364,29 @@ mod tests {
         let html = page(&example());
         assert!(html.contains("a &lt;GPU&gt; &amp; more"));
         assert!(!html.contains("<GPU>"));
+    }
+
+    #[test]
+    fn a_browser_draws_it() {
+        const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
+        let folder = tempfile::tempdir().unwrap();
+        let (html, picture) = (folder.path().join("page.html"), folder.path().join("page.png"));
+        fs::write(&html, page(&example())).unwrap();
+        let draw = |browser: &str| {
+            Command::new(browser)
+                .args(["--headless", "--no-sandbox", "--disable-gpu"])
+                .arg(format!("--user-data-dir={}", folder.path().display()))
+                .arg(format!("--screenshot={}", picture.display()))
+                .arg(&html)
+                .output()
+        };
+        match BROWSERS.iter().find_map(|browser| draw(browser).ok()) {
+            Some(output) => {
+                let drawn = fs::read(&picture).unwrap_or_default();
+                assert!(output.status.success() && drawn.starts_with(b"\x89PNG"), "{output:?}");
+            }
+            // Not by `eprintln`, which the test harness swallows.
+            None => writeln!(io::stderr(), "skipped: a_browser_draws_it: no browser is installed").unwrap(),
+        }
     }
 }
