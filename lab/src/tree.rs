@@ -1,6 +1,6 @@
 //! A tree of bridges and functions below one or more host bridges: data, and QEMU's words for it.
 //!
-//! ```ignore
+//! ```text
 //! const TREE: &[RootBus] = &[
 //!     root_bus(0x00, &[root_port(2, 0, &[switch(&[port(0, &[function(0, 0)]), acs_port(1, &[function(0, 0)])])])]),
 //!     root_bus(0x40, &[function(1, 0)]),
