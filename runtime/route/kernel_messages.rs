@@ -60,13 +60,20 @@ impl KernelMessages {
     /// What was said of this pair, the oldest first, repetitions left out.
     pub fn about(&self, provider: PciAddress, client: PciAddress) -> Vec<&str> {
         let (provider, client) = (provider.to_string(), client.to_string());
-        let is_about = |line: &&str| {
-            let names_client = line.contains(&format!("{client}:"));
-            names_client && (line.contains(&provider) || line.contains("to disable ACS redirect"))
-        };
         let mut said: Vec<&str> = Vec::new();
-        for line in self.lines.iter().map(String::as_str).filter(is_about) {
-            if !said.contains(&line) {
+        // The parameter to add is said of the pair that the line before names, and names the client alone.
+        let mut names_pair = false;
+        for line in self.lines.iter().map(String::as_str) {
+            if !line.contains(&format!("{client}:")) {
+                continue;
+            }
+            let is_hint = line.contains("to disable ACS redirect");
+            if !is_hint {
+                names_pair = line.contains(&provider);
+            }
+            if names_pair {
+                // Said again, it stands where it was said last.
+                said.retain(|before| *before != line);
                 said.push(line);
             }
         }
@@ -121,12 +128,19 @@ mod tests {
     fn what_was_said_of_a_pair_is_found() {
         const REFUSED: &str = "virtio-pci 0000:02:00.0: cannot be used for peer-to-peer DMA as the client and provider \
                                (0000:01:00.0) do not share an upstream bridge or whitelisted host bridge";
+        const SET: &str =
+            "virtio-pci 0000:02:00.0: ACS redirect is set between the client and provider (0000:01:00.0)";
         const HINT: &str = "virtio-pci 0000:02:00.0: to disable ACS redirect for this path, add the kernel \
                             parameter: pci=disable_acs_redir=0000:00:02.0";
+        // Of the same client and another provider.
+        let others =
+            format!("{SET}\n{HINT}").replace("0000:01:00.0", "0000:03:00.0").replace("00:02.0", "00:03.0");
+        let said = [SET, HINT, REFUSED].join("\n");
         let messages =
-            KernelMessages::in_text(&format!("pci 0000:02:00.0: BAR 0\n{REFUSED}\n{HINT}\n{REFUSED}"));
+            KernelMessages::in_text(&format!("pci 0000:02:00.0: BAR 0\n{said}\n{others}\n{said}\n{others}"));
         let (a, b, c) = (address("01:00.0"), address("02:00.0"), address("03:00.0"));
-        assert_eq!(messages.about(a, b), [REFUSED, HINT]);
+        assert_eq!(messages.about(a, b), [SET, HINT, REFUSED]);
+        assert_eq!(messages.about(c, b), others.lines().collect::<Vec<_>>());
         assert!(messages.refused(a, b) && !messages.refused(b, a) && !messages.refused(a, c));
         assert!(messages.about(c, a).is_empty());
     }

@@ -178,7 +178,8 @@ fn acs_parameter_printed(guest: &Guest) -> Verdict {
     ensure!(fix.groups.as_ref().is_some_and(|groups| groups.now.len() > groups.then.len()), "{fix:?}");
     // The kernel names the same ports, by their addresses of this boot.
     ensure!(route.messages.iter().any(|line| line.contains("ACS redirect is set")), "{:?}", route.messages);
-    let hint = route.messages.iter().find(|line| line.contains("pci=disable_acs_redir="));
+    // The last time: it has said so of other ports, where a test before this one set other bits.
+    let hint = route.messages.iter().rfind(|line| line.contains("pci=disable_acs_redir="));
     let ports = route.verdict.as_ref().map(|verdict| verdict.redirects.clone()).unwrap_or_default();
     let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
     let named = format!("pci=disable_acs_redir={}", ports.join(";"));
