@@ -54,7 +54,9 @@ impl Fingerprint {
     /// Of the machine now, of the two devices, and of what lies between them. Devices that are not on the PCI
     /// bus have nothing to tell. `driver` is what is known of the importer's user-space driver.
     pub fn now(lender: Option<PciAddress>, importer: Option<PciAddress>, driver: Option<String>) -> Self {
-        match Topology::read() {
+        let devices: Vec<PciAddress> = lender.into_iter().chain(importer).collect();
+        // The ways up are enough; the whole tree says which device is gone.
+        match Topology::read_above(&devices).or_else(|_| Topology::read()) {
             Ok(topology) => Self::of(&topology, lender, importer, driver),
             // A machine without a PCI bus has a kernel all the same.
             Err(_) => {
