@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::model::Model;
 use crate::progress::Progress;
 use crate::qemu::Qemu;
-use crate::root::Root;
+use crate::root::{Purpose, Root};
 use crate::vm::Vm;
 use crate::{grace, holder, initrd, wire};
 
@@ -37,7 +37,7 @@ pub struct Lab<'a> {
 impl<'a> Lab<'a> {
     /// Opens the lab, making the private root if it is not there.
     pub fn open(programs: Programs, progress: &'a dyn Progress) -> Result<Lab<'a>> {
-        let root = Root::open(progress)?;
+        let root = Root::open(progress, Purpose::Lab)?;
         root.output(Folder::new()?.path(), &["true"])
             .context("a mount namespace is refused: run as root, or where user namespaces are allowed")?;
         Ok(Lab { root, programs, progress })
@@ -46,6 +46,11 @@ impl<'a> Lab<'a> {
     /// The private root's place on the host.
     pub fn root(&self) -> &Path {
         self.root.folder()
+    }
+
+    /// Who is told of what takes long.
+    pub fn progress(&self) -> &'a dyn Progress {
+        self.progress
     }
 
     /// The programs that it was opened with.

@@ -9,8 +9,9 @@
 //!     Vm::screendump
 //! ```
 //!
-//! [`suite`] runs many tests on many machines and [`report`] tells about it.
+//! [`browser`] looks at a page that was made here. [`suite`] runs many tests on many machines and [`report`] tells about it.
 
+pub mod browser;
 pub mod cache;
 pub mod change;
 mod cpio;

@@ -1,5 +1,5 @@
 //! The private root: a small Debian in the user's cache folder with QEMU, Mesa, busybox and what
-//! it takes to build a kernel.
+//! it takes to build a kernel. And a second one with a browser, made only when a page is looked at.
 //!
 //! QEMU runs in it, apt fetches kernels in it, gcc builds them in it, and the guest mounts it read-only as its own
 //! userland. Nothing is installed on the host. mmdebstrap makes it, from the archive that the
@@ -15,7 +15,32 @@ use crate::{cache, host};
 
 const SUITE: &str = "trixie";
 
-const PACKAGES: &[&str] = &[
+/// What a root is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Virtual machines, their kernels, and the userland of their guests.
+    Lab,
+    /// A browser without a screen. Its programs have no network.
+    Browser,
+}
+
+impl Purpose {
+    fn packages(self) -> &'static [&'static str] {
+        match self {
+            Self::Lab => OF_THE_LAB,
+            Self::Browser => &["chromium-headless-shell", "fonts-liberation"],
+        }
+    }
+
+    fn about(self) -> &'static str {
+        match self {
+            Self::Lab => "making the private root (Debian, QEMU, Mesa, gcc; about a minute)",
+            Self::Browser => "making the browser's private root (Debian, Chromium; about a minute)",
+        }
+    }
+}
+
+const OF_THE_LAB: &[&str] = &[
     "bc",
     "bison",
     "busybox-static",
@@ -73,21 +98,19 @@ const ENTER: &str = include_str!("enter.sh");
 #[derive(Clone, Debug)]
 pub struct Root {
     folder: PathBuf,
+    purpose: Purpose,
 }
 
 impl Root {
     /// The root, made if it does not exist or its recipe changed.
-    pub fn open(progress: &dyn Progress) -> Result<Root> {
+    pub fn open(progress: &dyn Progress, purpose: Purpose) -> Result<Root> {
         let mut recipe = vec![SUITE, BACKPORTS_HOOK];
-        recipe.extend(PACKAGES);
+        recipe.extend(purpose.packages());
         recipe.extend(OPTIONS);
         let name = format!("root-{}", cache::key(&recipe));
-        let folder = cache::entry(&name, |draft| {
-            step(progress, "making the private root (Debian, QEMU, Mesa, gcc; about a minute)", || {
-                make(draft)
-            })
-        })?;
-        Ok(Root { folder: folder.join("root") })
+        let folder =
+            cache::entry(&name, |draft| step(progress, purpose.about(), || make(draft, purpose.packages())))?;
+        Ok(Root { folder: folder.join("root"), purpose })
     }
 
     /// Where it lies on the host.
@@ -100,6 +123,9 @@ impl Root {
     pub fn command(&self, shared: &Path, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.arg("--mount");
+        if self.purpose == Purpose::Browser {
+            command.arg("--net");
+        }
         if !host::is_root() {
             command.args(["--user", "--map-root-user"]);
         }
@@ -142,14 +168,14 @@ impl Root {
 
 /// mmdebstrap writes an archive and tar unpacks it: as root and without, the same way, and every
 /// file belongs to the caller.
-fn make(draft: &Path) -> Result<()> {
+fn make(draft: &Path, packages: &[&str]) -> Result<()> {
     let folder = draft.join("root");
     fs::create_dir(&folder)?;
     let log = draft.join("mmdebstrap.log");
 
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap.args(OPTIONS).arg(BACKPORTS_HOOK);
-    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    mmdebstrap.arg(format!("--include={}", packages.join(",")));
     mmdebstrap.args(proxy_options());
     mmdebstrap.args([SUITE, "-"]).args(host::debian_mirror());
     if host::is_root() {
