@@ -4,8 +4,12 @@
 
 use std::io::{self, Write};
 
+use crate::matrix::wrapped;
 use crate::record::{Figure, Record, Verdict};
 use crate::size::Size;
+
+/// What a line takes; in less, names stand above their figures.
+const LINE_WIDTH: usize = 80;
 
 /// Figures of the same copies, before and now.
 #[derive(Debug)]
@@ -41,12 +45,16 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    /// Prints a line for each.
+    /// Prints a line for each, for a terminal of `width` columns.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn print(&self, name: &str, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "\ncompared with {name}: bandwidth before and now, GB/s")?;
+    pub fn print(&self, name: &str, width: usize, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out)?;
+        let say = |out: &mut dyn Write, text: &str| {
+            wrapped(text, width).iter().try_for_each(|line| writeln!(out, "{line}"))
+        };
+        say(out, &format!("compared with {name}: bandwidth before and now, GB/s"))?;
         for (before, now) in &self.pairs {
             let what = &now.what;
             let change = match change(before, now) {
@@ -58,18 +66,17 @@ impl<'a> Comparison<'a> {
             let (then, today) = (before.bytes_per_s / 1e9, now.bytes_per_s / 1e9);
             let ends = format!("{} {}", what.lender, what.importer);
             let how = format!("{} {}", what.path, what.direction);
-            writeln!(
-                out,
-                "{ends:<27} {how:<18} {:>7} {then:>7.3} {today:>7.3} {change}",
-                Size(what.size_bytes).to_string(),
-            )?;
+            let size = Size(what.size_bytes).to_string();
+            if width < LINE_WIDTH {
+                say(out, &format!("{ends} {how}"))?;
+                writeln!(out, "  {size:>7} {then:>7.3} {today:>7.3} {change}")?;
+            } else {
+                writeln!(out, "{ends:<27} {how:<18} {size:>7} {then:>7.3} {today:>7.3} {change}")?;
+            }
         }
         if self.only_before + self.only_now > 0 {
-            writeln!(
-                out,
-                "not compared: {} that only {name} has, {} that it has not",
-                self.only_before, self.only_now
-            )?;
+            let (before, now) = (self.only_before, self.only_now);
+            say(out, &format!("not compared: {before} that only {name} has, {now} that it has not"))?;
         }
         Ok(())
     }
@@ -123,10 +130,13 @@ mod tests {
         let (before, mut now) = (example(), example());
         now.figures[0].what.size_bytes = 8192;
         let comparison = Comparison::new(&before, &now);
-        let mut out = Vec::new();
-        comparison.print("before", &mut out).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("1 that only before has, 1 that it has not"), "{text}");
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        for width in [40, 80, 200] {
+            let mut out = Vec::new();
+            comparison.print("before", width, &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            let words: Vec<&str> = text.split_whitespace().collect();
+            assert!(words.join(" ").contains("1 that only before has, 1 that it has not"), "{text}");
+            assert!(text.lines().all(|line| line.chars().count() <= width), "{text}");
+        }
     }
 }

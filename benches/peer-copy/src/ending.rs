@@ -1,6 +1,7 @@
 //! `Ending`: an error that decides the exit code.
 
 use std::fmt;
+use std::path::Path;
 
 /// Something was tried and went wrong, or bytes were wrong.
 pub const FAILED: u8 = 1;
@@ -16,6 +17,13 @@ pub struct Ending {
     pub code: u8,
     /// What to say.
     pub reason: String,
+}
+
+impl Ending {
+    /// Says which file it is of.
+    pub fn of_file(self, file: &Path) -> Ending {
+        Ending { reason: format!("{}: {self}", file.display()), ..self }
+    }
 }
 
 impl fmt::Display for Ending {

@@ -7,6 +7,7 @@
 
 mod attached;
 mod bytes;
+mod clocks;
 mod comparison;
 mod driver;
 mod ending;
@@ -31,7 +32,7 @@ mod spread;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZero;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -42,6 +43,7 @@ use peervram::backends::topology::{Reading, Topology};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use bytes::Bytes;
+use clocks::CpuClock;
 use comparison::Comparison;
 use ending::{Ending, FAILED, cannot, usage};
 use matrix::Matrix;
@@ -142,6 +144,9 @@ struct Arguments {
     /// Only check that a file is a record of this program's version
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
+    /// Print and draw a record that was written before, and measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["check", "list", "save"])]
+    show: Option<PathBuf>,
     /// Print the schema of records
     #[arg(long)]
     schema: bool,
@@ -170,10 +175,13 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         out.write_all(schema::TEXT.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
+    let of_file = |file: &PathBuf| {
+        let text = fs::read_to_string(file);
+        let text = text.map_err(|error| usage(format!("reading {}: {error}", file.display())))?;
+        saved::parse(&text).map_err(|ending| ending.of_file(file))
+    };
     if let Some(file) = &arguments.check {
-        let text = fs::read_to_string(file)
-            .map_err(|error| usage(format!("reading {}: {error}", file.display())))?;
-        let record = saved::parse(&text)?;
+        let record = of_file(file)?;
         writeln!(out, "a record of version {VERSION}: {} figures", record.figures.len())?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -183,6 +191,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(name) => Some((name, saved.as_ref().map_err(|error| usage(error.to_string()))?.read(name)?)),
         None => None,
     };
+    if let Some(file) = &arguments.show {
+        return finish(arguments, &of_file(file)?, saved, before, &mut out);
+    }
     let sizes_bytes = sizes(arguments, memory::largest_copy_bytes())?;
     let pinned = arguments.pin.map(pin).transpose()?;
 
@@ -236,6 +247,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut say = |what: &str| eprintln!("peer-copy: {what}");
     Measure::new(&wish, bytes, topology, &mut record, &mut say).pairs(&lenders, &importers);
     drop((lenders, importers));
+    read_clocks(&places, &mut record);
     drop(places);
     finish(arguments, &record, saved, before, &mut out)
 }
@@ -249,11 +261,12 @@ fn finish(
     out: &mut dyn Write,
 ) -> Result<ExitCode> {
     let json = serde_json::to_string_pretty(record)?;
+    let width = terminal_width();
     if arguments.json {
         writeln!(out, "{json}")?;
     } else {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Matrix { record, colour, every_size: arguments.every_size }.print(out)?;
+        Matrix { record, colour, every_size: arguments.every_size, width }.print(out)?;
     }
     let write = |file: &PathBuf, text: &str| {
         fs::write(file, text).with_context(|| format!("writing {}", file.display()))
@@ -269,7 +282,7 @@ fn finish(
         eprintln!("peer-copy: kept as {}", file.display());
     }
     if let (Some((name, before)), false) = (before, arguments.json) {
-        Comparison::new(&before, record).print(name, out)?;
+        Comparison::new(&before, record).print(name, width, out)?;
     }
     let is_over = record.overheads.iter().any(|overhead| overhead.ratio < OVERHEAD_LIMIT);
     if record.has_failed() {
@@ -285,6 +298,12 @@ fn finish(
         return Err(cannot(format!("{why}; `peer-copy --list` shows what there is")).into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The terminal's columns. What is no terminal, or does not know, has the usual ones.
+fn terminal_width() -> usize {
+    let columns = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+    if columns == 0 { matrix::USUAL_WIDTH } else { columns.max(matrix::LEAST_WIDTH) }
 }
 
 fn or_all<T: Clone>(given: &[T], all: &[T]) -> Vec<T> {
@@ -373,6 +392,15 @@ fn open_all(
     }
 }
 
+/// What copies left the clocks at.
+fn read_clocks(places: &[Place], record: &mut Record) {
+    let sysfs = Path::new(clocks::SYSFS);
+    record.machine.cpu_clock = clocks::of_cpu(sysfs, record.machine.pinned_cpu);
+    for (of_record, place) in record.places.iter_mut().zip(places) {
+        of_record.clocks = place.address.map(|address| clocks::of_gpu(sysfs, address)).unwrap_or_default();
+    }
+}
+
 /// The PCI tree, if it can be read; without it no limits are known.
 fn read_topology(record: &mut Record) -> Option<Topology> {
     match Topology::read() {
@@ -400,6 +428,7 @@ fn new_record(pinned_cpu: Option<usize>, verified: bool) -> Record {
             processor: None,
             cpus: std::thread::available_parallelism().map_or(1, NonZero::get),
             pinned_cpu,
+            cpu_clock: CpuClock::default(),
             unread: Vec::new(),
         },
         verified,

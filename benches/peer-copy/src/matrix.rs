@@ -1,14 +1,23 @@
-//! `Matrix`: a record on a terminal, in 80 columns. Colour says nothing that words do not.
+//! `Matrix`: a record on a terminal, as wide as that is, from 40 columns on. Colour says nothing that words do not.
 
 use std::io::{self, Write};
 
-use crate::record::{Direction, Figure, Record, Verdict};
+use crate::record::{Direction, Figure, Machine, Record, Verdict, What};
 use crate::size::Size;
 
-/// Importers beside each other.
-const ACROSS: usize = 3;
-/// The columns of a terminal that nobody made wider.
-const WIDTH: usize = 80;
+/// Copies below are shown by their time, others by their bandwidth.
+pub const SMALL_BYTES: u64 = 1 << 20;
+/// The columns of a terminal that does not tell.
+pub const USUAL_WIDTH: usize = 80;
+/// Below, lines would break whatever is done.
+pub const LEAST_WIDTH: usize = 40;
+/// What a line of figures takes; in less, names stand above their figures.
+const LINE_WIDTH: usize = 80;
+/// Longer lines of text are hard to read.
+const TEXT_WIDTH: usize = 110;
+/// The matrix's columns: who lends and which way, and each importer.
+const LENDER_WIDTH: usize = 18;
+const IMPORTER_WIDTH: usize = 20;
 
 /// A record, to be printed.
 pub struct Matrix<'a> {
@@ -18,6 +27,66 @@ pub struct Matrix<'a> {
     pub colour: bool,
     /// A line for each size, rather than for the smallest and the largest.
     pub every_size: bool,
+    /// The terminal's columns, at least [`LEAST_WIDTH`].
+    pub width: usize,
+}
+
+/// The fastest of a pair's largest copies, or one that was wrong.
+pub struct Cell<'a> {
+    /// How fast.
+    pub bytes_per_s: f64,
+    /// By which path.
+    pub path: &'a str,
+    /// How large they are.
+    pub size_bytes: u64,
+    /// Whether any of the pair's bytes were wrong; then it is of those.
+    pub is_wrong: bool,
+}
+
+/// Who lent and who copied, in the order of the places.
+pub fn ends(record: &Record) -> (Vec<&str>, Vec<&str>) {
+    let names = || record.places.iter().map(|place| place.name.as_str());
+    let any = |is_so: &dyn Fn(&What) -> bool| record.figures.iter().any(|figure| is_so(&figure.what));
+    (
+        names().filter(|name| any(&|what| what.lender == *name)).collect(),
+        names().filter(|name| any(&|what| what.importer == *name)).collect(),
+    )
+}
+
+/// What is said of a pair in one direction.
+pub fn cell<'a>(record: &'a Record, lender: &str, importer: &str, direction: Direction) -> Option<Cell<'a>> {
+    let is_it = |figure: &&Figure| {
+        let what = &figure.what;
+        what.lender == lender && what.importer == importer && what.direction == direction
+    };
+    let of_pair: Vec<&Figure> = record.figures.iter().filter(is_it).collect();
+    let wrong = of_pair.iter().find(|figure| figure.verdict == Verdict::Wrong);
+    let largest = of_pair.iter().map(|figure| figure.what.size_bytes).max()?;
+    let of_largest = of_pair.iter().filter(|figure| figure.what.size_bytes == largest);
+    let best = of_largest.max_by(|one, other| one.bytes_per_s.total_cmp(&other.bytes_per_s))?;
+    let shown = wrong.unwrap_or(best);
+    Some(Cell {
+        bytes_per_s: shown.bytes_per_s,
+        path: &shown.what.path,
+        size_bytes: shown.what.size_bytes,
+        is_wrong: wrong.is_some(),
+    })
+}
+
+/// "AMD EPYC, 64 CPUs, pinned to CPU 3".
+pub fn cpus(machine: &Machine) -> String {
+    let name = machine.processor.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+    let pinned = machine.pinned_cpu.map(|cpu| format!(", pinned to CPU {cpu}")).unwrap_or_default();
+    let plural = if machine.cpus == 1 { "" } else { "s" };
+    format!("{name}{} CPU{plural}{pinned}", machine.cpus)
+}
+
+/// How many of its copies lie outside, and the first of them.
+pub fn outliers(figure: &Figure) -> String {
+    let spread = figure.best_time();
+    let named: Vec<String> =
+        (spread.outliers.iter()).map(|one| format!("no. {} {:.1} us", one.number, one.ns / 1e3)).collect();
+    format!("{} of {}: {}", spread.outlier_count, spread.count, named.join(", "))
 }
 
 impl Matrix<'_> {
@@ -32,16 +101,26 @@ impl Matrix<'_> {
         self.rest(out)
     }
 
+    /// Text that may be broken.
+    fn text_width(&self) -> usize {
+        self.width.min(TEXT_WIDTH)
+    }
+
     fn places(&self, out: &mut dyn Write) -> io::Result<()> {
         let machine = &self.record.machine;
-        let pinned = machine.pinned_cpu.map(|cpu| format!(", pinned to CPU {cpu}")).unwrap_or_default();
-        writeln!(out, "Linux {}, {} CPUs{pinned}", machine.kernel, machine.cpus)?;
+        let mut lines = vec![format!("Linux {}, {}", machine.kernel, cpus(machine))];
+        lines.extend(machine.cpu_clock.text().map(|clock| format!("CPU clock: {clock}")));
+        let lines = lines.iter().flat_map(|line| wrapped(line, self.text_width()));
+        lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))?;
         for place in &self.record.places {
             let node = place.numa_node.map_or("no NUMA node".to_owned(), |node| format!("NUMA node {node}"));
             let engines =
                 if place.engines.is_empty() { "no engine".to_owned() } else { place.engines.join(", ") };
-            let text = format!("{}; {node}; {engines}", place.about);
-            for (number, line) in wrapped(&text, WIDTH - 15).into_iter().enumerate() {
+            let mut text = format!("{}; {node}; {engines}", place.about);
+            for clock in &place.clocks {
+                text.push_str(&format!("; {}", clock.text()));
+            }
+            for (number, line) in wrapped(&text, self.text_width() - 15).into_iter().enumerate() {
                 let name = if number == 0 { place.name.as_str() } else { "" };
                 writeln!(out, "  {name:<12} {line}")?;
             }
@@ -51,37 +130,38 @@ impl Matrix<'_> {
 
     /// The largest copies of each pair, by the fastest way whose bytes were right.
     fn matrix(&self, out: &mut dyn Write) -> io::Result<()> {
-        let figures = &self.record.figures;
-        let mut lenders: Vec<&str> = Vec::new();
-        let mut importers: Vec<&str> = Vec::new();
-        for figure in figures {
-            for (names, name) in
-                [(&mut lenders, &figure.what.lender), (&mut importers, &figure.what.importer)]
-            {
-                if !names.contains(&name.as_str()) {
-                    names.push(name);
-                }
-            }
-        }
-        if figures.is_empty() {
+        let (lenders, importers) = ends(self.record);
+        if lenders.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\nlargest copies in GB/s, by the fastest way that was right; rows lend")?;
-        for importers in importers.chunks(ACROSS) {
+        writeln!(out)?;
+        let title = "largest copies in GB/s, by the fastest way that was right; rows lend";
+        wrapped(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        let across = ((self.width.saturating_sub(LENDER_WIDTH)) / IMPORTER_WIDTH).max(1);
+        for importers in importers.chunks(across) {
             write!(out, "{:<12} {:<5}", "", "")?;
             let names: String = importers.iter().map(|name| format!("  {name:<18}")).collect();
             writeln!(out, "{}", names.trim_end())?;
             for lender in &lenders {
                 let mut name = *lender;
                 for direction in [Direction::Read, Direction::Write, Direction::Both] {
-                    let cells: Vec<Option<(String, bool)>> =
-                        importers.iter().map(|importer| self.cell(lender, importer, direction)).collect();
+                    let cells: Vec<Option<Cell>> = (importers.iter())
+                        .map(|importer| cell(self.record, lender, importer, direction))
+                        .collect();
                     if cells.iter().all(Option::is_none) {
                         continue;
                     }
                     write!(out, "{name:<12} {direction:<5}")?;
-                    let cells: String = (cells.into_iter().map(Option::unwrap_or_default))
-                        .map(|(text, is_wrong)| format!("  {}", self.red(&format!("{text:<18}"), is_wrong)))
+                    let text = |cell: &Cell| match cell.is_wrong {
+                        true => format!("WRONG {}", cell.path),
+                        false => format!("{:.3} {}", cell.bytes_per_s / 1e9, cell.path),
+                    };
+                    let cells: String = (cells.iter())
+                        .map(|cell| {
+                            let is_wrong = cell.as_ref().is_some_and(|cell| cell.is_wrong);
+                            let text = cell.as_ref().map(text).unwrap_or_default();
+                            format!("  {}", self.red(&format!("{text:<18}"), is_wrong))
+                        })
                         .collect();
                     writeln!(out, "{}", cells.trim_end())?;
                     name = "";
@@ -91,25 +171,13 @@ impl Matrix<'_> {
         Ok(())
     }
 
-    /// What is said of a pair, and whether any of its bytes were wrong.
-    fn cell(&self, lender: &str, importer: &str, direction: Direction) -> Option<(String, bool)> {
-        let is_it = |figure: &&Figure| {
-            let what = &figure.what;
-            what.lender == lender && what.importer == importer && what.direction == direction
-        };
-        let of_pair: Vec<&Figure> = self.record.figures.iter().filter(is_it).collect();
-        if let Some(wrong) = of_pair.iter().find(|figure| figure.verdict == Verdict::Wrong) {
-            return Some((format!("WRONG {}", wrong.what.path), true));
-        }
-        let largest = of_pair.iter().map(|figure| figure.what.size_bytes).max()?;
-        let of_largest = of_pair.iter().filter(|figure| figure.what.size_bytes == largest);
-        let best = of_largest.max_by(|one, other| one.bytes_per_s.total_cmp(&other.bytes_per_s))?;
-        Some((format!("{:.3} {}", best.bytes_per_s / 1e9, best.what.path), false))
-    }
-
     /// Small copies by their time, large ones by their bandwidth.
     fn lines(&self, out: &mut dyn Write) -> io::Result<()> {
+        let is_narrow = self.width < LINE_WIDTH;
+        // Names can be as long as drivers like.
+        let engine_width = (14 + self.width.saturating_sub(LINE_WIDTH)).min(40);
         let mut pair = (String::new(), String::new());
+        let mut way = String::new();
         for (index, figure) in self.record.figures.iter().enumerate() {
             let what = &figure.what;
             let is_same = |other: &&Figure| {
@@ -126,39 +194,49 @@ impl Matrix<'_> {
             }
             if pair != (what.lender.clone(), what.importer.clone()) {
                 pair = (what.lender.clone(), what.importer.clone());
+                way.clear();
                 writeln!(out, "\n{} lends, {} copies", pair.0, pair.1)?;
-                if index == 0 {
+                if index == 0 && !is_narrow {
                     writeln!(
                         out,
-                        " {:<12} {:<14} {:<5} {:>7} {:>9} {:<13} {:>7}",
+                        " {:<12} {:<engine_width$} {:<5} {:>7} {:>9} {:<13} {:>7}",
                         "path", "engine", "way", "size", "median", " p10-p90", "link"
                     )?;
                 }
             }
-            let is_small = what.size_bytes < 1 << 20;
-            let (value, range) = if is_small { time_text(figure) } else { bandwidth_text(figure) };
-            let shares = shares(figure);
+            let (value, range) =
+                if what.size_bytes < SMALL_BYTES { time_text(figure) } else { bandwidth_text(figure) };
             let verdict = match figure.verdict {
                 Verdict::Wrong => "WRONG",
                 Verdict::Right => "right",
                 Verdict::Unverified => "?",
             };
+            let verdict = self.red(verdict, is_wrong);
             let size = Size(what.size_bytes).to_string();
-            // Names can be as long as drivers like.
-            let engine: String = what.engine.chars().take(14).collect();
-            writeln!(
-                out,
-                " {:<12} {engine:<14} {:<5} {size:>7} {value:>9} {range:<13} {shares:>7} {}",
-                what.path,
-                what.direction,
-                self.red(verdict, is_wrong)
-            )?;
+            if is_narrow {
+                let this = format!("{}, {}, {}", what.path, what.engine, what.direction);
+                if way != this {
+                    wrapped(&this, self.width - 1).iter().try_for_each(|line| writeln!(out, " {line}"))?;
+                    way = this;
+                }
+                writeln!(out, "  {size:>7} {value:>9} {range:<13} {verdict}")?;
+            } else {
+                let engine: String = what.engine.chars().take(engine_width).collect();
+                writeln!(
+                    out,
+                    " {:<12} {engine:<engine_width$} {:<5} {size:>7} {value:>9} {range:<13} {:>7} {verdict}",
+                    what.path,
+                    what.direction,
+                    shares(figure),
+                )?;
+            }
             if let Some(wrong) = &figure.wrong {
                 let text = format!(
                     "{} of {} bytes wrong, first at {:#x}: {}",
                     wrong.wrong_bytes, wrong.of_bytes, wrong.first_wrong_bytes, wrong.looks_like
                 );
-                wrapped(&text, WIDTH - 6).iter().try_for_each(|line| writeln!(out, "      {line}"))?;
+                let lines = wrapped(&text, self.text_width() - 6);
+                lines.iter().try_for_each(|line| writeln!(out, "      {line}"))?;
             }
         }
         Ok(())
@@ -169,7 +247,9 @@ impl Matrix<'_> {
         let mut notes = Vec::new();
         let any = |is_so: fn(&Figure) -> bool| record.figures.iter().any(is_so);
         notes.push("GB/s are 10^9 bytes a second. Below 1 MiB a copy's time is shown.".to_owned());
-        if any(|figure| figure.link_share.is_some()) {
+        if self.width < LINE_WIDTH {
+            notes.push("Shares of the link are left out of so narrow a terminal.".to_owned());
+        } else if any(|figure| figure.link_share.is_some()) {
             notes.push(
                 "link: share of the raw link; after the stroke, of what writes can reach with the payloads (MPS) \
                  that are set."
@@ -203,7 +283,7 @@ impl Matrix<'_> {
         if !record.figures.is_empty() {
             writeln!(out)?;
             for note in notes {
-                wrapped(&note, WIDTH).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+                wrapped(&note, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
             }
         }
         self.outliers(out)?;
@@ -232,13 +312,7 @@ impl Matrix<'_> {
     fn outliers(&self, out: &mut dyn Write) -> io::Result<()> {
         let with: Vec<String> = (self.record.figures.iter())
             .filter(|figure| figure.best_time().outlier_count > 0)
-            .map(|figure| {
-                let spread = figure.best_time();
-                let named: Vec<String> = (spread.outliers.iter())
-                    .map(|one| format!("no. {} {:.1} us", one.number, one.ns / 1e3))
-                    .collect();
-                format!("{}: {} of {}: {}", figure.what, spread.outlier_count, spread.count, named.join(", "))
-            })
+            .map(|figure| format!("{}: {}", figure.what, outliers(figure)))
             .collect();
         if self.every_size || with.len() <= 4 {
             return self.list(out, "outliers", &with);
@@ -252,9 +326,10 @@ impl Matrix<'_> {
         if items.is_empty() {
             return Ok(());
         }
-        writeln!(out, "\n{title}")?;
+        writeln!(out)?;
+        wrapped(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
         for item in items {
-            wrapped(item, WIDTH - 4).iter().enumerate().try_for_each(|(number, line)| {
+            wrapped(item, self.text_width() - 4).iter().enumerate().try_for_each(|(number, line)| {
                 writeln!(out, "{}{line}", if number == 0 { "  " } else { "    " })
             })?;
         }
@@ -328,19 +403,42 @@ mod tests {
     use super::*;
     use crate::record::tests::example;
 
-    fn printed(record: &Record, colour: bool) -> String {
+    fn printed_in(width: usize, record: &Record, colour: bool) -> String {
         let mut out = Vec::new();
-        Matrix { record, colour, every_size: true }.print(&mut out).unwrap();
+        Matrix { record, colour, every_size: true, width }.print(&mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
+    fn printed(record: &Record, colour: bool) -> String {
+        printed_in(USUAL_WIDTH, record, colour)
+    }
+
     #[test]
-    fn it_fits_80_columns() {
-        let text = printed(&example(), false);
-        for line in text.lines() {
-            assert!(line.chars().count() <= WIDTH, "{line:?} has {}", line.chars().count());
+    fn it_fits_its_terminal() {
+        let mut record = example();
+        record.places[0].about = "a device whose driver has a long name ".repeat(4);
+        record.figures[1].what.engine = "an engine whose name is longer than any column".to_owned();
+        for width in [LEAST_WIDTH, 60, 79, USUAL_WIDTH, 200] {
+            let text = printed_in(width, &record, false);
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{line:?} has {} of {width}", line.chars().count());
+            }
+            assert!(text.contains("WRONG") && text.contains("26.844*"), "{text}");
+            assert!(!text.contains('\x1b'), "{text}");
         }
-        assert!(!text.contains('\x1b'), "{text}");
+    }
+
+    #[test]
+    fn clocks_are_shown_where_they_are_known() {
+        let words = |text: String| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let text = words(printed(&example(), false));
+        assert!(text.contains("CPU clock: governor performance, 3.40 GHz"), "{text}");
+        assert!(text.contains("sclk 800 MHz of 500 to"), "{text}");
+        let mut unknown = example();
+        unknown.machine.cpu_clock = Default::default();
+        unknown.places[0].clocks.clear();
+        let text = printed(&unknown, false);
+        assert!(!text.contains("CPU clock") && !text.contains("MHz"), "{text}");
     }
 
     #[test]

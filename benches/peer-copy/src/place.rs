@@ -210,6 +210,7 @@ fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
         numa_node: function.numa_node,
         lends_bytes: lent.length_bytes,
         engines,
+        clocks: Vec::new(),
     };
     let lends = Lending { owner, region, lent, lender: Some(Lender::new(device)) };
     Ok(Place { record, address: Some(function.address), imports, lends: Some(Box::new(lends)) })
@@ -228,6 +229,7 @@ fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
         numa_node: function.and_then(|function| function.numa_node),
         lends_bytes: 0,
         engines: imports.engine_names(),
+        clocks: Vec::new(),
     };
     Ok(Place { record, address, imports: Some(imports), lends: None })
 }
@@ -242,6 +244,7 @@ fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
         numa_node: None,
         lends_bytes: host_bytes,
         engines: vec!["CPU".into()],
+        clocks: Vec::new(),
     };
     let lends = Lending { owner: Arc::new(RawBytes), region, lent, lender: Some(Lender::new(memory)) };
     Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)) })

@@ -1,4 +1,4 @@
-//! `Record`: all that a run found, as `--json` writes it and `--save` keeps it. `schema/peer-copy-1.json` is its
+//! `Record`: all that a run found, as `--json` writes it and `--save` keeps it. `schema/peer-copy-2.json` is its
 //! schema, and `VERSION` that schema's version.
 
 use std::fmt;
@@ -7,13 +7,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Wrong;
+use crate::clocks::{Clock, CpuClock};
 use crate::link::Link;
 use crate::spread::Spread;
 
 /// What a record calls itself.
 pub const SCHEMA: &str = "peervram-peer-copy";
 /// Goes up when a field changes its meaning, comes or goes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,8 @@ pub struct Machine {
     pub cpus: usize,
     /// The one that everything ran on.
     pub pinned_cpu: Option<usize>,
+    /// That one's clock, or the range of all.
+    pub cpu_clock: CpuClock,
     /// What of the PCI tree could not be read, so that limits are missing.
     pub unread: Vec<String>,
 }
@@ -73,6 +76,8 @@ pub struct Place {
     pub lends_bytes: u64,
     /// Its engines: an owner's, or an importer's.
     pub engines: Vec<String>,
+    /// Its clocks when measuring ended, as its driver tells them; none where it does not.
+    pub clocks: Vec<Clock>,
 }
 
 /// A way that was not to be had.
@@ -320,6 +325,13 @@ pub mod tests {
                 processor: None,
                 cpus: 2,
                 pinned_cpu: Some(1),
+                cpu_clock: CpuClock {
+                    governor: Some("performance".into()),
+                    now_khz: Some(3_400_000),
+                    least_khz: None,
+                    most_khz: None,
+                    boost: Some(true),
+                },
                 unread: vec!["nothing <&>".into()],
             },
             verified: true,
@@ -331,6 +343,12 @@ pub mod tests {
                     numa_node: Some(0),
                     lends_bytes: 128 << 20,
                     engines: vec!["copy engine".into()],
+                    clocks: vec![Clock {
+                        name: "sclk".into(),
+                        now_mhz: Some(800),
+                        least_mhz: Some(500),
+                        most_mhz: Some(2100),
+                    }],
                 },
                 Place {
                     name: "0000:02:00.0".into(),
@@ -339,6 +357,7 @@ pub mod tests {
                     numa_node: None,
                     lends_bytes: 0,
                     engines: Vec::new(),
+                    clocks: Vec::new(),
                 },
             ],
             refused: vec![Refused {

@@ -58,8 +58,7 @@ impl Saved {
         let file = self.file(name)?;
         let text = fs::read_to_string(&file)
             .map_err(|error| usage(format!("no record {name:?}: {}: {error}", file.display())))?;
-        parse(&text)
-            .map_err(|ending| Ending { reason: format!("{}: {ending}", file.display()), ..ending }.into())
+        Ok(parse(&text).map_err(|ending| ending.of_file(&file))?)
     }
 
     fn file(&self, name: &str) -> Result<PathBuf> {
@@ -115,16 +114,16 @@ mod tests {
     #[test]
     fn another_version_is_refused_with_code_2() {
         let mut value = serde_json::to_value(example()).unwrap();
-        value["version"] = 2.into();
+        value["version"] = 1.into();
         value["something new"] = true.into();
         let ending = parse(&value.to_string()).unwrap_err();
         assert_eq!(ending.code, USAGE);
-        assert!(ending.reason.contains("schema version 2, and this program reads 1"), "{ending}");
+        assert!(ending.reason.contains("schema version 1, and this program reads 2"), "{ending}");
     }
 
     #[test]
     fn what_is_no_record_is_refused() {
-        for text in ["", "{", "[]", "{}", r#"{"schema":"peervram-peer-copy","version":1}"#] {
+        for text in ["", "{", "[]", "{}", r#"{"schema":"peervram-peer-copy","version":2}"#] {
             assert_eq!(parse(text).unwrap_err().code, USAGE, "{text}");
         }
     }

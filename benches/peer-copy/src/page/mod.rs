@@ -1,35 +1,23 @@
 //! `Page`: a record as one HTML file, with plots. Nothing is fetched, nothing is run: plots are SVG in the page, and
 //! light or dark is the reader's.
+//!
+//! What is wrong comes first, then the matrix, then a section for each pair. [`plot`] draws on an [`axis`]; `style.css`
+//! has the colours, which differ for eyes that cannot tell red from green, and each way has a mark beside its colour.
+
+mod axis;
+mod plot;
 
 use std::fmt::{self, Write};
 
-use crate::record::{Figure, Record, Verdict};
+use crate::matrix::{self, SMALL_BYTES};
+use crate::record::{Direction, Figure, Record, Verdict};
 use crate::size::Size;
+use axis::Axis;
+use plot::{Plot, Quantity};
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --back: #ffffff; --text: #1c1c1e; --faint: #6b6b70; --line: #d8d8dc;
-  --wrong: #c01c28; --s0: #1a6fd0; --s1: #b8560c; --s2: #1d7f45; --s3: #8a3ab9; --s4: #0f7c86; --s5: #a3195b; }
-@media (prefers-color-scheme: dark) { :root { --back: #17181a; --text: #e8e8ea; --faint: #a0a0a6; --line: #3a3b40;
-  --wrong: #ff7b72; --s0: #6cb2ff; --s1: #ffae66; --s2: #6fd492; --s3: #d3a0f5; --s4: #67d3dc; --s5: #ff8fc0; } }
-body { background: var(--back); color: var(--text); font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-p, figcaption { color: var(--faint); }
-figure { margin: 0; } svg { width: 100%; height: auto; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th.word, td.word { text-align: left; } td.wrong, .wrong { color: var(--wrong); font-weight: bold; }
-td.why { white-space: normal; text-align: left; }
-svg text { fill: var(--faint); font-size: 12px; } svg .grid { stroke: var(--line); stroke-width: 1; }
-svg .limit { stroke: var(--faint); stroke-dasharray: 5 4; }
-";
+const STYLE: &str = include_str!("style.css");
 
-const COLOURS: usize = 6;
-/// The plot's inside, in the SVG's own units.
-const LEFT: f64 = 64.0;
-const TOP: f64 = 12.0;
-const WIDTH: f64 = 620.0;
-const HEIGHT: f64 = 240.0;
+const DIRECTIONS: [Direction; 3] = [Direction::Read, Direction::Write, Direction::Both];
 
 /// The page.
 pub fn page(record: &Record) -> String {
@@ -45,41 +33,162 @@ fn write_page(html: &mut String, record: &Record) -> fmt::Result {
         html,
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>peer-copy</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>peer-copy</h1>\n\
-         <p>Linux {}, {} CPUs{}. Medians; bars from the tenth to the ninetieth percentile. {}</p>\n",
-        escaped(&machine.kernel),
-        machine.cpus,
-        machine.pinned_cpu.map(|cpu| format!(", pinned to CPU {cpu}")).unwrap_or_default(),
-        if record.verified { "Bytes were looked at." } else { "Nobody looked whether bytes arrived." },
+         <title>peer-copy</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>peer-copy</h1>\n"
     )?;
-    if record.has_failed() {
-        html.push_str("<p class=\"wrong\">Bytes were WRONG, or copies broke: see below.</p>\n");
+    let mut lines = vec![format!("Linux {}, {}", machine.kernel, matrix::cpus(machine))];
+    lines.extend(machine.cpu_clock.text().map(|clock| format!("CPU clock: {clock}")));
+    for line in lines {
+        writeln!(html, "<p>{}</p>", escaped(&line))?;
+    }
+    verdict(html, record)?;
+    if !record.figures.is_empty() {
+        overview(html, record)?;
     }
     places(html, record)?;
-    let mut pairs: Vec<(&str, &str)> = Vec::new();
+    let ways = ways(record);
+    legend(html, record, &ways)?;
+    for (lender, importer) in pairs(record) {
+        let is_it = |figure: &&Figure| figure.what.lender == lender && figure.what.importer == importer;
+        let figures: Vec<&Figure> = record.figures.iter().filter(is_it).collect();
+        pair(html, &figures, &ways)?;
+    }
+    rest(html, record)?;
+    html.push_str("</body>\n</html>\n");
+    Ok(())
+}
+
+/// Pairs in the order in which they were measured.
+fn pairs(record: &Record) -> Vec<(&str, &str)> {
+    let mut pairs = Vec::new();
     for figure in &record.figures {
         let pair = (figure.what.lender.as_str(), figure.what.importer.as_str());
         if !pairs.contains(&pair) {
             pairs.push(pair);
         }
     }
-    for (lender, importer) in pairs {
-        let figures: Vec<&Figure> = (record.figures.iter())
-            .filter(|figure| figure.what.lender == lender && figure.what.importer == importer)
-            .collect();
-        let (lender, importer) = (escaped(lender), escaped(importer));
-        writeln!(html, "<h2>{lender} lends, {importer} copies</h2>")?;
-        plot(html, &figures)?;
-        table(html, &figures)?;
+    pairs
+}
+
+/// A path and an engine, as they are drawn everywhere.
+struct Way<'a> {
+    path: &'a str,
+    engine: &'a str,
+    /// Of its mark.
+    number: usize,
+}
+
+impl Way<'_> {
+    fn is_of(&self, figure: &Figure) -> bool {
+        (self.path, self.engine) == (figure.what.path.as_str(), figure.what.engine.as_str())
     }
-    let refused: Vec<(String, &str)> = (record.refused.iter())
-        .map(|one| (format!("{} {} {}", one.lender, one.importer, one.path), one.why.as_str()))
-        .collect();
-    reasons(html, "Not measured", &refused)?;
-    let failed: Vec<(String, &str)> =
-        record.failed.iter().map(|one| (one.what.to_string(), one.why.as_str())).collect();
-    reasons(html, "Failed", &failed)?;
-    html.push_str("</body>\n</html>\n");
+}
+
+/// Paths and engines. Each has the same mark in all plots, and in no plot another one has its colour, as long as there are enough.
+fn ways(record: &Record) -> Vec<Way<'_>> {
+    let mut ways: Vec<Way> = Vec::new();
+    for figure in &record.figures {
+        if ways.iter().any(|way| way.is_of(figure)) {
+            continue;
+        }
+        let what = &figure.what;
+        let is_twin = |other: &Figure| (&other.what.path, &other.what.engine) == (&what.path, &what.engine);
+        let has_pair = |one: &Figure, other: &Figure| {
+            (&one.what.lender, &one.what.importer) == (&other.what.lender, &other.what.importer)
+        };
+        let twins: Vec<&Figure> = record.figures.iter().filter(|other| is_twin(other)).collect();
+        let is_beside = |way: &Way| {
+            record.figures.iter().any(|one| way.is_of(one) && twins.iter().any(|twin| has_pair(one, twin)))
+        };
+        let free = |number: &usize| ways.iter().all(|way| way.number != *number);
+        let clear = |number: &usize| {
+            free(number)
+                && ways.iter().all(|way| !plot::is_same_colour(way.number, *number) || !is_beside(way))
+        };
+        let mut all = 0..plot::SIGNS;
+        let number = all.clone().find(clear).or_else(|| all.find(free)).unwrap_or(ways.len());
+        ways.push(Way { path: &what.path, engine: &what.engine, number });
+    }
+    ways
+}
+
+/// The first thing that is seen.
+fn verdict(html: &mut String, record: &Record) -> fmt::Result {
+    let wrong: Vec<&Figure> =
+        record.figures.iter().filter(|figure| figure.verdict == Verdict::Wrong).collect();
+    let count = record.figures.len();
+    if let Some(first) = wrong.first() {
+        writeln!(
+            html,
+            "<p class=\"verdict wrong\">WRONG: the bytes of {} of {count} figures, first {}</p>",
+            wrong.len(),
+            escaped(&first.what.to_string())
+        )?;
+    }
+    if let Some(first) = record.failed.first() {
+        writeln!(
+            html,
+            "<p class=\"verdict wrong\">FAILED: {} broke, first {}: {}</p>",
+            if record.failed.len() == 1 {
+                "one way".to_owned()
+            } else {
+                format!("{} ways", record.failed.len())
+            },
+            escaped(&first.what.to_string()),
+            escaped(&first.why)
+        )?;
+    }
+    match () {
+        () if record.has_failed() => Ok(()),
+        () if count == 0 => writeln!(html, "<p class=\"verdict\">Nothing was measured.</p>"),
+        () if !record.verified => {
+            writeln!(html, "<p class=\"verdict\">{count} figures. Nobody looked whether bytes arrived.</p>")
+        }
+        () => writeln!(html, "<p class=\"verdict\">{count} figures, and all bytes arrived.</p>"),
+    }
+}
+
+/// The matrix, as the terminal has it.
+fn overview(html: &mut String, record: &Record) -> fmt::Result {
+    let (lenders, importers) = matrix::ends(record);
+    html.push_str("<p class=\"faint\">Largest copies, by the fastest way that was right. Rows lend, columns copy.</p>\n");
+    html.push_str("<div class=\"scroll\"><table class=\"matrix\">\n<tr><th></th><th></th>");
+    importers
+        .iter()
+        .try_for_each(|importer| write!(html, "<th class=\"word\">{}</th>", escaped(importer)))?;
+    html.push_str("</tr>\n");
+    for lender in lenders {
+        let mut name = escaped(lender);
+        for direction in DIRECTIONS {
+            let cells: Vec<_> =
+                importers.iter().map(|importer| matrix::cell(record, lender, importer, direction)).collect();
+            if cells.iter().all(Option::is_none) {
+                continue;
+            }
+            write!(html, "<tr><th class=\"word\">{name}</th><td class=\"word\">{direction}</td>")?;
+            for cell in cells {
+                match cell {
+                    None => html.push_str("<td></td>"),
+                    Some(cell) if cell.is_wrong => {
+                        write!(
+                            html,
+                            "<td class=\"word wrong\">WRONG<small>{}</small></td>",
+                            escaped(cell.path)
+                        )?;
+                    }
+                    Some(cell) => write!(
+                        html,
+                        "<td class=\"word\">{}<small>{}, {}</small></td>",
+                        rate(cell.bytes_per_s),
+                        escaped(cell.path),
+                        Size(cell.size_bytes)
+                    )?,
+                }
+            }
+            html.push_str("</tr>\n");
+            name.clear();
+        }
+    }
+    html.push_str("</table></div>\n");
     Ok(())
 }
 
@@ -87,193 +196,197 @@ fn places(html: &mut String, record: &Record) -> fmt::Result {
     html.push_str(
         "<div class=\"scroll\"><table>\n<tr><th class=\"word\">place</th><th class=\"word\">is</th>",
     );
-    html.push_str("<th>NUMA node</th><th>lends</th><th class=\"word\">engines</th></tr>\n");
+    html.push_str("<th>NUMA node</th><th>lends</th><th class=\"word\">engines</th><th class=\"word\">clocks</th></tr>\n");
     for place in &record.places {
         let lends = if place.lends_bytes > 0 { Size(place.lends_bytes).to_string() } else { String::new() };
+        let clocks: Vec<String> = place.clocks.iter().map(|clock| clock.text()).collect();
         writeln!(
             html,
-            "<tr><td class=\"word\">{}</td><td class=\"word\">{}</td><td>{}</td><td>{lends}</td>\
-             <td class=\"word\">{}</td></tr>",
+            "<tr><td class=\"word\">{}</td><td class=\"long\">{}</td><td>{}</td><td>{lends}</td>\
+             <td class=\"word\">{}</td><td class=\"word\">{}</td></tr>",
             escaped(&place.name),
             escaped(&place.about),
             place.numa_node.map(|node| node.to_string()).unwrap_or_default(),
             escaped(&place.engines.join(", ")),
+            escaped(&clocks.join("; ")),
         )?;
     }
     html.push_str("</table></div>\n");
     Ok(())
 }
 
-/// Bandwidth over size, both by powers.
-fn plot(html: &mut String, figures: &[&Figure]) -> fmt::Result {
-    let sizes: Vec<f64> = figures.iter().map(|figure| (figure.what.size_bytes as f64).log2()).collect();
-    let ends = |figure: &&Figure| {
-        let time = figure.best_time();
-        [figure.bytes_per_s_in(time.p90_ns), figure.bytes_per_s_in(time.p10_ns)]
-            .map(|one| one.max(1.0).log10())
-    };
-    let speeds: Vec<f64> = figures.iter().flat_map(ends).collect();
-    let least = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = |values: &[f64]| values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let (x0, x1) = (least(&sizes) - 0.5, most(&sizes) + 0.5);
-    let (y0, y1) = (least(&speeds).floor(), most(&speeds).ceil().max(least(&speeds).floor() + 1.0));
-    let x = |size_bytes: u64| LEFT + ((size_bytes as f64).log2() - x0) / (x1 - x0) * WIDTH;
-    let y = |bytes_per_s: f64| TOP + (y1 - bytes_per_s.max(1.0).log10()) / (y1 - y0) * HEIGHT;
-
-    let mut ways: Vec<String> = Vec::new();
-    for figure in figures {
-        let way = way(figure);
-        if !ways.contains(&way) {
-            ways.push(way);
-        }
+fn legend(html: &mut String, record: &Record, ways: &[Way]) -> fmt::Result {
+    if ways.is_empty() {
+        return Ok(());
     }
-    let (bottom, right) = (TOP + HEIGHT, LEFT + WIDTH);
-    let height = bottom + 40.0 + 18.0 * ways.len() as f64;
-    writeln!(
-        html,
-        "<figure><svg viewBox=\"0 0 {} {height}\" role=\"img\" aria-label=\"bandwidth over size\">",
-        right + 90.0
-    )?;
-    for power in y0 as i32..=y1 as i32 {
-        let at = y(10f64.powi(power));
-        let label = rate(10f64.powi(power));
-        writeln!(
-            html,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-            LEFT - 6.0,
-            at + 4.0
-        )?;
+    html.push_str("<h2>The ways</h2>\n<ul class=\"ways\">\n");
+    for way in ways {
+        writeln!(html, "<li>{}{}, {}</li>", plot::sign(way.number), escaped(way.path), escaped(way.engine))?;
     }
-    let mut labelled: Vec<u64> = Vec::new();
-    for figure in figures {
-        let size_bytes = figure.what.size_bytes;
-        if !labelled.contains(&size_bytes) {
-            labelled.push(size_bytes);
-            let at = x(size_bytes);
-            writeln!(
-                html,
-                "<text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                bottom + 18.0,
-                Size(size_bytes)
-            )?;
-        }
+    html.push_str("</ul>\n<p class=\"faint\">Medians; bars from the tenth to the ninetieth percentile; both scales are logarithmic. ");
+    if record.figures.iter().any(|figure| figure.excludes_submission) {
+        html.push_str(
+            "A filled mark is by the device's own clock; a hollow one includes submitting and waiting. ",
+        );
+    } else {
+        html.push_str("Marks are hollow: submitting and waiting are in the times. ");
     }
-    if let Some(link) = figures.iter().find_map(|figure| figure.link.as_ref()) {
-        let at = y(link.raw_bytes_per_s);
-        // A limit that lies outside of the plot would squeeze it.
-        if (TOP..=bottom).contains(&at) {
-            writeln!(
-                html,
-                "<line class=\"limit\" x1=\"{LEFT}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-                 <text x=\"{}\" y=\"{:.1}\">raw link</text>",
-                right + 6.0,
-                at + 4.0
-            )?;
-        }
-    }
-    for (index, name) in ways.iter().enumerate() {
-        let colour = format!("var(--s{})", index % COLOURS);
-        // More ways than colours differ by their lines.
-        let dashes = ["", " stroke-dasharray=\"6 3\"", " stroke-dasharray=\"2 3\""][index / COLOURS % 3];
-        let of_way: Vec<&&Figure> = figures.iter().filter(|figure| way(figure) == *name).collect();
-        let points: Vec<String> = (of_way.iter())
-            .map(|figure| format!("{:.1},{:.1}", x(figure.what.size_bytes), y(figure.bytes_per_s)))
-            .collect();
-        writeln!(
-            html,
-            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"{dashes} points=\"{}\"/>",
-            points.join(" ")
-        )?;
-        for figure in of_way {
-            let time = figure.best_time();
-            let (at, value) = (x(figure.what.size_bytes), y(figure.bytes_per_s));
-            let (low, high) = (y(figure.bytes_per_s_in(time.p90_ns)), y(figure.bytes_per_s_in(time.p10_ns)));
-            writeln!(
-                html,
-                "<line stroke=\"{colour}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\"/>\
-                 <circle cx=\"{at:.1}\" cy=\"{value:.1}\" r=\"3\" fill=\"{colour}\"><title>{}: {}</title></circle>",
-                escaped(&figure.what.to_string()),
-                rate(figure.bytes_per_s),
-            )?;
-            if figure.verdict == Verdict::Wrong {
-                writeln!(
-                    html,
-                    "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\" style=\"fill:var(--wrong)\">WRONG</text>",
-                    value - 8.0
-                )?;
-            }
-        }
-        let line = bottom + 40.0 + 18.0 * index as f64;
-        writeln!(
-            html,
-            "<line stroke=\"{colour}\" stroke-width=\"2\"{dashes} x1=\"{LEFT}\" x2=\"{}\" y1=\"{line}\" y2=\"{line}\"/>\
-             <text x=\"{}\" y=\"{}\">{}</text>",
-            LEFT + 24.0,
-            LEFT + 32.0,
-            line + 4.0,
-            escaped(name)
-        )?;
-    }
-    html.push_str("</svg></figure>\n");
+    html.push_str("A cross is WRONG.</p>\n");
     Ok(())
 }
 
-fn way(figure: &Figure) -> String {
-    let what = &figure.what;
-    format!("{}, {}, {}", what.direction, what.path, what.engine)
+/// A section: plots, and the figures as a table.
+fn pair(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
+    let Some(first) = figures.first() else { return Ok(()) };
+    writeln!(
+        html,
+        "<h2>{} lends, {} copies</h2>",
+        escaped(&first.what.lender),
+        escaped(&first.what.importer)
+    )?;
+    if let Some(link) = &first.link {
+        let ceiling = match (link.max_payload_bytes, link.write_ceiling_bytes_per_s) {
+            (Some(payload), Some(ceiling)) => {
+                format!("; posted writes reach {} with payloads of {payload} bytes (MPS)", rate(ceiling))
+            }
+            _ => String::new(),
+        };
+        let raw = rate(link.raw_bytes_per_s);
+        writeln!(html, "<p class=\"faint\">Raw link: {raw}, {}{ceiling}.</p>", escaped(&link.narrowest))?;
+    }
+    let mut sizes_bytes: Vec<u64> = figures.iter().map(|figure| figure.what.size_bytes).collect();
+    sizes_bytes.sort_unstable();
+    sizes_bytes.dedup();
+    html.push_str("<div class=\"plots\">\n");
+    for quantity in [Quantity::Bandwidth, Quantity::Time] {
+        let shown: Vec<&Figure> = (figures.iter().copied())
+            .filter(|figure| quantity == Quantity::Bandwidth || figure.what.size_bytes < SMALL_BYTES)
+            .collect();
+        let all: Vec<f64> = shown.iter().flat_map(|figure| quantity.of(figure)).collect();
+        for direction in DIRECTIONS {
+            let of_direction = shown.iter().filter(|figure| figure.what.direction == direction);
+            let number = |figure: &Figure| ways.iter().find(|way| way.is_of(figure)).map(|way| way.number);
+            let of_direction: Vec<(usize, &Figure)> =
+                of_direction.filter_map(|figure| Some((number(figure)?, *figure))).collect();
+            if of_direction.is_empty() {
+                continue;
+            }
+            let what = match quantity {
+                Quantity::Bandwidth => "bandwidth over size",
+                Quantity::Time => "time of small copies",
+            };
+            let sizes = sizes_bytes.iter().copied();
+            let sizes = sizes.filter(|&size| quantity == Quantity::Bandwidth || size < SMALL_BYTES);
+            let plot = Plot {
+                title: format!("<b>{direction}</b>: {what}"),
+                quantity,
+                figures: of_direction,
+                sizes_bytes: sizes.collect(),
+                values: Axis::around(&all),
+            };
+            plot.draw(html)?;
+        }
+    }
+    html.push_str("</div>\n");
+    table(html, figures)
 }
 
 fn table(html: &mut String, figures: &[&Figure]) -> fmt::Result {
-    html.push_str("<div class=\"scroll\"><table>\n<tr><th class=\"word\">way</th><th>size</th><th>time</th>");
-    html.push_str("<th>bandwidth</th><th>p10 to p90</th><th>raw link</th><th>ceiling</th>");
-    html.push_str("<th class=\"word\">bytes</th><th class=\"word\">who looked</th></tr>\n");
+    let open = if figures.iter().any(|figure| figure.verdict == Verdict::Wrong) { " open" } else { "" };
+    write!(html, "<details{open}><summary>{} figures</summary>", figures.len())?;
+    html.push_str("<div class=\"scroll\"><table>\n<tr><th class=\"word\">way</th><th>size</th>");
+    html.push_str(
+        "<th class=\"word\">bytes</th><th>time</th><th>bandwidth</th><th>p10 to p90</th><th>raw link</th>",
+    );
+    html.push_str("<th>ceiling</th><th class=\"word\">who looked</th></tr>\n");
     for figure in figures {
-        let time = figure.best_time();
+        let spread = figure.best_time();
         let percent =
             |share: Option<f64>| share.map(|share| format!("{:.1} %", share * 100.0)).unwrap_or_default();
         let (class, verdict) = match (figure.verdict, &figure.wrong) {
             (Verdict::Right, _) => ("word", "right".to_owned()),
             (Verdict::Unverified, _) => ("word", "not looked at".to_owned()),
-            (Verdict::Wrong, Some(wrong)) => ("word wrong", format!("WRONG: {}", wrong.looks_like)),
+            (Verdict::Wrong, Some(wrong)) => (
+                "long wrong",
+                format!(
+                    "WRONG: {} of {} bytes, first at {:#x}: {}",
+                    wrong.wrong_bytes, wrong.of_bytes, wrong.first_wrong_bytes, wrong.looks_like
+                ),
+            ),
             (Verdict::Wrong, None) => ("word wrong", "WRONG".to_owned()),
         };
+        let what = &figure.what;
         writeln!(
             html,
-            "<tr><td class=\"word\">{}</td><td>{}</td><td>{:.1} us</td><td>{}{}</td><td>{} to {}</td><td>{}</td>\
-             <td>{}</td><td class=\"{class}\">{}</td><td class=\"word\">{}</td></tr>",
-            escaped(&way(figure)),
-            Size(figure.what.size_bytes),
-            figure.time.median_ns / 1e3,
+            "<tr><td class=\"word\">{}, {}, {}</td><td>{}</td><td class=\"{class}\">{}</td><td>{}</td><td>{}{}</td>\
+             <td>{} to {}</td><td>{}</td><td>{}</td><td class=\"word\">{}</td></tr>",
+            what.direction,
+            escaped(&what.path),
+            escaped(&what.engine),
+            Size(what.size_bytes),
+            escaped(&verdict),
+            time(figure.time.median_ns),
             rate(figure.bytes_per_s),
             if figure.excludes_submission { "" } else { "*" },
-            rate(figure.bytes_per_s_in(time.p90_ns)),
-            rate(figure.bytes_per_s_in(time.p10_ns)),
+            rate(figure.bytes_per_s_in(spread.p90_ns)),
+            rate(figure.bytes_per_s_in(spread.p10_ns)),
             percent(figure.link_share),
             percent(figure.ceiling_share),
-            escaped(&verdict),
             escaped(figure.observer.as_deref().unwrap_or("")),
         )?;
     }
     html.push_str("</table></div>\n");
     if figures.iter().any(|figure| !figure.excludes_submission) {
-        html.push_str("<p>* submitting and waiting are in it: the engine has no clock to ask.</p>\n");
+        html.push_str(
+            "<p class=\"faint\">* submitting and waiting are in it: the engine has no clock to ask.</p>\n",
+        );
     }
+    html.push_str("</details>\n");
     Ok(())
 }
 
-fn reasons(html: &mut String, title: &str, reasons: &[(String, &str)]) -> fmt::Result {
+/// What else a record has.
+fn rest(html: &mut String, record: &Record) -> fmt::Result {
+    let overheads: Vec<(String, String)> = (record.overheads.iter())
+        .map(|one| {
+            let ratio =
+                format!("{:.3} (p10 {:.3}, p90 {:.3}, {} turns)", one.ratio, one.p10, one.p90, one.turns);
+            (one.what.to_string(), ratio)
+        })
+        .collect();
+    reasons(html, "Bandwidth through peer-copy by bandwidth in a bare loop", &overheads)?;
+    let failed: Vec<(String, String)> =
+        record.failed.iter().map(|one| (one.what.to_string(), one.why.clone())).collect();
+    reasons(html, "Failed", &failed)?;
+    let refused: Vec<(String, String)> = (record.refused.iter())
+        .map(|one| (format!("{} {} {}", one.lender, one.importer, one.path), one.why.clone()))
+        .collect();
+    reasons(html, "Not measured", &refused)?;
+    let with = record.figures.iter().filter(|figure| figure.best_time().outlier_count > 0);
+    let outliers: Vec<(String, String)> =
+        with.map(|figure| (figure.what.to_string(), matrix::outliers(figure))).collect();
+    if outliers.is_empty() {
+        return Ok(());
+    }
+    writeln!(html, "<details><summary>Outliers in {} figures</summary>", outliers.len())?;
+    rows(html, &outliers)?;
+    html.push_str("</details>\n");
+    Ok(())
+}
+
+fn reasons(html: &mut String, title: &str, reasons: &[(String, String)]) -> fmt::Result {
     if reasons.is_empty() {
         return Ok(());
     }
-    writeln!(html, "<h2>{title}</h2>\n<div class=\"scroll\"><table>")?;
-    for (what, why) in reasons {
-        writeln!(
-            html,
-            "<tr><td class=\"word\">{}</td><td class=\"why\">{}</td></tr>",
-            escaped(what),
-            escaped(why)
-        )?;
+    writeln!(html, "<h2>{title}</h2>")?;
+    rows(html, reasons)
+}
+
+fn rows(html: &mut String, rows: &[(String, String)]) -> fmt::Result {
+    html.push_str("<div class=\"scroll\"><table>\n");
+    for (what, why) in rows {
+        let (what, why) = (escaped(what), escaped(why));
+        writeln!(html, "<tr><td class=\"long\">{what}</td><td class=\"long\">{why}</td></tr>")?;
     }
     html.push_str("</table></div>\n");
     Ok(())
@@ -281,9 +394,18 @@ fn reasons(html: &mut String, title: &str, reasons: &[(String, &str)]) -> fmt::R
 
 fn rate(bytes_per_s: f64) -> String {
     match bytes_per_s {
-        rate if rate >= 1e9 => format!("{:.2} GB/s", rate / 1e9),
-        rate if rate >= 1e6 => format!("{:.1} MB/s", rate / 1e6),
+        rate if rate >= 999.5e6 => format!("{:.2} GB/s", rate / 1e9),
+        rate if rate >= 999.5e3 => format!("{:.1} MB/s", rate / 1e6),
         rate => format!("{:.1} kB/s", rate / 1e3),
+    }
+}
+
+fn time(ns: f64) -> String {
+    match ns {
+        ns if ns >= 999.5e6 => format!("{:.2} s", ns / 1e9),
+        ns if ns >= 999.5e3 => format!("{:.1} ms", ns / 1e6),
+        ns if ns >= 999.5 => format!("{:.1} us", ns / 1e3),
+        ns => format!("{ns:.0} ns"),
     }
 }
 
@@ -292,101 +414,4 @@ fn escaped(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::tests::example;
-    use std::fs;
-    use std::io::{self, Write as _};
-    use std::process::Command;
-
-    /// Whether every tag that is opened is closed, in order.
-    fn is_balanced(html: &str) -> Result<(), String> {
-        const EMPTY: [&str; 2] = ["meta", "!DOCTYPE"];
-        let mut open: Vec<&str> = Vec::new();
-        for tag in html.split('<').skip(1) {
-            let (tag, _) = tag.split_once('>').ok_or_else(|| format!("<{tag} does not end"))?;
-            let name = tag.trim_end_matches('/').split_whitespace().next().unwrap_or("");
-            if let Some(name) = name.strip_prefix('/') {
-                let last = open.pop();
-                if last != Some(name) {
-                    return Err(format!("</{name}> closes {last:?}"));
-                }
-            } else if !tag.ends_with('/') && !EMPTY.contains(&name) {
-                open.push(name);
-            }
-        }
-        if open.is_empty() { Ok(()) } else { Err(format!("{open:?} are not closed")) }
-    }
-
-    #[test]
-    fn every_tag_is_closed() {
-        is_balanced(&page(&example())).unwrap();
-        let mut empty = example();
-        empty.figures.clear();
-        is_balanced(&page(&empty)).unwrap();
-    }
-
-    #[test]
-    fn what_is_drawn_lies_inside_of_the_plot() {
-        let html = page(&example());
-        let numbers = |name: &str| -> Vec<f64> {
-            let begin = format!(" {name}=\"");
-            let values = html.split(&begin).skip(1);
-            values.filter_map(|rest| rest.split('"').next()?.parse().ok()).collect()
-        };
-        let (across, down) = (numbers("cx"), numbers("cy"));
-        assert_eq!((across.len(), down.len()), (2, 2));
-        assert!(across.iter().all(|x| (LEFT..=LEFT + WIDTH).contains(x)), "{across:?}");
-        assert!(down.iter().all(|y| (TOP..=TOP + HEIGHT).contains(y)), "{down:?}");
-    }
-
-    #[test]
-    fn it_fetches_and_runs_nothing() {
-        let html = page(&example());
-        for word in ["<script", "<link", "src=", "href=", "url(", "@import", "http"] {
-            assert!(!html.contains(word), "{word}");
-        }
-    }
-
-    #[test]
-    fn it_has_a_plot_and_a_table_for_each_pair_and_says_what_is_wrong() {
-        let html = page(&example());
-        assert_eq!(html.matches("<svg").count(), 1);
-        assert_eq!(html.matches("<polyline").count(), 2);
-        assert_eq!(html.matches("<circle").count(), 2);
-        assert!(html.contains("WRONG: zeros"));
-        assert!(html.contains("prefers-color-scheme: dark"));
-        assert!(!html.contains("NaN") && !html.contains("inf"), "{html}");
-    }
-
-    #[test]
-    fn names_of_devices_are_text() {
-        let html = page(&example());
-        assert!(html.contains("a &lt;GPU&gt; &amp; more"));
-        assert!(!html.contains("<GPU>"));
-    }
-
-    #[test]
-    fn a_browser_draws_it() {
-        const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
-        let folder = tempfile::tempdir().unwrap();
-        let (html, picture) = (folder.path().join("page.html"), folder.path().join("page.png"));
-        fs::write(&html, page(&example())).unwrap();
-        let draw = |browser: &str| {
-            Command::new(browser)
-                .args(["--headless", "--no-sandbox", "--disable-gpu"])
-                .arg(format!("--user-data-dir={}", folder.path().display()))
-                .arg(format!("--screenshot={}", picture.display()))
-                .arg(&html)
-                .output()
-        };
-        match BROWSERS.iter().find_map(|browser| draw(browser).ok()) {
-            Some(output) => {
-                let drawn = fs::read(&picture).unwrap_or_default();
-                assert!(output.status.success() && drawn.starts_with(b"\x89PNG"), "{output:?}");
-            }
-            // Not by `eprintln`, which the test harness swallows.
-            None => writeln!(io::stderr(), "skipped: a_browser_draws_it: no browser is installed").unwrap(),
-        }
-    }
-}
+mod tests;
