@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod in_guest;
 mod lab;
+mod page;
 mod peer_copy;
 mod png;
 mod routes;

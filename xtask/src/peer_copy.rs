@@ -1,7 +1,7 @@
 //! `peer-copy` in the lab: all pairs of two model GPUs, a device that only lends, lavapipe and the host.
 //!
-//! First everybody is honest: the figures have to be there and right, the record has to be what its schema says, and what measuring costs has to be
-//! within its limit. Then one model's engine works on other memory than its BAR shows (a private mirror): it has
+//! First everybody is honest: the figures have to be there and right, the record has to be what its schema says, its page
+//! has to be legible in a browser, and what measuring costs has to be within its limit. Then one model's engine works on other memory than its BAR shows (a private mirror): it has
 //! to say WRONG, and to fail.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::page::{self, Says};
 use crate::{build, lab};
 
 /// What it is called on the command line.
@@ -29,6 +30,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// The guest's names of the record and the page, in the folder that it shares.
 const RECORD: &str = "peer-copy.json";
 const PAGE: &str = "peer-copy.html";
+/// The page of the lender that lies.
+const PAGE_OF_LIES: &str = "lied-to.html";
 
 /// Where to leave what came out.
 #[derive(Default)]
@@ -79,8 +82,6 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     ensure!(code == 0, "its record is not what its schema says: {text}");
     let found: Value = serde_json::from_slice(&fs::read(&record)?)?;
     check_figures(&found)?;
-    let html = fs::read_to_string(&page).context("reading the page")?;
-    ensure!(html.contains("<svg") && html.ends_with("</html>\n"), "its page has no plot");
     for (from, to) in [(&record, &files.json), (&page, &files.html)] {
         if let Some(to) = to {
             fs::copy(from, to).with_context(|| format!("writing {}", to.display()))?;
@@ -101,7 +102,10 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
 
     println!("\nthe first model has a private mirror");
     vm.control(0, &Request::Misbehave(Misbehaviour::Mirror))?;
+    let page_of_lies = in_guest(PAGE_OF_LIES);
     let quick = [
+        "--html",
+        &page_of_lies,
         "--lender",
         &lender,
         "--importer",
@@ -116,6 +120,8 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     let (code, text) = execute(&mut vm, &program, &quick)?;
     ensure!(code == 1 && text.contains("WRONG"), "with a private mirror its exit code is {code}");
     vm.control(0, &Request::Behave)?;
+    let of_lies = folder.join(PAGE_OF_LIES);
+    page::look(lab.progress(), &[("honest", &page, Says::Right), ("lied-to", &of_lies, Says::Wrong)])?;
 
     println!("\nnames and sizes that are not there");
     for wrong in [&["--lender", "none"][..], &["--lender", &lender, "--sizes", "512M"]] {
