@@ -93,6 +93,18 @@ pub(super) enum Origin {
     Own,
 }
 
+/// How a buffer is made: of one queue family, or shared by those that the device has queues of.
+pub(super) fn buffer_info(device: &Device, size_bytes: u64, usage: BufferUsage) -> vk::BufferCreateInfo<'_> {
+    let families = device.sharing_families();
+    // VUID-VkBufferCreateInfo-sharingMode-00914: at least two, and different ones.
+    let sharing = if families.is_empty() { vk::SharingMode::EXCLUSIVE } else { vk::SharingMode::CONCURRENT };
+    vk::BufferCreateInfo::default()
+        .size(size_bytes)
+        .usage(usage.flags())
+        .sharing_mode(sharing)
+        .queue_family_indices(families)
+}
+
 impl Drop for Allocation {
     fn drop(&mut self) {
         let device = self.device.ash();
@@ -117,7 +129,7 @@ impl Allocation {
         let failed = |result| failure(tried, result);
         let usage = BufferUsage::default();
         let ash = device.ash();
-        let info = vk::BufferCreateInfo::default().size(size_bytes).usage(usage.flags());
+        let info = buffer_info(device, size_bytes, usage);
         // SAFETY: a plain structure; nobody asks for a buffer of no bytes.
         let buffer = unsafe { ash.create_buffer(&info, None) }.map_err(failed)?;
         let mut allocation = Self {

@@ -24,6 +24,7 @@ pub(super) type Used = Arc<dyn Send + Sync>;
 
 pub(super) struct Commands {
     device: Device,
+    only_transfers: bool,
     pool: vk::CommandPool,
     commands: vk::CommandBuffer,
     fence: vk::Fence,
@@ -32,11 +33,13 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    pub(super) fn new(device: &Device) -> Result<Self> {
+    /// For the queue that the device was made with, or for its transfer queue.
+    pub(super) fn new(device: &Device, only_transfers: bool) -> Result<Self> {
         const TRIED: &str = "prepare Vulkan commands";
         let failed = |result| failure(TRIED, result);
         let mut made = Self {
             device: device.clone(),
+            only_transfers,
             pool: vk::CommandPool::null(),
             commands: vk::CommandBuffer::null(),
             fence: vk::Fence::null(),
@@ -44,7 +47,7 @@ impl Commands {
         };
         let pool = vk::CommandPoolCreateInfo::default()
             .flags(vk::CommandPoolCreateFlags::RESET_COMMAND_BUFFER)
-            .queue_family_index(device.queue_family_index());
+            .queue_family_index(device.queue(only_transfers).family_index);
         // SAFETY: a plain structure, and a family that the device was made with. What was made
         // before a failure is undone by dropping `made`.
         made.pool = unsafe { device.ash().create_command_pool(&pool, None) }.map_err(failed)?;
@@ -76,7 +79,7 @@ impl Commands {
     ) -> Result<()> {
         let failed = |result| failure(tried, result);
         self.settle(tried, deadline)?;
-        let Self { device, commands, fence, .. } = self;
+        let Self { device, only_transfers, commands, fence, .. } = self;
         let (ash, commands, fence) = (device.ash(), *commands, *fence);
         let begin = vk::CommandBufferBeginInfo::default().flags(vk::CommandBufferUsageFlags::ONE_TIME_SUBMIT);
         // SAFETY: nothing is in flight (VUID-vkBeginCommandBuffer-commandBuffer-00049,
@@ -90,7 +93,7 @@ impl Commands {
         let buffers = [commands];
         let submit = vk::SubmitInfo::default().command_buffers(&buffers);
         {
-            let queue = device.queue().lock();
+            let queue = device.queue(*only_transfers).handle.lock();
             // SAFETY: the lock is the external synchronisation that vkQueueSubmit demands; the
             // command buffer is complete, and all that it uses is kept from here on.
             unsafe { ash.queue_submit(*queue, &[submit], fence) }.map_err(failed)?;

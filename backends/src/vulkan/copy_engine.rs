@@ -1,7 +1,8 @@
 //! `CopyEngine`: a Vulkan device's engines as verification and staged copies use them.
 //!
 //! There are two on the one queue, since a device may reach memory by the one and not by the other: copy
-//! commands (`vkCmdCopyBuffer`), and a compute shader that copies words. Host memory is imported by host pointer where
+//! commands (`vkCmdCopyBuffer`), and a compute shader that copies words. A device of our own that has a family of queues
+//! that only transfer has a third, and first: copy commands on one of those. Host memory is imported by host pointer where
 //! the device can and stays so for as long as anybody else has it; else bytes go over staging memory of the
 //! device's own. Between two buffers of the device nothing is staged, and the device's own clock says how long
 //! that took, where it has one.
@@ -37,6 +38,9 @@ const STAGING_BYTES: u64 = 4 << 20;
 /// What does the copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Means {
+    /// Copy commands on the queue that only transfers.
+    TransferQueue,
+    /// Copy commands on the queue that the device was made with.
     Commands,
     Shader,
 }
@@ -124,13 +128,17 @@ impl CopyEngine {
         match at_work {
             Some(at_work) => Ok(at_work),
             None => Ok(at_work.insert(AtWork {
-                work: Work::new(&self.device)?,
+                work: Work::on_queue(&self.device, self.only_transfers())?,
                 pipeline: None,
                 staging: None,
-                stopwatch: Stopwatch::new(&self.device)?.map(Arc::new),
+                stopwatch: Stopwatch::new(&self.device, self.only_transfers())?.map(Arc::new),
                 reached: Vec::new(),
             })),
         }
+    }
+
+    fn only_transfers(&self) -> bool {
+        self.means == Means::TransferQueue
     }
 
     fn check_words(&self, all_bytes: u64) -> Result<()> {
@@ -235,7 +243,7 @@ impl AtWork {
         let mut used = vec![Arc::clone(from) as _, Arc::clone(to) as _];
         let stopwatch = self.stopwatch.clone();
         used.extend(stopwatch.clone().map(|stopwatch| stopwatch as _));
-        if means == Means::Commands {
+        if means != Means::Shader {
             self.work.commands.run(TRIED, deadline, used, |ash, commands| {
                 let region = [vk::BufferCopy { src_offset: from_at, dst_offset: to_at, size: length_bytes }];
                 // SAFETY: nothing is in flight when this is called, both buffers are in the list above and have
@@ -300,6 +308,7 @@ impl AtWork {
 impl Engine<Buffer> for CopyEngine {
     fn name(&self) -> &str {
         match self.means {
+            Means::TransferQueue => "transfer queue",
             Means::Commands => "copy commands",
             Means::Shader => "compute shader",
         }

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use ash::vk::{self, Handle};
 use ash::{ext, khr};
-use parking_lot::Mutex;
 
 use super::copy_engine::{CopyEngine, Means};
 use super::import;
+use super::queue::{Families, Queue};
 use super::{Buffer, ImportOptions, Instance, PhysicalDevice};
 use crate::{DmaBuf, Engine, Error, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
 
@@ -64,9 +64,13 @@ struct Inner {
     host_pointer: Option<ext::external_memory_host::Device>,
     /// The queue family that stands for everybody outside this device.
     outside_family_index: u32,
-    queue_family_index: u32,
-    /// A queue is externally synchronised (vkQueueSubmit): one engine at a time.
-    queue: Mutex<vk::Queue>,
+    queue: Queue,
+    /// One that only transfers, of another family, on devices of our own that have such.
+    transfer_queue: Option<Queue>,
+    /// The families of both queues; none where there is one.
+    sharing_families: Vec<u32>,
+    /// Whether queries can be reset by the CPU (hostQueryReset).
+    resets_queries: bool,
     /// There for our own device only, which is then destroyed here, before its instance.
     owner: Option<Instance>,
 }
@@ -184,12 +188,22 @@ impl Device {
         owner: Instance,
         device: ash::Device,
         physical: vk::PhysicalDevice,
-        queue: (vk::Queue, u32),
+        (families, resets_queries): (Families, bool),
         enabled: &[&CStr],
         description: PhysicalDevice,
     ) -> Self {
+        // SAFETY: the device was made with a queue of each of these families.
+        let queue = |family| (unsafe { device.get_device_queue(family, 0) }, family);
+        let (main, transfers) = (queue(families.computes), families.only_transfers.map(queue));
         let instance = owner.ash().clone();
-        Self::build(Some(owner), instance, device, physical, queue, enabled, description).with_engines()
+        let mut device = Self::build(Some(owner), instance, device, physical, main, enabled, description);
+        let inner = Arc::get_mut(&mut device.inner).expect("nobody else has it yet");
+        inner.resets_queries = resets_queries;
+        if let Some((handle, family)) = transfers {
+            inner.transfer_queue = Some(Queue::new(handle, family));
+            inner.sharing_families = vec![families.computes, family];
+        }
+        device.with_engines()
     }
 
     fn build(
@@ -231,8 +245,10 @@ impl Device {
                 has_dma_bufs: has(ext::external_memory_dma_buf::NAME),
                 host_pointer,
                 outside_family_index,
-                queue_family_index,
-                queue: Mutex::new(queue),
+                queue: Queue::new(queue, queue_family_index),
+                transfer_queue: None,
+                sharing_families: Vec::new(),
+                resets_queries: false,
                 owner,
             }),
         }
@@ -255,12 +271,16 @@ impl Device {
         let families = unsafe {
             device.inner.instance.get_physical_device_queue_family_properties(device.inner.physical)
         };
-        let flags = families.get(device.inner.queue_family_index as usize).map(|family| family.queue_flags);
+        let flags = families.get(device.inner.queue.family_index as usize).map(|family| family.queue_flags);
         // Every family that draws or computes copies, too.
         let computes = flags.is_some_and(|flags| flags.contains(vk::QueueFlags::COMPUTE));
-        let means = [Means::Commands, Means::Shader]
-            .into_iter()
-            .filter(|&means| computes || means == Means::Commands);
+        let has = |means: &Means| match means {
+            Means::TransferQueue => device.inner.transfer_queue.is_some(),
+            Means::Commands => true,
+            Means::Shader => computes,
+        };
+        // The one for bulk copies first: staged copies and verification take it.
+        let means = [Means::TransferQueue, Means::Commands, Means::Shader].into_iter().filter(has);
         let engines = means.map(|means| CopyEngine::new(device.clone(), means)).collect();
         Self { engines: Some(engines), ..device }
     }
@@ -338,12 +358,28 @@ impl Device {
         self.inner.host_pointer.as_ref()
     }
 
-    pub(super) fn queue(&self) -> &Mutex<vk::Queue> {
-        &self.inner.queue
+    /// The queue that the device was made with, or the one that only transfers, where it has that.
+    pub(super) fn queue(&self, only_transfers: bool) -> &Queue {
+        self.inner.transfer_queue.as_ref().filter(|_| only_transfers).unwrap_or(&self.inner.queue)
     }
 
-    pub(super) fn queue_family_index(&self) -> u32 {
-        self.inner.queue_family_index
+    /// The families that share its buffers; none where there is one family.
+    pub(super) fn sharing_families(&self) -> &[u32] {
+        &self.inner.sharing_families
+    }
+
+    /// The family that memory of the outside is handed to. Buffers that families share are nobody's in particular.
+    pub(super) fn inside_family_index(&self) -> u32 {
+        if self.sharing_families().is_empty() {
+            self.inner.queue.family_index
+        } else {
+            vk::QUEUE_FAMILY_IGNORED
+        }
+    }
+
+    /// Whether the CPU can reset queries.
+    pub(super) fn resets_queries(&self) -> bool {
+        self.inner.resets_queries
     }
 
     pub(super) fn outside_family_index(&self) -> u32 {

@@ -37,8 +37,13 @@ impl Engine {
     /// # Errors
     /// [`Kind::Vulkan`] where the driver refuses.
     pub fn new(device: &Device) -> Result<Self> {
+        Self::on_queue(device, false)
+    }
+
+    /// On that queue, or on the device's transfer queue, which does copies only.
+    pub(super) fn on_queue(device: &Device, only_transfers: bool) -> Result<Self> {
         Ok(Self {
-            commands: Commands::new(device)?,
+            commands: Commands::new(device, only_transfers)?,
             device: device.clone(),
             checksum: None,
             paint: None,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ash::vk;
 
-use super::buffer::{Allocation, Origin};
+use super::buffer::{Allocation, Origin, buffer_info};
 use super::failure::failure;
 use super::physical_device::external_features;
 use super::{Buffer, Device, ImportOptions, memory_type};
@@ -142,11 +142,7 @@ pub(super) fn create_buffer(
     origin: Origin,
 ) -> Result<(Allocation, Needs)> {
     let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(handle);
-    let info = vk::BufferCreateInfo::default()
-        .size(size_bytes)
-        .usage(options.usage.flags())
-        .sharing_mode(vk::SharingMode::EXCLUSIVE)
-        .push_next(&mut external);
+    let info = buffer_info(device, size_bytes, options.usage).push_next(&mut external);
     // SAFETY: the chain is initialised and outlives the call; the size is not zero
     // (VUID-VkBufferCreateInfo-size-00912).
     let buffer =

@@ -14,6 +14,7 @@ use libloading::Library;
 
 use super::device::Device;
 use super::failure::{INSTALL_A_DRIVER, failure};
+use super::queue::Families;
 use super::{EXTENSIONS, PhysicalDevice, Selector};
 use crate::{Error, Kind, Result};
 
@@ -72,8 +73,9 @@ impl Instance {
         self.handles()?.into_iter().map(|physical| PhysicalDevice::describe(self.ash(), physical)).collect()
     }
 
-    /// Makes a device with one queue that computes, of the physical device that is meant, with
-    /// every extension of [`EXTENSIONS`] that it has, and with timeline semaphores if it has them.
+    /// Makes a device with one queue that computes, of the physical device that is meant, and with one that only transfers
+    /// if it has such; with every extension of [`EXTENSIONS`] that it has, with timeline semaphores, and with
+    /// queries that the CPU resets, if it has those.
     ///
     /// # Errors
     /// As [`Selector::choose`]; [`Kind::VulkanMissing`] for a device before Vulkan 1.1 or without
@@ -95,51 +97,58 @@ impl Instance {
         let instance = self.ash();
         // SAFETY: `physical` is a physical device of this instance.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-        let queue_family_index = families
-            .iter()
-            .position(|family| family.queue_flags.contains(vk::QueueFlags::COMPUTE))
-            .ok_or_else(|| missing("it has no queue that computes"))? as u32;
+        let families = Families::choose(&families).ok_or_else(|| missing("it has no queue that computes"))?;
         let enabled: Vec<_> = EXTENSIONS
             .into_iter()
             .filter(|extension| !description.missing_extensions.contains(extension))
             .map(|extension| extension.name)
             .collect();
         let names: Vec<_> = enabled.iter().map(|name| name.as_ptr()).collect();
-        let queues = [vk::DeviceQueueCreateInfo::default()
-            .queue_family_index(queue_family_index)
-            .queue_priorities(&[1.0])];
-        let mut timeline = self.timeline_semaphores(physical, description.api_version);
+        let queue =
+            |family| vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0]);
+        let queues: Vec<_> =
+            [Some(families.computes), families.only_transfers].into_iter().flatten().map(queue).collect();
+        let (mut timeline, mut reset) = self.features(physical, description.api_version).unzip();
+        let resets_queries = reset.is_some_and(|reset| reset.host_query_reset != 0);
         let info =
             vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
-        let info = match &mut timeline {
-            Some(timeline) => info.push_next(timeline),
-            None => info,
+        let info = match (&mut timeline, &mut reset) {
+            (Some(timeline), Some(reset)) => info.push_next(timeline).push_next(reset),
+            _ => info,
         };
-        // SAFETY: the family is one of this device's, the extensions are ones that it lists, and
+        // SAFETY: the families are of this device's and different, the extensions are ones that it lists, and
         // everything that `info` points to outlives the call.
         let device = unsafe { instance.create_device(physical, &info, None) }
             .map_err(|result| failure(TRIED, result).on(&description.name))?;
-        // SAFETY: the queue was asked for above, with this family and index.
-        let queue = unsafe { device.get_device_queue(queue_family_index, 0) };
-        let queue = (queue, queue_family_index);
-        Ok(Device::own(self.clone(), device, physical, queue, &enabled, description))
+        let queues = (families, resets_queries);
+        Ok(Device::own(self.clone(), device, physical, queues, &enabled, description))
     }
 
-    /// The feature that [`TimelineSignal`](super::TimelineSignal) needs, as the device has it; nothing
-    /// before Vulkan 1.2, which does not know the structure.
-    fn timeline_semaphores(
+    /// The features that [`TimelineSignal`](super::TimelineSignal) and the clock of a transfer queue need, as the device has
+    /// them; nothing before Vulkan 1.2, which does not know the structures.
+    fn features(
         &self,
         physical: vk::PhysicalDevice,
         api_version: (u32, u32, u32),
-    ) -> Option<vk::PhysicalDeviceTimelineSemaphoreFeatures<'static>> {
+    ) -> Option<(
+        vk::PhysicalDeviceTimelineSemaphoreFeatures<'static>,
+        vk::PhysicalDeviceHostQueryResetFeatures<'static>,
+    )> {
         if api_version < (1, 2, 0) {
             return None;
         }
         let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default();
-        let mut features = vk::PhysicalDeviceFeatures2::default().push_next(&mut timeline);
-        // SAFETY: the device is of Vulkan 1.2, and so knows both structures, which outlive the call.
+        let mut reset = vk::PhysicalDeviceHostQueryResetFeatures::default();
+        let mut features =
+            vk::PhysicalDeviceFeatures2::default().push_next(&mut timeline).push_next(&mut reset);
+        // SAFETY: the device is of Vulkan 1.2, and so knows the structures, which outlive the call.
         unsafe { self.ash().get_physical_device_features2(physical, &mut features) };
-        Some(timeline)
+        // New ones, which are in no chain.
+        let (has_timeline, has_reset) = (timeline.timeline_semaphore != 0, reset.host_query_reset != 0);
+        Some((
+            vk::PhysicalDeviceTimelineSemaphoreFeatures::default().timeline_semaphore(has_timeline),
+            vk::PhysicalDeviceHostQueryResetFeatures::default().host_query_reset(has_reset),
+        ))
     }
 
     pub(super) fn ash(&self) -> &ash::Instance {

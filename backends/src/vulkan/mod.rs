@@ -35,6 +35,7 @@ mod ownership;
 mod paint;
 mod physical_device;
 mod pipeline;
+mod queue;
 mod selector;
 mod signal;
 mod staging;

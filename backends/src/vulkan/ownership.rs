@@ -112,12 +112,13 @@ fn whole(allocation: &Allocation) -> vk::BufferMemoryBarrier<'static> {
         .dst_queue_family_index(vk::QUEUE_FAMILY_IGNORED)
 }
 
-/// The outside's family and ours, where ownership moves between them.
+/// The outside's family and ours, where ownership moves between them. A buffer that families of ours share is handed to
+/// none of them by name (VUID-VkBufferMemoryBarrier-None-09049, VUID-VkBufferMemoryBarrier-buffer-09095 for the other kind).
 fn families(allocation: &Allocation) -> Option<(u32, u32)> {
     let device = &allocation.device;
     match allocation.origin {
-        Origin::DmaBuf => Some((device.outside_family_index(), device.queue_family_index())),
-        Origin::SameDriver => Some((vk::QUEUE_FAMILY_EXTERNAL, device.queue_family_index())),
+        Origin::DmaBuf => Some((device.outside_family_index(), device.inside_family_index())),
+        Origin::SameDriver => Some((vk::QUEUE_FAMILY_EXTERNAL, device.inside_family_index())),
         Origin::HostPointer(_) | Origin::Own => None,
     }
 }

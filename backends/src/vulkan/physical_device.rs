@@ -71,6 +71,8 @@ pub struct PhysicalDevice {
     pub render_node: Option<DrmNode>,
     /// Whether it is a CPU.
     pub is_cpu: bool,
+    /// How much memory of its own it has: the largest heap that it calls local. Of a CPU, the host's.
+    pub local_memory_bytes: u64,
     /// Whether it says that storage buffers can be imported as dma-bufs. Whether it can map those
     /// of a particular exporter, only an import tells.
     pub can_import_dma_buf: bool,
@@ -147,6 +149,11 @@ impl PhysicalDevice {
         let (importable, exportable) =
             (vk::ExternalMemoryFeatureFlags::IMPORTABLE, vk::ExternalMemoryFeatureFlags::EXPORTABLE);
 
+        // SAFETY: as above.
+        let memory = unsafe { instance.get_physical_device_memory_properties(physical) };
+        let heaps = memory.memory_heaps_as_slice().iter();
+        let local = heaps.filter(|heap| heap.flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL));
+
         let text =
             |text: Result<&CStr, _>| text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self {
@@ -170,6 +177,7 @@ impl PhysicalDevice {
             render_node: (has_drm && drm.has_render != 0)
                 .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
             is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
+            local_memory_bytes: local.map(|heap| heap.size).max().unwrap_or(0),
             can_import_dma_buf: has_dma_buf
                 && can(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT, importable),
             can_export_dma_buf: has_dma_buf
@@ -221,6 +229,7 @@ mod tests {
                 primary_node: None,
                 render_node: None,
                 is_cpu,
+                local_memory_bytes: 0,
                 can_import_dma_buf: true,
                 can_export_dma_buf: true,
                 host_pointer_alignment_bytes: None,

@@ -107,6 +107,7 @@ mod tests {
             // /dev/null's number, which is the same everywhere.
             render_node: pci.map(|_| DrmNode { major: 1, minor: 3 }),
             is_cpu,
+            local_memory_bytes: 0,
             can_import_dma_buf,
             can_export_dma_buf: can_import_dma_buf,
             host_pointer_alignment_bytes: None,

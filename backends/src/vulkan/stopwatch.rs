@@ -24,13 +24,17 @@ pub(super) struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// None where the queue has no clock.
-    pub fn new(device: &Device) -> Result<Option<Self>> {
+    /// Of the queue that the device was made with, or of its transfer queue; none where that has no clock.
+    pub fn new(device: &Device, only_transfers: bool) -> Result<Option<Self>> {
+        // Commands reset queries on queues that compute or draw only (VUID-vkCmdResetQueryPool-commandBuffer-cmdpool).
+        if only_transfers && !device.resets_queries() {
+            return Ok(None);
+        }
         let (instance, physical) = device.ash_instance();
         // SAFETY: the physical device is one of the instance; both are valid as long as the device.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
         let bits = families
-            .get(device.queue_family_index() as usize)
+            .get(device.queue(only_transfers).family_index as usize)
             .map_or(0, |family| family.timestamp_valid_bits);
         if bits == 0 {
             return Ok(None);
@@ -47,14 +51,19 @@ impl Stopwatch {
     /// Records the first look at the clock.
     ///
     /// # Safety
-    /// `commands` is being recorded, outside a render pass, for the device's queue family, and whoever submits it
-    /// keeps `self` until it is done (VUID-vkCmdResetQueryPool-commandBuffer-recording,
-    /// VUID-vkCmdWriteTimestamp-timestampValidBits-00829).
+    /// `commands` is being recorded, outside a render pass, for the queue family that it was made for, whoever submits it
+    /// keeps `self` until it is done, and nothing that uses it is in flight (VUID-vkCmdResetQueryPool-commandBuffer-recording,
+    /// VUID-vkResetQueryPool-firstQuery-02741, VUID-vkCmdWriteTimestamp-timestampValidBits-00829).
     pub unsafe fn start(&self, commands: vk::CommandBuffer) {
         let ash = self.device.ash();
         // SAFETY: as the caller vouches; the pool has two queries.
         unsafe {
-            ash.cmd_reset_query_pool(commands, self.pool, 0, 2);
+            if self.device.resets_queries() {
+                // VUID-vkResetQueryPool-None-02665: the feature is enabled.
+                ash.reset_query_pool(self.pool, 0, 2);
+            } else {
+                ash.cmd_reset_query_pool(commands, self.pool, 0, 2);
+            }
             ash.cmd_write_timestamp(commands, vk::PipelineStageFlags::TOP_OF_PIPE, self.pool, 0);
         }
     }
