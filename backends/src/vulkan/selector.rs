@@ -18,6 +18,9 @@ pub enum Selector {
     Pci(PciAddress),
     /// The one with this primary or render node.
     Drm(PathBuf),
+    /// The one of that number, from zero on, as [`Instance::physical_devices`](super::Instance::physical_devices) lists them:
+    /// two drivers of one GPU, or two GPUs of one name, differ in nothing else.
+    Number(usize),
     /// The first whose name or driver's name contains this, upper and lower case alike.
     Name(String),
 }
@@ -53,6 +56,7 @@ impl Selector {
                 let can_import = device.can_import_dma_buf || device.host_pointer_alignment_bytes.is_some();
                 (!can_import, device.is_cpu, index)
             }),
+            Self::Number(number) => (*number < devices.len()).then_some(*number),
             Self::Pci(address) => devices.iter().position(|device| device.pci_address == Some(*address)),
             Self::Drm(path) => {
                 let node = Some(DrmNode::from_path(path)?);
@@ -84,6 +88,7 @@ impl std::fmt::Display for Selector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Any => f.write_str("any device"),
+            Self::Number(number) => write!(f, "number {number}"),
             Self::Pci(address) => write!(f, "at {address}"),
             Self::Drm(path) => write!(f, "behind {}", path.display()),
             Self::Name(part) => write!(f, "named {part:?}"),
@@ -144,6 +149,8 @@ mod tests {
         assert_eq!(choose("03:00.0").unwrap(), 2);
         assert_eq!(choose("/dev/null").unwrap(), 2);
         assert_eq!(choose("LLVM").unwrap(), 0);
+        assert_eq!(Selector::Number(1).choose(&three()).unwrap(), 1);
+        assert_eq!(Selector::Number(3).choose(&three()).unwrap_err().kind(), Kind::NotFound);
     }
 
     #[test]
