@@ -322,6 +322,19 @@ pub const MACHINES: &[Machine] = &[
         everyday: false,
         ..TWO_MODELS
     },
+    Machine {
+        name: "small-peer-copy-large",
+        about: "a device that only lends and a model GPU, for copies of 256 MiB",
+        devices: &[
+            Device::SharedMemory { size_mib: 256 },
+            // A little less than half of it is what it copies to.
+            Device::ModelGpu { id: PciId::MODEL, vram_mib: 1024 },
+        ],
+        // Copies take an eighth of the host's memory at most.
+        memory_mib: 3072,
+        everyday: false,
+        ..TWO_MODELS
+    },
     REVOKE,
     Machine {
         name: "lockdep-revoke",

@@ -1,8 +1,9 @@
 //! `peer-copy` in the lab: all pairs of two model GPUs, a device that only lends, lavapipe and the host.
 //!
-//! First everybody is honest: the figures have to be there and right, the record has to be what its schema says, its page
-//! has to be legible in a browser, and what measuring costs has to be within its limit. Then one model's engine works on other memory than its BAR shows (a private mirror): it has
-//! to say WRONG, and to fail.
+//! First everybody is honest: the figures have to be there and right, and the record has to be what its schema says. Then
+//! one model's engine works on other memory than its BAR shows (a private mirror): it has to say WRONG, and to
+//! fail. Both pages have to be legible in a browser. Two Vulkan devices lend to each other, a device is lost, and in a
+//! machine of its own what measuring costs has to be within its limit.
 
 use anyhow::{Context, Result, bail, ensure};
 use peervram_lab::wire::Stream;
@@ -23,6 +24,10 @@ pub const NAME: &str = "peer-copy";
 
 /// The machine with one of every kind of place.
 const MACHINE: &str = "small-peer-copy";
+
+/// The machine whose memory has room for large copies, and how large those are.
+const LARGE_MACHINE: &str = "small-peer-copy-large";
+const LARGE: &str = "256M";
 
 /// The longest that it is between two words.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -90,16 +95,6 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
 
     let (lender, importer) = models(&found)?;
     let pair = ["--lender", &lender, "--importer", &importer, "--path", "peer", "--direction", "write"];
-    // Ratios of times are for a machine that has nothing else to do.
-    if extent == Extent::Usual {
-        println!("\nwhat measuring costs, against a bare loop");
-        let mut overhead = pair.to_vec();
-        // As large as fits: half of a model's memory is lent, and half is what it copies to.
-        overhead.extend(["--sizes", "64M", "--least-copies", "3", "--budget-ms", "0", "--overhead"]);
-        let (code, text) = execute(&mut vm, &program, &overhead)?;
-        ensure!(code == 0 && text.contains("bare loop"), "its exit code is {code}");
-    }
-
     println!("\nthe first model has a private mirror");
     vm.control(0, &Request::Misbehave(Misbehaviour::Mirror))?;
     let page_of_lies = in_guest(PAGE_OF_LIES);
@@ -123,6 +118,8 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     let of_lies = folder.join(PAGE_OF_LIES);
     page::look(lab.progress(), &[("honest", &page, Says::Right), ("lied-to", &of_lies, Says::Wrong)])?;
 
+    two_vulkan_devices(lab, &mut vm, &program)?;
+
     println!("\nnames and sizes that are not there");
     for wrong in [&["--lender", "none"][..], &["--lender", &lender, "--sizes", "512M"]] {
         let (code, _) = execute(&mut vm, &program, wrong)?;
@@ -133,7 +130,7 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     let mut is_there = true;
     let mut lost = pair.to_vec();
     lost.extend(["--sizes", "4K,64K"]);
-    let (code, text) = watch(&mut vm, &program, &lost, |vm| {
+    let (code, text) = watch(&mut vm, &program, &lost, &BTreeMap::new(), |vm| {
         if is_there {
             is_there = false;
             vm.control(1, &Request::Remove)?;
@@ -143,6 +140,56 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     let is_told = text.contains("FAILED") || text.contains("WRONG");
     ensure!(code == 1 && is_told, "with a device that is lost its exit code is {code}");
     vm.control(1, &Request::Insert)?;
+    drop(vm);
+    // Ratios of times are for a machine that has nothing else to do.
+    if extent == Extent::Usual { overhead(lab, &program) } else { Ok(()) }
+}
+
+/// Two Vulkan devices, each of which lends to the other. Mesa's CPU driver is one device; a loader that is told of it twice has two.
+fn two_vulkan_devices(lab: &Lab, vm: &mut Vm, program: &Path) -> Result<()> {
+    println!("\ntwo Vulkan devices");
+    let driver = lab.root().join("usr/share/vulkan/icd.d/lvp_icd.json");
+    let names = ["one.json", "two.json"];
+    for name in names {
+        let to = vm.shared_folder().join(name);
+        fs::copy(&driver, &to).with_context(|| format!("copying {} for the guest", driver.display()))?;
+    }
+    let drivers = ("VK_DRIVER_FILES".to_owned(), names.map(in_guest).join(":"));
+    let record_there = in_guest(RECORD);
+    let ends =
+        ["--lender", "vulkan0", "--lender", "vulkan1", "--importer", "vulkan0", "--importer", "vulkan1"];
+    let few = ["--path", "peer", "--sizes", "64K", "--copies", "3", "--least-copies", "3"];
+    let words: Vec<&str> = ends.into_iter().chain(few).chain(["--json-to", &record_there]).collect();
+    let (code, _) = watch(vm, program, &words, &BTreeMap::from([drivers]), |_| Ok(()))?;
+    ensure!(code == 0, "with two Vulkan devices its exit code is {code}");
+    let found: Value = serde_json::from_slice(&fs::read(vm.shared_folder().join(RECORD))?)?;
+    let figures = found["figures"].as_array().context("the record has no figures")?;
+    for (lender, importer, direction) in
+        [("vulkan0", "vulkan1", "read"), ("vulkan1", "vulkan0", "write"), ("vulkan0", "vulkan1", "both")]
+    {
+        let is_it = |figure: &Value| {
+            let what = &figure["what"];
+            what["lender"] == lender && what["importer"] == importer && what["direction"] == direction
+        };
+        let is_right = |figure: &Value| figure["verdict"] == "right" && figure["same_gpu"] == false;
+        ensure!(
+            figures.iter().any(|one| is_it(one) && is_right(one)),
+            "{lender} lends nothing to {importer}"
+        );
+    }
+    Ok(())
+}
+
+/// What measuring costs: the same copies through `peer-copy` and in a bare loop. The program has the limit.
+fn overhead(lab: &Lab, program: &Path) -> Result<()> {
+    println!("\nwhat measuring costs, against a bare loop");
+    let mut vm = lab.boot(lab::named(LARGE_MACHINE)?)?;
+    // What only lends is behind the first port, and the model behind the second.
+    let ends = ["--lender", "01:00.0", "--importer", "02:00.0", "--path", "peer", "--direction", "write"];
+    let few = ["--sizes", LARGE, "--least-copies", "3", "--budget-ms", "0", "--overhead"];
+    let words: Vec<&str> = ends.into_iter().chain(few).collect();
+    let (code, text) = execute(&mut vm, program, &words)?;
+    ensure!(code == 0 && text.contains("bare loop"), "its exit code is {code}");
     Ok(())
 }
 
@@ -153,7 +200,7 @@ fn in_guest(name: &str) -> String {
 
 /// Runs it in the guest; gives its exit code and what it printed.
 fn execute(vm: &mut Vm, program: &Path, words: &[&str]) -> Result<(i32, String)> {
-    watch(vm, program, words, |_| Ok(()))
+    watch(vm, program, words, &BTreeMap::new(), |_| Ok(()))
 }
 
 /// The same; `begins` is told when it says what it measures.
@@ -161,10 +208,11 @@ fn watch(
     vm: &mut Vm,
     program: &Path,
     words: &[&str],
+    environment: &BTreeMap<String, String>,
     mut begins: impl FnMut(&mut Vm) -> Result<()>,
 ) -> Result<(i32, String)> {
     let mut text = String::new();
-    let exit = vm.run_watched(program, words, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
+    let exit = vm.run_watched(program, words, environment, SILENCE_LIMIT, |vm, stream, line| {
         match stream {
             Stream::Stdout => {
                 println!("{line}");
@@ -195,8 +243,11 @@ fn check_figures(record: &Value) -> Result<()> {
     if let Some(figure) = figures.iter().find(|figure| figure["verdict"] != "right") {
         bail!("with honest devices there is {figure}");
     }
-    for path in ["peer", "host-pointer", "staged", "owner", "window"] {
-        ensure!(figures.iter().any(|figure| figure["what"]["path"] == path), "nothing went by {path}");
+    for path in ["peer", "host-pointer", "staged", "owner", "window", "opaque-fd", "dma-buf", "local"] {
+        let mut of_path = figures.iter().filter(|figure| figure["what"]["path"] == path);
+        let first = of_path.next().with_context(|| format!("nothing went by {path}"))?;
+        let is_within = matches!(path, "opaque-fd" | "dma-buf" | "local");
+        ensure!(first["same_gpu"] == is_within, "it is not said whether {path} is within one GPU: {first}");
     }
     for direction in ["read", "write", "both"] {
         let is_it = |figure: &Value| figure["what"]["direction"] == direction;

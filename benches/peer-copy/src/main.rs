@@ -24,6 +24,7 @@ mod page;
 mod place;
 mod record;
 mod route;
+mod same_gpu;
 mod saved;
 mod schema;
 mod size;
@@ -39,7 +40,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use peervram::Mover;
 use peervram::backends::topology::{Reading, Topology};
+use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use bytes::Bytes;
@@ -61,9 +64,9 @@ const USUAL_MOST: Size = Size(1 << 30);
 
 /// Copies between every two devices, and tells how fast, and whether the bytes arrived.
 ///
-/// Rows of the matrix lend memory: devices bound to vfio-pci, and the host. Columns import it: Vulkan devices, devices
-/// with a driver of their own, and the host. A VFIO device is reset when it is opened, and what its memory holds is
-/// lost.
+/// Rows of the matrix lend memory: devices bound to vfio-pci, Vulkan devices, and the host. Columns import it: Vulkan
+/// devices, devices with a driver of their own, and the host. A VFIO device is reset when it is opened, and what its
+/// memory holds is lost.
 #[derive(Parser)]
 #[command(
     name = "peer-copy",
@@ -78,13 +81,14 @@ Examples:
   peer-copy --compare before --html page.html"
 )]
 struct Arguments {
-    /// Whose memory: a PCI address, or host; all if left out
+    /// Whose memory: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
     #[arg(long, value_name = "NAME")]
     lender: Vec<String>,
     /// Who copies: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
     #[arg(long, value_name = "NAME")]
     importer: Vec<String>,
-    /// peer, host-pointer, staged, owner (the lender's engine, to the host) or window (the CPU)
+    /// peer, host-pointer, staged, owner (the lender's engine, to the host), window (the CPU); within one GPU: opaque-fd,
+    /// dma-buf, local (a plain copy)
     #[arg(long, value_delimiter = ',', value_parser = PATHS)]
     path: Vec<String>,
     /// read, write, or both: two places write to each other at once
@@ -100,11 +104,11 @@ struct Arguments {
     #[arg(long, value_name = "SIZE", default_value_t = USUAL_MOST)]
     max_bytes: Size,
     /// Copies of each kind at most
-    #[arg(long, default_value = "100")]
-    copies: NonZero<usize>,
+    #[arg(long, default_value = "100", value_parser = at_least_one)]
+    copies: usize,
     /// Copies of each kind at least, however long they take
-    #[arg(long, default_value = "5")]
-    least_copies: NonZero<usize>,
+    #[arg(long, default_value = "5", value_parser = at_least_one)]
+    least_copies: usize,
     /// Copies before, which are not counted
     #[arg(long, default_value_t = 2)]
     warm_up: usize,
@@ -152,7 +156,25 @@ struct Arguments {
     schema: bool,
 }
 
-const PATHS: [&str; 5] = ["peer", "host-pointer", "staged", "owner", "window"];
+/// A number of copies.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("no copies measure nothing; at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+const PATHS: [&str; 8] = [
+    "peer",
+    "host-pointer",
+    "staged",
+    "owner",
+    "window",
+    same_gpu::OPAQUE_FD,
+    same_gpu::DMA_BUF,
+    same_gpu::LOCAL,
+];
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
@@ -226,9 +248,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let (lenders, importers) = (among(&lenders), among(&importers));
     check_sizes(arguments, &lenders)?;
+    check_engine(arguments, &record)?;
 
     let topology = read_topology(&mut record);
-    let least_copies = arguments.least_copies.get();
+    let least_copies = arguments.least_copies;
     let wish = Wish {
         sizes_bytes,
         paths: or_all(&arguments.path, &PATHS.map(String::from)),
@@ -237,7 +260,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         plan: Plan {
             warm_up: arguments.warm_up,
             least: least_copies,
-            most: arguments.copies.get().max(least_copies),
+            most: arguments.copies.max(least_copies),
             budget: Duration::from_millis(arguments.budget_ms),
         },
         verify: !arguments.no_verify,
@@ -286,7 +309,7 @@ fn finish(
     }
     let is_over = record.overheads.iter().any(|overhead| overhead.ratio < OVERHEAD_LIMIT);
     if record.has_failed() {
-        eprintln!("peer-copy: bytes were WRONG, or copies broke");
+        eprintln!("peer-copy: WRONG bytes, or copies broke");
         return Ok(ExitCode::from(FAILED));
     }
     if is_over {
@@ -338,6 +361,20 @@ fn check_sizes(arguments: &Arguments, lenders: &[&Place]) -> Result<(), Ending> 
         }
         _ => Ok(()),
     }
+}
+
+/// A part of a name that no engine has is a mistake, too.
+fn check_engine(arguments: &Arguments, record: &Record) -> Result<(), Ending> {
+    let Some(wanted) = &arguments.engine else { return Ok(()) };
+    let mut engines: Vec<&str> =
+        record.places.iter().flat_map(|place| &place.engines).map(String::as_str).collect();
+    engines.extend([Mover::OwnerEngine, Mover::ImporterEngine, Mover::Cpu].map(Mover::name));
+    if engines.iter().any(|engine| engine.contains(wanted.as_str())) {
+        return Ok(());
+    }
+    engines.sort_unstable();
+    engines.dedup();
+    Err(usage(format!("no engine's name contains {wanted:?}; there are {}", engines.join(", "))))
 }
 
 /// Those that are meant, or all.
@@ -448,7 +485,10 @@ fn pin(cpu: usize) -> Result<usize, Ending> {
     }
     let mut this = CpuSet::new();
     this.set(cpu);
-    sched_setaffinity(None, &this).map_err(|errno| refused(errno.to_string()))?;
+    sched_setaffinity(None, &this).map_err(|errno| match errno {
+        Errno::INVAL => refused("it is not there, is off, or is not this process's to run on".to_owned()),
+        other => refused(other.to_string()),
+    })?;
     Ok(cpu)
 }
 

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use crate::record::{Direction, Figure, Machine, Record, Verdict, What};
+use crate::same_gpu;
 use crate::size::Size;
 
 /// Copies below are shown by their time, others by their bandwidth.
@@ -59,18 +60,22 @@ pub fn cell<'a>(record: &'a Record, lender: &str, importer: &str, direction: Dir
         let what = &figure.what;
         what.lender == lender && what.importer == importer && what.direction == direction
     };
-    let of_pair: Vec<&Figure> = record.figures.iter().filter(is_it).collect();
-    let wrong = of_pair.iter().find(|figure| figure.verdict == Verdict::Wrong);
-    let largest = of_pair.iter().map(|figure| figure.what.size_bytes).max()?;
-    let of_largest = of_pair.iter().filter(|figure| figure.what.size_bytes == largest);
-    let best = of_largest.max_by(|one, other| one.bytes_per_s.total_cmp(&other.bytes_per_s))?;
-    let shown = wrong.unwrap_or(best);
-    Some(Cell {
+    let of_pair: Vec<&'a Figure> = record.figures.iter().filter(is_it).collect();
+    let cell = |shown: &'a Figure, is_wrong| Cell {
         bytes_per_s: shown.bytes_per_s,
         path: &shown.what.path,
         size_bytes: shown.what.size_bytes,
-        is_wrong: wrong.is_some(),
-    })
+        is_wrong,
+    };
+    if let Some(wrong) = of_pair.iter().find(|figure| figure.verdict == Verdict::Wrong) {
+        return Some(cell(wrong, true));
+    }
+    // A plain copy is no way between two places.
+    let ways = || of_pair.iter().filter(|figure| figure.what.path != same_gpu::LOCAL);
+    let largest = ways().map(|figure| figure.what.size_bytes).max()?;
+    let of_largest = ways().filter(|figure| figure.what.size_bytes == largest);
+    let best = of_largest.max_by(|one, other| one.bytes_per_s.total_cmp(&other.bytes_per_s))?;
+    Some(cell(best, false))
 }
 
 /// "AMD EPYC, 64 CPUs, pinned to CPU 3".
@@ -79,6 +84,13 @@ pub fn cpus(machine: &Machine) -> String {
     let pinned = machine.pinned_cpu.map(|cpu| format!(", pinned to CPU {cpu}")).unwrap_or_default();
     let plural = if machine.cpus == 1 { "" } else { "s" };
     format!("{name}{} CPU{plural}{pinned}", machine.cpus)
+}
+
+/// Whose memory, and who copies.
+pub fn pair_title(figure: &Figure) -> String {
+    let What { lender, importer, .. } = &figure.what;
+    let label = if figure.same_gpu { format!(" ({})", same_gpu::LABEL) } else { String::new() };
+    format!("{lender} lends, {importer} copies{label}")
 }
 
 /// How many of its copies lie outside, and the first of them.
@@ -175,7 +187,8 @@ impl Matrix<'_> {
     fn lines(&self, out: &mut dyn Write) -> io::Result<()> {
         let is_narrow = self.width < LINE_WIDTH;
         // Names can be as long as drivers like.
-        let engine_width = (14 + self.width.saturating_sub(LINE_WIDTH)).min(40);
+        let longest = self.record.figures.iter().map(|figure| figure.what.engine.chars().count()).max();
+        let engine_width = longest.unwrap_or(0).clamp(14, 14 + self.width.saturating_sub(LINE_WIDTH));
         let mut pair = (String::new(), String::new());
         let mut way = String::new();
         for (index, figure) in self.record.figures.iter().enumerate() {
@@ -195,7 +208,9 @@ impl Matrix<'_> {
             if pair != (what.lender.clone(), what.importer.clone()) {
                 pair = (what.lender.clone(), what.importer.clone());
                 way.clear();
-                writeln!(out, "\n{} lends, {} copies", pair.0, pair.1)?;
+                writeln!(out)?;
+                let title = pair_title(figure);
+                wrapped(&title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
                 if index == 0 && !is_narrow {
                     writeln!(
                         out,
@@ -269,6 +284,14 @@ impl Matrix<'_> {
                 "Times with * and bandwidths with * include submitting and waiting: the engine has no clock to ask."
                     .to_owned(),
             );
+        }
+        if any(|figure| figure.same_gpu) {
+            let [opaque_fd, dma_buf, local] = same_gpu::PATHS;
+            notes.push(format!(
+                "{}: a second device of the GPU copies what the first one shares, as {opaque_fd} or {dma_buf}; {local} \
+                 is a plain copy beside it.",
+                same_gpu::LABEL
+            ));
         }
         if any(|figure| figure.observer.as_deref() == Some("cpu-through-bar")) {
             notes.push(

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use peervram::backends::topology::Topology;
@@ -18,10 +19,16 @@ use crate::pace::{Meeting, Pace, Plan};
 use crate::place::{Lent, Place};
 use crate::record::{Direction, Failed, Figure, Overhead, Record, Refused, Verdict, What};
 use crate::route::{Order, Route};
+use crate::same_gpu;
 use crate::spread::Spread;
 
-/// Turns of each side, for what measuring costs.
-const TURNS: usize = 11;
+/// Turns of each side, for what measuring costs. Single turns of a busy machine lie a tenth apart, and the median of hundreds
+/// a hundredth.
+const MOST_TURNS: usize = 301;
+/// However long they take.
+const LEAST_TURNS: usize = 11;
+/// When this is up, no more than the least are begun.
+const TURNS_BUDGET: Duration = Duration::from_secs(90);
 
 /// What is to be measured.
 pub struct Wish {
@@ -59,6 +66,18 @@ struct Way<'a> {
     engine: usize,
 }
 
+impl Way<'_> {
+    fn is_same_gpu(&self) -> bool {
+        self.lender.is_same_gpu(self.importer)
+    }
+}
+
+/// A route, and what is lent for it, which goes after it.
+struct Opened {
+    route: Box<dyn Route>,
+    _lent: Option<Lent>,
+}
+
 impl<'a> Measure<'a> {
     /// Into `record`; `say` hears what is under way.
     pub fn new(
@@ -75,7 +94,7 @@ impl<'a> Measure<'a> {
     pub fn pairs(&mut self, lenders: &[&Place], importers: &[&Place]) {
         for &lender in lenders.iter().filter(|place| place.lends.is_some()) {
             for &importer in importers {
-                if lender.record.name != importer.record.name {
+                if lender.record.name != importer.record.name || lender.same_gpu.is_some() {
                     self.pair(lender, importer);
                 }
             }
@@ -98,7 +117,12 @@ impl<'a> Measure<'a> {
     }
 
     fn pair(&mut self, lender: &Place, importer: &Place) {
-        let ways: Vec<Way> = if importer.is_host() {
+        let ways: Vec<Way> = if lender.record.name == importer.record.name {
+            let engines = lender.same_gpu.as_ref().map_or(0, |same_gpu| same_gpu.engine_names().len());
+            (same_gpu::PATHS.into_iter())
+                .flat_map(|path| (0..engines).map(move |engine| Way { lender, importer, path, engine }))
+                .collect()
+        } else if importer.is_host() {
             ["owner", "window"].map(|path| Way { lender, importer, path, engine: 0 }).into()
         } else {
             let engines = importer.imports.as_ref().map_or(0, |imports| imports.engine_names().len());
@@ -142,7 +166,7 @@ impl<'a> Measure<'a> {
         let mut has_any = false;
         for &size_bytes in self.wish.sizes_bytes.iter().filter(|&&size| size <= most_bytes) {
             let route = self.route(way, direction, size_bytes);
-            let (mut route, _lent) = match route {
+            let mut opened = match route {
                 Ok(Some(route)) => route,
                 Ok(None) => return Ok(()),
                 // The importer has no room for more.
@@ -152,13 +176,13 @@ impl<'a> Measure<'a> {
                 }
                 Err(error) => return Err(error),
             };
-            let what = self.what(way, &*route, direction, size_bytes);
+            let what = self.what(way, &*opened.route, direction, size_bytes);
             if self.wish.engine.as_ref().is_some_and(|wanted| !what.engine.contains(wanted.as_str())) {
                 return Ok(());
             }
             (self.say)(&what.to_string());
-            match self.figure(&mut *route, what.clone(), self.link(way)) {
-                Ok(figure) => self.record.figures.push(figure),
+            match self.figure(&mut *opened.route, what.clone(), self.link(way)) {
+                Ok(figure) => self.record.figures.push(Figure { same_gpu: way.is_same_gpu(), ..figure }),
                 Err(error) if !has_any && is_refusal(&error) => return Err(error),
                 Err(error) => {
                     self.record.failed.push(Failed { what, why: format!("{error:#}") });
@@ -169,7 +193,7 @@ impl<'a> Measure<'a> {
             let is_largest =
                 self.wish.sizes_bytes.iter().rfind(|&&size| size <= most_bytes) == Some(&size_bytes);
             if self.wish.overhead && is_largest && direction == Direction::Write {
-                match overhead(&mut *route, &what) {
+                match overhead(&mut *opened.route, &what) {
                     Ok(overhead) => self.record.overheads.extend(overhead),
                     Err(error) => self.record.failed.push(Failed { what, why: format!("{error:#}") }),
                 }
@@ -194,26 +218,31 @@ impl<'a> Measure<'a> {
         Link::between(self.topology.as_ref()?, lender, importer)
     }
 
-    /// None where there is no such way, and nothing to refuse. What is lent is to outlive the route.
-    fn route(
-        &self,
-        way: &Way,
-        direction: Direction,
-        size_bytes: u64,
-    ) -> Result<Option<(Box<dyn Route>, Lent)>> {
+    /// None where there is no such way, and nothing to refuse.
+    fn route(&self, way: &Way, direction: Direction, size_bytes: u64) -> Result<Option<Opened>> {
         let Some(lends) = &way.lender.lends else { return Ok(None) };
-        let lent = lends.lend(size_bytes)?;
         let order = Order { direction, size_bytes, bytes: Arc::clone(&self.bytes) };
+        if let (same_gpu::OPAQUE_FD | same_gpu::LOCAL, Some(same_gpu)) = (way.path, &way.lender.same_gpu) {
+            let route = same_gpu.route(way.path, way.engine, order)?;
+            return Ok(Some(Opened { route, _lent: None }));
+        }
+        let lent = lends.lend(size_bytes)?;
         let side = lent.side.clone();
         let path = match way.path {
             "owner" => {
                 let Some(owner) = lent.owner.clone() else { return Ok(None) };
-                let route = ByOwner::new(owner, lent.ranges.clone(), order)?;
-                return Ok(Some((Box::new(route), lent)));
+                let route = Box::new(ByOwner::new(owner, lent.ranges.clone(), order)?);
+                return Ok(Some(Opened { route, _lent: Some(lent) }));
             }
             "window" => {
-                let route = ByCpu::new(Arc::clone(&lent.window), side, order);
-                return Ok(Some((Box::new(route), lent)));
+                let Some(window) = lent.window.clone() else { return Ok(None) };
+                let route = Box::new(ByCpu::new(window, side, order));
+                return Ok(Some(Opened { route, _lent: Some(lent) }));
+            }
+            same_gpu::DMA_BUF => {
+                let Some(same_gpu) = &way.lender.same_gpu else { return Ok(None) };
+                let route = same_gpu.route_to(&lent, way.engine, order)?;
+                return Ok(Some(Opened { route, _lent: Some(lent) }));
             }
             name => {
                 [Path::Peer, Path::HostPointer, Path::Staged].into_iter().find(|path| path.name() == name)
@@ -221,7 +250,7 @@ impl<'a> Measure<'a> {
         };
         let (Some(path), Some(imports)) = (path, &way.importer.imports) else { return Ok(None) };
         let route = imports.route(&lent.export, side, path, way.engine, order)?;
-        Ok(Some((route, lent)))
+        Ok(Some(Opened { route, _lent: Some(lent) }))
     }
 
     fn figure(&mut self, route: &mut dyn Route, what: What, link: Option<Link>) -> Result<Figure> {
@@ -279,14 +308,14 @@ impl<'a> Measure<'a> {
                 Err(_) if has_any => return Ok(()),
                 Err(error) => return Err(error),
             };
-            let ((mut first, _lent), (mut second, _lent_back)) = (first, second);
-            let mut what = self.what(there, &*first, Direction::Both, size_bytes);
-            if second.engine() != what.engine {
-                what.engine = format!("{} and {}", what.engine, second.engine());
+            let (mut first, mut second) = (first, second);
+            let mut what = self.what(there, &*first.route, Direction::Both, size_bytes);
+            if second.route.engine() != what.engine {
+                what.engine = format!("{} and {}", what.engine, second.route.engine());
             }
             (self.say)(&what.to_string());
-            match self.both_figure(&mut *first, &mut *second, what.clone(), self.link(there)) {
-                Ok(figure) => self.record.figures.push(figure),
+            match self.both_figure(&mut *first.route, &mut *second.route, what.clone(), self.link(there)) {
+                Ok(figure) => self.record.figures.push(Figure { same_gpu: there.is_same_gpu(), ..figure }),
                 Err(error) => {
                     self.record.failed.push(Failed { what, why: format!("{error:#}") });
                     return Ok(());
@@ -337,7 +366,7 @@ fn check_twice(routes: &mut [&mut dyn Route]) -> Result<Option<Wrong>> {
             return Ok(Some(wrong));
         }
     }
-    let once = Plan { warm_up: 0, least: 1, most: 1, budget: std::time::Duration::ZERO };
+    let once = Plan { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO };
     for route in routes.iter_mut() {
         route.prepare(1)?;
         route.copy(&mut Pace::new(once))?;
@@ -353,23 +382,27 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     error.downcast_ref::<peervram::Error>().is_some_and(|error| error.kind() == Kind::Unsupported)
 }
 
-/// The same copies in turns, through this program and by hand.
+/// The same copies in turns, one by one, through this program and by hand. Whoever else wants the machine meets both alike, and
+/// each goes first as often as the other.
 fn overhead(route: &mut dyn Route, what: &What) -> Result<Option<Overhead>> {
-    const COPIES: usize = 2;
-    let plan = Plan { warm_up: 0, least: COPIES, most: COPIES, budget: std::time::Duration::ZERO };
+    let plan = Plan { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO };
     if !route.copy_by_hand(1)? {
         return Ok(None);
     }
     let mut ratios = Vec::new();
-    for turn in 0..TURNS {
+    let begin = Instant::now();
+    for turn in 0..MOST_TURNS {
+        if turn >= LEAST_TURNS && begin.elapsed() > TURNS_BUDGET {
+            break;
+        }
         let (mut ours, mut by_hand) = (0.0, 0.0);
         for is_ours in [turn % 2 == 0, turn % 2 != 0] {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             if is_ours {
                 route.copy(&mut Pace::new(plan))?;
                 ours = start.elapsed().as_secs_f64();
             } else {
-                route.copy_by_hand(COPIES)?;
+                route.copy_by_hand(1)?;
                 by_hand = start.elapsed().as_secs_f64();
             }
         }
@@ -377,7 +410,7 @@ fn overhead(route: &mut dyn Route, what: &What) -> Result<Option<Overhead>> {
     }
     Ok(Spread::of(&ratios).map(|spread| Overhead {
         what: what.clone(),
-        turns: TURNS,
+        turns: ratios.len(),
         ratio: spread.median_ns,
         p10: spread.p10_ns,
         p90: spread.p90_ns,

@@ -1,4 +1,4 @@
-//! `Place`: where memory can be: a device bound to VFIO, a Vulkan device, the host.
+//! `Place`: where memory can be: a device bound to VFIO, a Vulkan device, the host. All of them lend.
 //!
 //! Order of calls: [`found`] lists names and touches nothing; [`open`] opens those that are wanted. A VFIO device is reset when it
 //! is opened.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use peervram::backends::host::HostMemory;
 use peervram::backends::pci::{Function, is_vfio_driver};
-use peervram::backends::vulkan::{Instance, Selector};
+use peervram::backends::vulkan::{self, Instance, Selector};
 use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Importer, Mapping, Owner, PciAddress, RawBytes, page_size_bytes,
     vfio,
@@ -20,6 +20,7 @@ use crate::attached::Imports;
 use crate::driver;
 use crate::record;
 use crate::route::Side;
+use crate::same_gpu::SameGpu;
 
 /// What the host is called.
 pub const HOST: &str = "host";
@@ -70,12 +71,9 @@ pub fn found() -> (Vec<Found>, Vec<String>) {
     match Instance::open().and_then(|instance| instance.physical_devices()) {
         Ok(devices) => {
             for (index, device) in devices.into_iter().enumerate() {
-                let selector = match device.pci_address {
-                    Some(address) => Selector::Pci(address),
-                    None => Selector::Name(device.name.clone()),
-                };
-                let name = format!("vulkan{index}");
-                places.push(Found { name, about: device.name, kind: FoundKind::Vulkan(selector) });
+                // One GPU may have two drivers, and two GPUs one name.
+                let kind = FoundKind::Vulkan(Selector::Number(index));
+                places.push(Found { name: format!("vulkan{index}"), about: device.name, kind });
             }
         }
         Err(error) => troubles.push(error.to_string()),
@@ -94,12 +92,19 @@ pub struct Place {
     pub imports: Option<Box<dyn Imports>>,
     /// What it lends by.
     pub lends: Option<Box<dyn Lends>>,
+    /// A second device of the same GPU, and its first.
+    pub same_gpu: Option<SameGpu>,
 }
 
 impl Place {
     /// Whether it is the host.
     pub fn is_host(&self) -> bool {
         self.record.name == HOST
+    }
+
+    /// Whether both are one GPU, by one driver or by two.
+    pub fn is_same_gpu(&self, other: &Place) -> bool {
+        self.record.name == other.record.name || self.address.is_some() && self.address == other.address
     }
 }
 
@@ -125,8 +130,27 @@ pub struct Lent {
     pub owner: Option<Arc<dyn Owner>>,
     /// Which memory.
     pub ranges: DmaRanges,
-    /// As the CPU sees it.
-    pub window: Arc<Mapping>,
+    /// As the CPU sees it; none where it does not.
+    pub window: Option<Arc<Mapping>>,
+    /// Whoever lends this and nothing else. Last: it goes after what it lent.
+    pub _lender: Option<Once>,
+}
+
+/// A lender of one piece of a Vulkan device's memory.
+pub struct Once(Option<Lender<vulkan::DeviceMemory>>);
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        close(self.0.take());
+    }
+}
+
+fn close<E: Exporter + 'static>(lender: Option<Lender<E>>) {
+    if let Some(lender) = lender
+        && let Err((_, error)) = lender.close(PATIENCE)
+    {
+        eprintln!("peer-copy: could not close a device: {error}");
+    }
 }
 
 /// A lender with its memory.
@@ -154,7 +178,7 @@ impl<E: Exporter + 'static> Lends for Lending<E> {
             None if lender.device().pci_address().is_some() => Side::Window(Arc::clone(&window)),
             None => Side::Host(Arc::clone(&window)),
         };
-        Ok(Lent { export, side, owner, ranges, window })
+        Ok(Lent { export, side, owner, ranges, window: Some(window), _lender: None })
     }
 }
 
@@ -162,11 +186,29 @@ impl<E: Exporter + 'static> Drop for Lending<E> {
     fn drop(&mut self) {
         // What the owner maps keeps the device open.
         self.owner = Arc::new(RawBytes);
-        if let Some(lender) = self.lender.take()
-            && let Err((_, error)) = lender.close(PATIENCE)
-        {
-            eprintln!("peer-copy: could not close a device: {error}");
-        }
+        close(self.lender.take());
+    }
+}
+
+/// A Vulkan device lends allocations as a whole, so each loan is one.
+struct VulkanLending {
+    device: Arc<vulkan::Device>,
+    most_bytes: u64,
+}
+
+impl Lends for VulkanLending {
+    fn most_bytes(&self) -> u64 {
+        self.most_bytes
+    }
+
+    fn lend(&self, size_bytes: u64) -> peervram::Result<Lent> {
+        let memory = self.device.allocate_exportable(size_bytes)?;
+        let (ranges, owner) = (DmaRanges::whole(memory.region())?, memory.owner());
+        let window = memory.map(&ranges).ok();
+        let lender = Lender::new(memory);
+        let export = lender.export(Aperture::owned(ranges.clone(), Arc::clone(&owner)))?;
+        let side = Side::Engine { owner: Arc::clone(&owner), ranges: ranges.clone() };
+        Ok(Lent { export, side, owner: Some(owner), ranges, window, _lender: Some(Once(Some(lender))) })
     }
 }
 
@@ -213,25 +255,34 @@ fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
         clocks: Vec::new(),
     };
     let lends = Lending { owner, region, lent, lender: Some(Lender::new(device)) };
-    Ok(Place { record, address: Some(function.address), imports, lends: Some(Box::new(lends)) })
+    let address = Some(function.address);
+    Ok(Place { record, address, imports, lends: Some(Box::new(lends)), same_gpu: None })
 }
 
 fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
-    let device = Arc::new(Instance::open()?.open_device(selector)?);
+    let instance = Instance::open()?;
+    let open = || Ok::<_, peervram::Error>(Arc::new(instance.open_device(selector)?));
+    let (device, second) = (open()?, open()?);
     let address = device.pci_address();
     let function = address.and_then(|address| Function::read(address).ok());
     let driver = device.driver().map(|driver| format!(", {driver}")).unwrap_or_default();
+    // The other half is what it copies to.
+    let half_bytes = device.description().local_memory_bytes / 2;
+    let most_bytes = half_bytes / page_size_bytes() * page_size_bytes();
+    let lends = VulkanLending { device: Arc::clone(&device), most_bytes };
+    let same_gpu = SameGpu { first: Arc::clone(&device), second };
     let imports: Box<dyn Imports> = Box::new(device);
     let record = record::Place {
         name: found.name.clone(),
         about: format!("{}{driver}", found.about),
         pci_address: address.map(|address| address.to_string()),
         numa_node: function.and_then(|function| function.numa_node),
-        lends_bytes: 0,
+        lends_bytes: most_bytes,
         engines: imports.engine_names(),
         clocks: Vec::new(),
     };
-    Ok(Place { record, address, imports: Some(imports), lends: None })
+    let (imports, lends) = (Some(imports), Some(Box::new(lends) as Box<dyn Lends>));
+    Ok(Place { record, address, imports, lends, same_gpu: Some(same_gpu) })
 }
 
 fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
@@ -247,5 +298,5 @@ fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
         clocks: Vec::new(),
     };
     let lends = Lending { owner: Arc::new(RawBytes), region, lent, lender: Some(Lender::new(memory)) };
-    Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)) })
+    Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)), same_gpu: None })
 }

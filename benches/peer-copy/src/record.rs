@@ -112,7 +112,8 @@ pub struct What {
     pub lender: String,
     /// Who copies from or to it.
     pub importer: String,
-    /// "peer", "host-pointer", "staged", "owner" (the lender's own engine), "window" (the CPU, through the BAR).
+    /// "peer", "host-pointer", "staged", "owner" (the lender's own engine), "window" (the CPU, through the BAR); within one
+    /// GPU "opaque-fd", "dma-buf", "local".
     pub path: String,
     /// What moves the bytes.
     pub engine: String,
@@ -187,6 +188,8 @@ pub enum Verdict {
 pub struct Figure {
     /// Which.
     pub what: What,
+    /// Whether both ends are one GPU: no peer then.
+    pub same_gpu: bool,
     /// Whether the bytes arrived.
     pub verdict: Verdict,
     /// Who looked.
@@ -227,6 +230,7 @@ impl Figure {
         let ceiling = link.as_ref().and_then(|link| link.write_ceiling_bytes_per_s).filter(|_| is_posted);
         Figure {
             what,
+            same_gpu: false,
             verdict: Verdict::Unverified,
             observer: None,
             wrong: None,

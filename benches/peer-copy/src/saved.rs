@@ -2,6 +2,7 @@
 //! `~/.local/state`.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -56,9 +57,25 @@ impl Saved {
     /// Exit code 2: there is none, or it is of another version.
     pub fn read(&self, name: &str) -> Result<Record> {
         let file = self.file(name)?;
-        let text = fs::read_to_string(&file)
-            .map_err(|error| usage(format!("no record {name:?}: {}: {error}", file.display())))?;
+        let text = fs::read_to_string(&file).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => usage(format!("no record {name:?} was kept; {}", self.names())),
+            _ => usage(format!("no record {name:?}: {}: {error}", file.display())),
+        })?;
         Ok(parse(&text).map_err(|ending| ending.of_file(&file))?)
+    }
+
+    /// Which ones there are, in words.
+    fn names(&self) -> String {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let name = |entry: fs::DirEntry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned());
+        let mut names: Vec<String> = entries.filter_map(name).collect();
+        names.sort();
+        let folder = self.folder.display();
+        if names.is_empty() {
+            format!("{folder} has none")
+        } else {
+            format!("{folder} has {}", names.join(", "))
+        }
     }
 
     fn file(&self, name: &str) -> Result<PathBuf> {
@@ -107,8 +124,10 @@ mod tests {
             figure.link_share = None;
             figure.ceiling_share = None;
         });
+        assert!(saved.read("after").unwrap_err().to_string().ends_with("has none"));
         saved.keep("before", &record).unwrap();
         assert_eq!(saved.read("before").unwrap(), record);
+        assert!(saved.read("after").unwrap_err().to_string().ends_with("has before"));
     }
 
     #[test]

@@ -238,12 +238,7 @@ fn legend(html: &mut String, record: &Record, ways: &[Way]) -> fmt::Result {
 /// A section: plots, and the figures as a table.
 fn pair(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
     let Some(first) = figures.first() else { return Ok(()) };
-    writeln!(
-        html,
-        "<h2>{} lends, {} copies</h2>",
-        escaped(&first.what.lender),
-        escaped(&first.what.importer)
-    )?;
+    writeln!(html, "<h2>{}</h2>", escaped(&matrix::pair_title(first)))?;
     if let Some(link) = &first.link {
         let ceiling = match (link.max_payload_bytes, link.write_ceiling_bytes_per_s) {
             (Some(payload), Some(ceiling)) => {
