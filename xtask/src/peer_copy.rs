@@ -28,6 +28,8 @@ const MACHINE: &str = "small-peer-copy";
 /// The machine whose memory has room for large copies, and how large those are.
 const LARGE_MACHINE: &str = "small-peer-copy-large";
 const LARGE: &str = "256M";
+/// More than its lender has.
+const BEYOND: &str = "320M";
 
 /// The longest that it is between two words.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -116,7 +118,10 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent) -> Result<()> {
     ensure!(code == 1 && text.contains("WRONG"), "with a private mirror its exit code is {code}");
     vm.control(0, &Request::Behave)?;
     let of_lies = folder.join(PAGE_OF_LIES);
-    page::look(lab.progress(), &[("honest", &page, Says::Right), ("lied-to", &of_lies, Says::Wrong)])?;
+    let pages: [(&str, &Path, Says); 2] =
+        [("honest", &page, Says::Right), ("lied-to", &of_lies, Says::Wrong)];
+    let views = if extent == Extent::Usual { &page::VIEWS[..] } else { &page::VIEWS[..2] };
+    page::look(lab.progress(), &pages, views)?;
 
     two_vulkan_devices(lab, &mut vm, &program)?;
 
@@ -190,6 +195,9 @@ fn overhead(lab: &Lab, program: &Path) -> Result<()> {
     let words: Vec<&str> = ends.into_iter().chain(few).collect();
     let (code, text) = execute(&mut vm, program, &words)?;
     ensure!(code == 0 && text.contains("bare loop"), "its exit code is {code}");
+    // The host can hold more than the device has.
+    let (code, _) = execute(&mut vm, program, &["--lender", "01:00.0", "--sizes", BEYOND])?;
+    ensure!(code == 2, "{BEYOND} of a device with {LARGE} gets the exit code {code}");
     Ok(())
 }
 

@@ -42,6 +42,8 @@ pub struct Cell<'a> {
     pub size_bytes: u64,
     /// Whether any of the pair's bytes were wrong; then it is of those.
     pub is_wrong: bool,
+    /// Whether it is within one GPU.
+    pub same_gpu: bool,
 }
 
 /// Who lent and who copied, in the order of the places.
@@ -66,6 +68,7 @@ pub fn cell<'a>(record: &'a Record, lender: &str, importer: &str, direction: Dir
         path: &shown.what.path,
         size_bytes: shown.what.size_bytes,
         is_wrong,
+        same_gpu: shown.same_gpu,
     };
     if let Some(wrong) = of_pair.iter().find(|figure| figure.verdict == Verdict::Wrong) {
         return Some(cell(wrong, true));
@@ -164,9 +167,10 @@ impl Matrix<'_> {
                         continue;
                     }
                     write!(out, "{name:<12} {direction:<5}")?;
-                    let text = |cell: &Cell| match cell.is_wrong {
-                        true => format!("WRONG {}", cell.path),
-                        false => format!("{:.3} {}", cell.bytes_per_s / 1e9, cell.path),
+                    let text = |cell: &Cell| match (cell.is_wrong, cell.same_gpu) {
+                        (true, _) => format!("WRONG {}", cell.path),
+                        (_, true) => format!("({:.3} {})", cell.bytes_per_s / 1e9, cell.path),
+                        _ => format!("{:.3} {}", cell.bytes_per_s / 1e9, cell.path),
                     };
                     let cells: String = (cells.iter())
                         .map(|cell| {
@@ -288,7 +292,7 @@ impl Matrix<'_> {
         if any(|figure| figure.same_gpu) {
             let [opaque_fd, dma_buf, local] = same_gpu::PATHS;
             notes.push(format!(
-                "{}: a second device of the GPU copies what the first one shares, as {opaque_fd} or {dma_buf}; {local} \
+                "{}, in brackets above: a second device of the GPU copies what the first one shares, as {opaque_fd} or {dma_buf}; {local} \
                  is a plain copy beside it.",
                 same_gpu::LABEL
             ));
@@ -493,6 +497,23 @@ mod tests {
         let text = printed(&record, false);
         assert!(text.contains("More than its link carries"), "{text}");
         assert!(!text.contains("320"), "{text}");
+    }
+
+    #[test]
+    fn what_stays_within_one_gpu_is_no_peer() {
+        let mut record = example();
+        record.figures.remove(0);
+        record.figures[0].same_gpu = true;
+        record.figures[0].what.path = "dma-buf".to_owned();
+        let local = Figure {
+            what: What { path: same_gpu::LOCAL.to_owned(), ..record.figures[0].what.clone() },
+            bytes_per_s: 1e12,
+            ..record.figures[0].clone()
+        };
+        record.figures.push(local);
+        let text = printed(&record, false);
+        assert!(text.contains("(26.844 dma-buf)"), "a plain copy is no way between two: {text}");
+        assert!(text.contains("copies (same GPU, not peer)"), "{text}");
     }
 
     #[test]

@@ -267,8 +267,8 @@ fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
     let function = address.and_then(|address| Function::read(address).ok());
     let driver = device.driver().map(|driver| format!(", {driver}")).unwrap_or_default();
     // The other half is what it copies to.
-    let half_bytes = device.description().local_memory_bytes / 2;
-    let most_bytes = half_bytes / page_size_bytes() * page_size_bytes();
+    let half_mib = device.description().local_memory_bytes >> 21;
+    let most_bytes = half_mib << 20;
     let lends = VulkanLending { device: Arc::clone(&device), most_bytes };
     let same_gpu = SameGpu { first: Arc::clone(&device), second };
     let imports: Box<dyn Imports> = Box::new(device);

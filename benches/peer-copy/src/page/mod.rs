@@ -11,6 +11,7 @@ use std::fmt::{self, Write};
 
 use crate::matrix::{self, SMALL_BYTES};
 use crate::record::{Direction, Figure, Record, Verdict};
+use crate::same_gpu::LABEL;
 use crate::size::Size;
 use axis::Axis;
 use plot::{Plot, Quantity};
@@ -177,10 +178,11 @@ fn overview(html: &mut String, record: &Record) -> fmt::Result {
                     }
                     Some(cell) => write!(
                         html,
-                        "<td class=\"word\">{}<small>{}, {}</small></td>",
+                        "<td class=\"word\">{}<small>{}, {}</small>{}</td>",
                         rate(cell.bytes_per_s),
                         escaped(cell.path),
-                        Size(cell.size_bytes)
+                        Size(cell.size_bytes),
+                        if cell.same_gpu { format!("<small>{LABEL}</small>") } else { String::new() }
                     )?,
                 }
             }
