@@ -4,12 +4,14 @@
 
 use std::io::{self, Write};
 
-use crate::matrix::wrapped;
+use crate::matrix::{pair_title, wrapped};
 use crate::record::{Figure, Record, Verdict};
 use crate::size::Size;
 
 /// What a line takes; in less, names stand above their figures.
 const LINE_WIDTH: usize = 80;
+/// Names can be as long as drivers like.
+const ENGINE_WIDTH: usize = 24;
 
 /// Figures of the same copies, before and now.
 #[derive(Debug)]
@@ -32,6 +34,18 @@ pub enum Change {
     Verdict,
 }
 
+impl Change {
+    /// In a word; none where nothing changed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Same => "",
+            Self::Faster => "faster",
+            Self::Slower => "slower",
+            Self::Verdict => "the bytes",
+        }
+    }
+}
+
 impl<'a> Comparison<'a> {
     /// Of what both records have.
     pub fn new(before: &'a Record, now: &'a Record) -> Comparison<'a> {
@@ -45,6 +59,18 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// What both records have: a figure of before, and of now.
+    pub fn pairs(&self) -> &[(&'a Figure, &'a Figure)] {
+        &self.pairs
+    }
+
+    /// What only one of them has, in words; nothing where that is nothing.
+    pub fn left_out(&self, name: &str) -> Option<String> {
+        let (before, now) = (self.only_before, self.only_now);
+        (before + now > 0)
+            .then(|| format!("not compared: {before} that only {name} has, {now} that it has not"))
+    }
+
     /// Prints a line for each, for a terminal of `width` columns.
     ///
     /// # Errors
@@ -55,28 +81,30 @@ impl<'a> Comparison<'a> {
             wrapped(text, width).iter().try_for_each(|line| writeln!(out, "{line}"))
         };
         say(out, &format!("compared with {name}: bandwidth before and now, GB/s"))?;
+        let mut pair = String::new();
         for (before, now) in &self.pairs {
             let what = &now.what;
-            let change = match change(before, now) {
-                Change::Same => "",
-                Change::Faster => "faster",
-                Change::Slower => "slower",
-                Change::Verdict => "the bytes",
-            };
+            let title = pair_title(now);
+            if pair != title {
+                say(out, &title)?;
+                pair = title;
+            }
             let (then, today) = (before.bytes_per_s / 1e9, now.bytes_per_s / 1e9);
-            let ends = format!("{} {}", what.lender, what.importer);
-            let how = format!("{} {}", what.path, what.direction);
             let size = Size(what.size_bytes).to_string();
+            let change = change(before, now).word();
+            let values = format!("{size:>7} {then:>7.3} {today:>7.3} {change}");
             if width < LINE_WIDTH {
-                say(out, &format!("{ends} {how}"))?;
-                writeln!(out, "  {size:>7} {then:>7.3} {today:>7.3} {change}")?;
+                say(out, &format!("{}, {}, {}", what.path, what.engine, what.direction))?;
+                writeln!(out, "  {}", values.trim_end())?;
             } else {
-                writeln!(out, "{ends:<27} {how:<18} {size:>7} {then:>7.3} {today:>7.3} {change}")?;
+                let engine: String = what.engine.chars().take(ENGINE_WIDTH).collect();
+                let line =
+                    format!(" {:<12} {engine:<ENGINE_WIDTH$} {:<5} {values}", what.path, what.direction);
+                writeln!(out, "{}", line.trim_end())?;
             }
         }
-        if self.only_before + self.only_now > 0 {
-            let (before, now) = (self.only_before, self.only_now);
-            say(out, &format!("not compared: {before} that only {name} has, {now} that it has not"))?;
+        if let Some(text) = self.left_out(name) {
+            say(out, &text)?;
         }
         Ok(())
     }

@@ -209,6 +209,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     // Before anything is measured for nothing.
     let saved = Saved::of_user();
+    check_places_for_files(arguments, &saved)?;
     let before = match &arguments.compare {
         Some(name) => Some((name, saved.as_ref().map_err(|error| usage(error.to_string()))?.read(name)?)),
         None => None,
@@ -298,7 +299,8 @@ fn finish(
         write(file, &json)?;
     }
     if let Some(file) = &arguments.html {
-        write(file, &page::page(record))?;
+        let before = before.as_ref().map(|(name, before)| (name.as_str(), before));
+        write(file, &page::page(record, before))?;
     }
     if let Some(name) = &arguments.save {
         let file = saved?.keep(name, record)?;
@@ -331,6 +333,24 @@ fn terminal_width() -> usize {
 
 fn or_all<T: Clone>(given: &[T], all: &[T]) -> Vec<T> {
     if given.is_empty() { all.to_vec() } else { given.to_vec() }
+}
+
+/// What is written at the end must not fail then.
+fn check_places_for_files(arguments: &Arguments, saved: &Result<Saved>) -> Result<()> {
+    for file in [&arguments.json_to, &arguments.html].into_iter().flatten() {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if folder.is_some_and(|folder| !folder.is_dir()) || file.is_dir() {
+            return Err(usage(format!(
+                "{} cannot be written: no such folder, or one itself",
+                file.display()
+            ))
+            .into());
+        }
+    }
+    if let Some(name) = &arguments.save {
+        saved.as_ref().map_err(|error| usage(error.to_string()))?.file(name)?;
+    }
+    Ok(())
 }
 
 /// The sizes that are asked for, the smallest first. None is larger than the host can hold.

@@ -78,7 +78,11 @@ impl Saved {
         }
     }
 
-    fn file(&self, name: &str) -> Result<PathBuf> {
+    /// Where a record of that name is, or would be.
+    ///
+    /// # Errors
+    /// Exit code 2: it is no name.
+    pub fn file(&self, name: &str) -> Result<PathBuf> {
         let is_good = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(is_good) {
             return Err(usage(format!("{name:?} is no name; use letters, digits, - and _")).into());

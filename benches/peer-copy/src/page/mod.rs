@@ -9,6 +9,7 @@ mod plot;
 
 use std::fmt::{self, Write};
 
+use crate::comparison::{Change, Comparison, change};
 use crate::matrix::{self, SMALL_BYTES};
 use crate::record::{Direction, Figure, Record, Verdict};
 use crate::same_gpu::LABEL;
@@ -20,15 +21,15 @@ const STYLE: &str = include_str!("style.css");
 
 const DIRECTIONS: [Direction; 3] = [Direction::Read, Direction::Write, Direction::Both];
 
-/// The page.
-pub fn page(record: &Record) -> String {
+/// The page; with a record of before, under its name, held against it.
+pub fn page(record: &Record, before: Option<(&str, &Record)>) -> String {
     let mut html = String::new();
     // Writing to a string cannot fail.
-    write_page(&mut html, record).ok();
+    write_page(&mut html, record, before).ok();
     html
 }
 
-fn write_page(html: &mut String, record: &Record) -> fmt::Result {
+fn write_page(html: &mut String, record: &Record, before: Option<(&str, &Record)>) -> fmt::Result {
     let machine = &record.machine;
     write!(
         html,
@@ -46,6 +47,9 @@ fn write_page(html: &mut String, record: &Record) -> fmt::Result {
         overview(html, record)?;
     }
     places(html, record)?;
+    if let Some((name, before)) = before {
+        compared(html, name, &Comparison::new(before, record))?;
+    }
     let ways = ways(record);
     legend(html, record, &ways)?;
     for (lender, importer) in pairs(record) {
@@ -211,6 +215,40 @@ fn places(html: &mut String, record: &Record) -> fmt::Result {
             place.numa_node.map(|node| node.to_string()).unwrap_or_default(),
             escaped(&place.engines.join(", ")),
             escaped(&clocks.join("; ")),
+        )?;
+    }
+    html.push_str("</table></div>\n");
+    Ok(())
+}
+
+/// What got faster or slower; the rest only by its number.
+fn compared(html: &mut String, name: &str, comparison: &Comparison) -> fmt::Result {
+    writeln!(html, "<h2>Compared with {}</h2>", escaped(name))?;
+    let moved: Vec<_> = (comparison.pairs().iter())
+        .filter_map(|(before, now)| {
+            let change = change(before, now);
+            (change != Change::Same).then_some((before, now, change))
+        })
+        .collect();
+    let same = comparison.pairs().len() - moved.len();
+    let left_out = comparison.left_out(name).map(|text| format!("; {}", escaped(&text))).unwrap_or_default();
+    writeln!(html, "<p class=\"faint\">{same} figures whose spreads touch are the same{left_out}.</p>")?;
+    if moved.is_empty() {
+        return Ok(());
+    }
+    html.push_str(
+        "<div class=\"scroll\"><table>\n<tr><th class=\"word\">copies</th><th>before</th><th>now</th>",
+    );
+    html.push_str("<th class=\"word\">is</th></tr>\n");
+    for (before, now, change) in moved {
+        let class = if change == Change::Verdict { "word wrong" } else { "word" };
+        writeln!(
+            html,
+            "<tr><td class=\"long\">{}</td><td>{}</td><td>{}</td><td class=\"{class}\">{}</td></tr>",
+            escaped(&now.what.to_string()),
+            rate(before.bytes_per_s),
+            rate(now.bytes_per_s),
+            change.word(),
         )?;
     }
     html.push_str("</table></div>\n");

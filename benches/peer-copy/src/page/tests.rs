@@ -22,15 +22,15 @@ fn is_balanced(html: &str) -> Result<(), String> {
 
 #[test]
 fn every_tag_is_closed() {
-    is_balanced(&page(&example())).unwrap();
+    is_balanced(&page(&example(), None)).unwrap();
     let mut empty = example();
     empty.figures.clear();
-    is_balanced(&page(&empty)).unwrap();
+    is_balanced(&page(&empty, None)).unwrap();
 }
 
 #[test]
 fn what_is_drawn_lies_inside_of_the_plot() {
-    let html = page(&example());
+    let html = page(&example(), None);
     let mut shares = 0;
     for name in ["x", "y", "x1", "x2", "y1", "y2"] {
         let begin = format!(" {name}=\"");
@@ -47,7 +47,7 @@ fn what_is_drawn_lies_inside_of_the_plot() {
 
 #[test]
 fn it_fetches_and_runs_nothing() {
-    let html = page(&example());
+    let html = page(&example(), None);
     for word in ["<script", "<link", "src=", "href=", "url(", "@import", "http"] {
         assert!(!html.contains(word), "{word}");
     }
@@ -55,7 +55,7 @@ fn it_fetches_and_runs_nothing() {
 
 #[test]
 fn it_has_plots_and_a_table_for_each_pair() {
-    let html = page(&example());
+    let html = page(&example(), None);
     // Read and write by bandwidth, and the small read by time.
     assert_eq!(html.matches("<figure").count(), 3);
     assert_eq!(html.matches("<details open>").count(), 1);
@@ -66,14 +66,14 @@ fn it_has_plots_and_a_table_for_each_pair() {
 #[test]
 fn wrong_bytes_are_said_before_any_speed() {
     let record = example();
-    let html = page(&record);
+    let html = page(&record, None);
     let wrong = html.find("WRONG:").unwrap();
     assert!(wrong < html.find("GB/s").unwrap());
     assert!(html.contains("class=\"bad\"") && html.contains("4096 of 4096 bytes, first at 0x0: zeros"));
     let mut right = record;
     right.figures.remove(0);
     right.failed.clear();
-    let html = page(&right);
+    let html = page(&right, None);
     assert!(
         html.contains("all bytes arrived") && !html.contains("WRONG:") && !html.contains("class=\"bad\"")
     );
@@ -98,12 +98,24 @@ fn ways_of_one_pair_have_different_colours() {
 
 #[test]
 fn its_own_words_need_no_letters_that_a_font_may_lack() {
-    assert!(page(&example()).is_ascii());
+    assert!(page(&example(), None).is_ascii());
+}
+
+#[test]
+fn what_moved_since_a_record_of_before_is_listed() {
+    let (now, mut before) = (example(), example());
+    let time = &mut before.figures[1].time;
+    (time.p10_ns, time.p90_ns) = (10.0 * time.p10_ns, 10.0 * time.p90_ns);
+    before.figures.remove(0);
+    let html = page(&now, Some(("before", &before)));
+    is_balanced(&html).unwrap();
+    assert!(html.contains("Compared with before") && html.contains(">faster<"), "{html}");
+    assert!(html.contains("0 that only before has, 1 that it has not"), "{html}");
 }
 
 #[test]
 fn names_of_devices_are_text() {
-    let html = page(&example());
+    let html = page(&example(), None);
     assert!(html.contains("a &lt;GPU&gt; &amp; more"));
     assert!(!html.contains("<GPU>"));
 }
