@@ -12,4 +12,4 @@ mod scan_out;
 
 pub use buffer_object::BufferObject;
 pub use node::Node;
-pub use scan_out::ScanOut;
+pub use scan_out::{ScanOut, ScanOutBuffer};

@@ -1,18 +1,35 @@
 //! `ScanOut`: a picture in an imported buffer, shown on a screen.
+//!
+//! The buffer is one of the node's, or a gbm one: whatever has a GEM handle ([`ScanOutBuffer`]).
 
 use drm::buffer::{DrmFourcc, DrmModifier, Handle, PlanarBuffer};
 use drm::control::connector::State;
 use drm::control::{ClipRect, Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
 
-use super::{BufferObject, Node};
+use std::num::NonZeroU32;
+
+use super::Node;
 use crate::{Error, ImageLayout, Kind, Result};
+
+/// What a screen can show: a GEM handle on a node.
+pub trait ScanOutBuffer {
+    /// The node that the handle is of, by the open file that it was made in.
+    fn node(&self) -> &Node;
+
+    /// The GEM handle, for the driver's own ioctls. Valid as long as this value.
+    fn raw_handle(&self) -> u32;
+
+    /// The size of the memory in bytes.
+    fn size_bytes(&self) -> u64;
+}
 
 /// A framebuffer on a screen, from [`start`](ScanOut::start) until dropped.
 ///
 /// Needs to be DRM master: no compositor may run on the node.
 #[derive(Debug)]
 pub struct ScanOut<'a> {
-    buffer: &'a BufferObject,
+    /// The buffer's, which so outlives this.
+    node: &'a Node,
     framebuffer: framebuffer::Handle,
     crtc: crtc::Handle,
     /// All of the picture, for `flush`.
@@ -60,13 +77,17 @@ impl<'a> ScanOut<'a> {
     /// [`Kind::InvalidInput`] where the picture does not fit the buffer or no mode has its size;
     /// [`Kind::NotFound`] without a screen; [`Kind::PermissionDenied`] where another program is
     /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
-    pub fn start(buffer: &'a BufferObject, layout: ImageLayout) -> Result<Self> {
+    pub fn start(buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<Self> {
         layout.check(buffer.size_bytes())?;
         let offset_bytes = u32::try_from(layout.offset_bytes).map_err(|_| {
             let why = format!("it starts at {:#x}, and DRM counts in 32 bits", layout.offset_bytes);
             Error::new(Kind::InvalidInput, "make a framebuffer", why)
         })?;
         let node = buffer.node();
+        let handle = NonZeroU32::new(buffer.raw_handle()).ok_or_else(|| {
+            Error::new(Kind::InvalidInput, "make a framebuffer", "the buffer has no handle on the node")
+                .on(node.path().display())
+        })?;
         let failed = |tried: &'static str| {
             move |error: std::io::Error| {
                 let error = Error::os(tried, error).on(node.path().display());
@@ -82,13 +103,13 @@ impl<'a> ScanOut<'a> {
         let mode = find_mode(node, &connector, layout)?;
         let framebuffer = node
             .add_planar_framebuffer(
-                &Picture { handle: buffer.handle(), layout, offset_bytes },
+                &Picture { handle: Handle::from(handle), layout, offset_bytes },
                 FbCmd2Flags::empty(),
             )
             .map_err(failed("make a framebuffer"))?;
         // From here on, dropping it undoes the framebuffer.
         let whole = ClipRect::new(0, 0, layout.width as u16, layout.height as u16);
-        let scan_out = Self { buffer, framebuffer, crtc, whole };
+        let scan_out = Self { node, framebuffer, crtc, whole };
         node.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector.handle()], Some(mode))
             .map_err(failed("show a framebuffer"))?;
         scan_out.flush()?;
@@ -101,15 +122,15 @@ impl<'a> ScanOut<'a> {
     /// # Errors
     /// What the driver says.
     pub fn flush(&self) -> Result<()> {
-        self.buffer.node().dirty_framebuffer(self.framebuffer, &[self.whole]).map_err(|error| {
-            Error::os("show a changed picture", error).on(self.buffer.node().path().display())
-        })
+        self.node
+            .dirty_framebuffer(self.framebuffer, &[self.whole])
+            .map_err(|error| Error::os("show a changed picture", error).on(self.node.path().display()))
     }
 }
 
 impl Drop for ScanOut<'_> {
     fn drop(&mut self) {
-        let node = self.buffer.node();
+        let node = self.node;
         let off = node.set_crtc(self.crtc, None, (0, 0), &[], None);
         if let Err(error) = off.and_then(|()| node.destroy_framebuffer(self.framebuffer)) {
             tracing::error!(%error, node = %node.path().display(), "could not end a scan-out");

@@ -6,6 +6,7 @@ mod doctor;
 mod drm;
 mod holder;
 mod holders;
+mod images;
 mod lab;
 mod lenders;
 mod lockdep;
@@ -38,6 +39,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         holders::TESTS,
         signal::TESTS,
         vulkan::TESTS,
+        images::TESTS,
         model::TESTS,
         peer::TESTS,
         verify::TESTS,
