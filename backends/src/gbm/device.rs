@@ -150,13 +150,21 @@ impl Importer for ImageDevice {
         let bo = bo.map_err(|said| self.explain(dma_buf, &said))?;
         let (offset_bytes, stride_bytes) = (u64::from(bo.offset(0)), bo.stride());
         let bo = BufferObject::new(self.device.clone(), bo, layout, dma_buf.size_bytes());
+        // libgbm's drivers for CPUs map what the kernel does not take, a memfd, and then have no handle: -1, as
+        // gbm.h says.
+        if [0, u32::MAX].contains(&bo.raw_handle()) {
+            let said = std::io::Error::other("it made a buffer object without a handle on the node");
+            return Err(self.explain(dma_buf, &said));
+        }
         if (offset_bytes, stride_bytes) != (layout.offset_bytes, layout.stride_bytes) {
             let why = format!(
                 "gbm has the picture at {offset_bytes:#x} with a stride of {stride_bytes} bytes, the lender at {:#x} \
                  with {}",
                 layout.offset_bytes, layout.stride_bytes
             );
-            return Err(self.refuse(why).next("lend in gbm's layout"));
+            return Err(self.refuse(why).next(
+                "lend from the picture on, with gbm's stride; or import it by the node itself (drm::Node)",
+            ));
         }
         Ok(bo)
     }

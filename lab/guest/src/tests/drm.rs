@@ -108,11 +108,15 @@ fn refused_route_is_named(guest: &Guest) -> Verdict {
     })
 }
 
-fn importer_that_cannot_is_named(guest: &Guest) -> Verdict {
-    let vgem = (0..8)
+/// A driver that takes no memory of other devices, where this kernel has it.
+pub fn vgem() -> Option<Node> {
+    (0..8)
         .filter_map(|number| Node::open(format!("/dev/dri/card{number}").as_ref()).ok())
-        .find(|node| node.driver() == "vgem");
-    let Some(vgem) = vgem.map(Arc::new) else { crate::skip!("this kernel has no vgem") };
+        .find(|node| node.driver() == "vgem")
+}
+
+fn importer_that_cannot_is_named(guest: &Guest) -> Verdict {
+    let Some(vgem) = vgem().map(Arc::new) else { crate::skip!("this kernel has no vgem") };
     leaks_nothing(|| {
         let crossing = Crossing::new(guest, 1)?;
         let error =

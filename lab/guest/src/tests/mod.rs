@@ -4,6 +4,7 @@ mod adopt;
 mod coherent_trust;
 mod doctor;
 mod drm;
+mod gbm;
 mod holder;
 mod holders;
 mod images;
@@ -40,6 +41,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         signal::TESTS,
         vulkan::TESTS,
         images::TESTS,
+        gbm::TESTS,
         model::TESTS,
         peer::TESTS,
         verify::TESTS,
