@@ -218,13 +218,16 @@ mod tests {
         let program = |name: &str| json!({ "name": name, "kind": ["bin"] });
         let library = json!({ "name": "peervram_samples", "kind": ["lib"] });
         let package = |metadata: Value| {
-            let targets = json!([library.clone(), program("second"), program("first")]);
+            let mut first = program("first");
+            first["required-features"] = json!(["gbm"]);
+            let targets = json!([library.clone(), program("second"), first]);
             json!({ "packages": [{ "name": SAMPLES, "targets": targets, "metadata": metadata }] })
         };
         let samples =
             Sample::all_in(&package(json!({ "lab": { "second": { "machine": "small-revoke" } } }))).unwrap();
         let seen: Vec<_> = samples.iter().map(|sample| (sample.name.as_str(), sample.machine.name)).collect();
         assert_eq!(seen, [("first", MACHINES[0].name), ("second", "small-revoke")]);
+        assert!(samples[0].gbm && !samples[1].gbm);
         assert!(Sample::all_in(&package(json!({ "lab": { "second": { "machine": "pdp-11" } } }))).is_err());
         assert_eq!(Sample::all_in(&package(Value::Null)).unwrap().len(), 2);
     }

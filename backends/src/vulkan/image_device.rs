@@ -1,8 +1,9 @@
 //! `ImageDevice`: a Vulkan device that imports lent memory as images of one layout.
 //!
 //! [`Device::for_images`] -> `Export::attach` -> an [`Image`] in every access. Everything else is as with buffers:
-//! the same paths, the same gate, the same answer to a revoke. An image has no [`Engine`](crate::Engine), so
-//! nobody can verify a path by it: verify the path with the [`Device`] itself.
+//! the same paths, the same gate, the same answer to a revoke. An image has no [`Engine`](crate::Engine), so nobody
+//! can test a path by it. It has the device's name, and the device's certificates count for it: verify the path with
+//! the [`Device`] itself.
 
 use std::fmt;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, RawBytes, page_size_bytes,
 };
 use peervram::picture::Picture;
-use peervram::{Kind, Lender, Outcome, Path, Trust};
+use peervram::{Direction, Kind, Lender, Outcome, Path, Trust};
 
 use crate::crossing::{PATIENCE, VRAM, open_device, refused};
 use crate::guest::Guest;
@@ -25,6 +25,8 @@ pub const TESTS: &[Test] = &[
         .on(|facts| facts.vulkan),
     Test::new("images/explicit-layout-by-host-pointer-is-the-owners-picture", explicit_in_vram)
         .on(|facts| facts.vulkan),
+    Test::new("images/certificate-of-the-device-counts", certificate_counts).on(|facts| facts.vulkan),
+    Test::new("images/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
     Test::new("images/what-would-be-read-askew-is-refused", refusals).on(|facts| facts.vulkan),
 ];
 
@@ -140,6 +142,52 @@ fn explicit_in_host_memory(_: &Guest) -> Verdict {
 
 fn explicit_in_vram(guest: &Guest) -> Verdict {
     vram(guest, PADDED)?.cross(EXPLICIT, Path::HostPointer)
+}
+
+/// An image has no engine: without a certificate that a buffer earned, it would be copied.
+fn certificate_counts(guest: &Guest) -> Verdict {
+    let lent = vram(guest, PADDED)?;
+    let device = Arc::new(open()?);
+    let trust = Trust::Verified(Direction::Both);
+    let buffer = lent.export.attach(Arc::clone(&device), trust)?;
+    ensure!(buffer.path() == Path::HostPointer, "by {}: {:?}", buffer.path(), buffer.refused());
+    buffer.detach()?;
+    let image = lent.export.attach(Arc::new(device.for_images(PADDED, EXPLICIT)), trust)?;
+    ensure!(image.path() == Path::HostPointer, "by {}: {:?}", image.path(), image.refused());
+    let access = image.enter()?;
+    let mut pixels = vec![0; lent.card.bytes().len()];
+    Engine::new(&device)?.read_image(access.memory(), &mut pixels, Instant::now() + SLOW)?;
+    ensure!(pixels == lent.card.bytes(), "the image has other pixels");
+    Ok(())
+}
+
+/// Nobody answers for the memory, so no path is trusted: what the image shows is a copy, and goes back.
+fn staged(guest: &Guest) -> Verdict {
+    let Lent { view, card, layout, lender, export } = vram(guest, PADDED)?;
+    let ranges = export.aperture().ranges().clone();
+    drop(export);
+    let export = lender.export(Aperture::unowned(ranges))?;
+    let device = Arc::new(open()?);
+    let importer = Arc::new(device.for_images(layout, EXPLICIT));
+    let image = export.attach(importer, Trust::Verified(Direction::Both))?;
+    ensure!(
+        image.staging().is_some_and(|how| how.in_host_memory),
+        "by {}: {:?}",
+        image.path(),
+        image.refused()
+    );
+    let mut engine = Engine::new(&device)?;
+    let access = image.enter()?;
+    let mut pixels = vec![0; card.bytes().len()];
+    engine.read_image(access.memory(), &mut pixels, Instant::now() + SLOW)?;
+    ensure!(pixels == card.bytes(), "the image has other pixels");
+    pixels.fill(5);
+    engine.write_image(access.memory(), &pixels, Instant::now() + SLOW)?;
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    let mut row = [0; 640 * 4];
+    view.read(place_of(&layout, 479), &mut row)?;
+    ensure!(row == [5; 640 * 4], "what the image was given is not copied back");
+    Ok(())
 }
 
 fn refusals(_: &Guest) -> Verdict {
