@@ -75,8 +75,8 @@ impl Engine {
         let general = vk::ImageLayout::GENERAL;
         self.commands.run(tried, deadline, used, |ash, commands| {
             // SAFETY: nothing is in flight when this is called, image and buffer are in the list above and have the
-            // usage, and the rows are of the image (VUID-vkCmdCopyImageToBuffer-imageOffset-09104,
-            // VUID-vkCmdCopyBufferToImage-imageOffset-09104) and as many as the buffer holds
+            // usage, and the rows are of the image (VUID-vkCmdCopyImageToBuffer-imageSubresource-07972,
+            // VUID-vkCmdCopyBufferToImage-imageSubresource-07972) and as many as the buffer holds
             // (VUID-vkCmdCopyImageToBuffer-pRegions-00183).
             unsafe {
                 if let Some(pixels) = pixels {
