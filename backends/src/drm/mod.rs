@@ -1,10 +1,10 @@
 //! DRM: a kernel graphics driver that imports dma-bufs and can show them.
 //!
 //! Order of calls: [`Node::open`] -> [`import`](crate::Importer::import) gives a [`BufferObject`]
-//! -> [`ScanOut::start`] shows it on a screen.
+//! -> [`ScanOut::start`] shows it on a screen, [`ScanOut::show`] the next one.
 //!
 //! Whether a driver can take memory of another PCI device at all is data: [`import_support()`](crate::import_support()).
-//! Not done here: rendering, page flips, anything with a driver's own ioctls.
+//! Not done here: rendering, page flips that nobody waits for, anything with a driver's own ioctls.
 
 mod buffer_object;
 mod node;
@@ -12,4 +12,4 @@ mod scan_out;
 
 pub use buffer_object::BufferObject;
 pub use node::Node;
-pub use scan_out::ScanOut;
+pub use scan_out::{ScanOut, ScanOutBuffer};

@@ -91,6 +91,11 @@ impl Node {
         &self.0.path
     }
 
+    /// Whether both are one open file, so that a handle of one is one of the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Counts an import; the caller owns one close.
     fn retain(&self, dma_buf: &DmaBuf) -> Result<Handle, Errno> {
         // Under the lock: a close of the same handle in between would end our import.
