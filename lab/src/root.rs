@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
     "glslang-tools",
     "kmod",
     "libc6-dev",
+    "libegl1",
     "libelf-dev",
     "libgbm1",
     "libvulkan1",
