@@ -122,6 +122,45 @@ impl DmaRanges {
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
+
+    /// Whether they are of a region like `region`: they were checked against *a* region, maybe another
+    /// device's.
+    pub fn fit(&self, region: &Region) -> bool {
+        let fits = |range: &DmaRange| range.end_bytes().is_some_and(|end| end <= region.size_bytes);
+        self.region_index == region.index && self.ranges.iter().all(fits)
+    }
+
+    /// Whether they are all of `region`, in order.
+    pub fn are_all_of(&self, region: &Region) -> bool {
+        let after = |end, range: &DmaRange| (range.offset_bytes == end).then(|| end + range.length_bytes);
+        self.fit(region) && self.ranges.iter().try_fold(0, after) == Some(region.size_bytes)
+    }
+
+    /// Where in the region `length_bytes` of a buffer made of them lie, from byte `offset_bytes` of the
+    /// buffer on: pieces in buffer order, which need not begin or end at pages.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] beyond the end of the buffer.
+    pub fn pieces(&self, offset_bytes: u64, length_bytes: u64) -> Result<Vec<DmaRange>> {
+        if offset_bytes.checked_add(length_bytes).is_none_or(|end| end > self.size_bytes) {
+            let why = format!(
+                "{length_bytes:#x} bytes from {offset_bytes:#x} on are not in {:#x}",
+                self.size_bytes
+            );
+            return Err(Error::new(Kind::InvalidInput, "take part of a buffer", why));
+        }
+        let (mut skip, mut left) = (offset_bytes, length_bytes);
+        let mut pieces = Vec::new();
+        for range in &self.ranges {
+            let part = range.length_bytes.saturating_sub(skip).min(left);
+            if part > 0 {
+                pieces.push(DmaRange::new(range.offset_bytes + skip, part));
+                left -= part;
+            }
+            skip = skip.saturating_sub(range.length_bytes);
+        }
+        Ok(pieces)
+    }
 }
 
 /// The page size of the running kernel, in bytes.
@@ -132,6 +171,7 @@ pub fn page_size_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RegionFlags;
     use proptest::prelude::*;
 
     const PAGE: u64 = 4096;
@@ -172,6 +212,34 @@ mod tests {
         let ranges = check(16 * PAGE, &[(8 * PAGE, PAGE), (0, 2 * PAGE)]).unwrap();
         assert_eq!(ranges.as_slice()[0].offset_bytes, 8 * PAGE);
         assert_eq!(ranges.size_bytes(), 3 * PAGE);
+    }
+
+    #[test]
+    fn bytes_of_a_buffer_lie_in_pieces_of_the_region() {
+        let ranges = check(16 * PAGE, &[(8 * PAGE, 2 * PAGE), (PAGE, PAGE)]).unwrap();
+        let pieces = |offset, length| ranges.pieces(offset, length).unwrap();
+        assert_eq!(pieces(0, 3 * PAGE), ranges.as_slice());
+        assert_eq!(pieces(0x1800, 0x1000), [DmaRange::new(0x9800, 0x800), DmaRange::new(0x1000, 0x800)]);
+        assert_eq!(pieces(0x2100, 0x10), [DmaRange::new(0x1100, 0x10)]);
+        assert_eq!(ranges.pieces(0x2000, 0x1001).unwrap_err().kind(), Kind::InvalidInput);
+        assert_eq!(ranges.pieces(u64::MAX, 2).unwrap_err().kind(), Kind::InvalidInput);
+    }
+
+    #[test]
+    fn ranges_know_whose_they_can_be() {
+        let region = |index, pages: u64| Region {
+            index,
+            size_bytes: pages * PAGE,
+            file_offset_bytes: 0,
+            flags: RegionFlags::default(),
+            capabilities: Vec::new(),
+        };
+        let ranges = check(16 * PAGE, &[(0, PAGE), (PAGE, 3 * PAGE)]).unwrap();
+        assert!(ranges.fit(&region(2, 4)) && ranges.are_all_of(&region(2, 4)));
+        assert!(ranges.fit(&region(2, 5)) && !ranges.are_all_of(&region(2, 5)));
+        assert!(!ranges.fit(&region(2, 3)) && !ranges.fit(&region(1, 4)));
+        let turned = check(16 * PAGE, &[(PAGE, 3 * PAGE), (0, PAGE)]).unwrap();
+        assert!(turned.fit(&region(2, 4)) && !turned.are_all_of(&region(2, 4)));
     }
 
     proptest! {

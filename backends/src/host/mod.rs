@@ -20,8 +20,8 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::{
-    CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, RegionFlags,
-    Result, page_size_bytes,
+    CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, RegionFlags, Result,
+    page_size_bytes,
 };
 
 const NAME: &str = "host memory";
@@ -106,13 +106,8 @@ impl HostMemory {
         }
     }
 
-    /// Ranges carry the region's index and were checked against *a* region, maybe another's.
     fn check(&self, tried: &'static str, ranges: &DmaRanges) -> Result<()> {
-        let size_bytes = self.region().size_bytes;
-        let fits = |range: &DmaRange| {
-            range.offset_bytes.checked_add(range.length_bytes).is_some_and(|end| end <= size_bytes)
-        };
-        if ranges.region_index() == 0 && ranges.as_slice().iter().all(fits) {
+        if ranges.fit(self.region()) {
             return Ok(());
         }
         let why = format!("the ranges are of region {} of another device", ranges.region_index());
@@ -146,7 +141,7 @@ impl Exporter for HostMemory {
         self.check(TRIED, ranges)?;
         let fd = match &self.udmabuf {
             Some(udmabuf) => udmabuf::create(udmabuf.as_fd(), self.memory.as_fd(), ranges.as_slice())?,
-            None if is_whole(ranges.as_slice(), self.region().size_bytes) => {
+            None if ranges.are_all_of(self.region()) => {
                 self.memory.try_clone().map_err(|error| Error::os(TRIED, error).on(NAME))?
             }
             None => {
@@ -173,16 +168,10 @@ impl Exporter for HostMemory {
     }
 }
 
-/// Whether `ranges` are all of `0..size_bytes`, one after the other.
-fn is_whole(ranges: &[DmaRange], size_bytes: u64) -> bool {
-    let end =
-        ranges.iter().try_fold(0, |end, range| (range.offset_bytes == end).then(|| end + range.length_bytes));
-    end == Some(size_bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::DmaRange;
     use std::io::Write;
 
     const PAGE: u64 = 4096;

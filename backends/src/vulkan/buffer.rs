@@ -83,8 +83,10 @@ pub(super) struct Allocation {
 
 /// Where the memory came from, which decides how it is handed over.
 pub(super) enum Origin {
-    /// Of a dma-buf: owned by the outside's queue family between uses.
+    /// Of a dma-buf, imported or exported: owned by the outside's queue family between uses.
     DmaBuf,
+    /// Shared with another device of the same driver, which owns it between uses.
+    SameDriver,
     /// Of this process's address space, which the mapping keeps.
     HostPointer(Arc<Mapping>),
     /// Allocated here.

@@ -59,6 +59,8 @@ struct Inner {
     limits: vk::PhysicalDeviceLimits,
     memory_types: Vec<vk::MemoryType>,
     memory_fd: Option<khr::external_memory_fd::Device>,
+    /// Whether descriptors may be dma-bufs.
+    has_dma_bufs: bool,
     host_pointer: Option<ext::external_memory_host::Device>,
     /// The queue family that stands for everybody outside this device.
     outside_family_index: u32,
@@ -207,7 +209,7 @@ impl Device {
                 instance.get_physical_device_memory_properties(physical),
             )
         };
-        let memory_fd = (has(khr::external_memory_fd::NAME) && has(ext::external_memory_dma_buf::NAME))
+        let memory_fd = has(khr::external_memory_fd::NAME)
             .then(|| khr::external_memory_fd::Device::new(&instance, &device));
         let host_pointer = has(ext::external_memory_host::NAME)
             .then(|| ext::external_memory_host::Device::new(&instance, &device));
@@ -226,6 +228,7 @@ impl Device {
                 description,
                 limits,
                 memory_fd,
+                has_dma_bufs: has(ext::external_memory_dma_buf::NAME),
                 host_pointer,
                 outside_family_index,
                 queue_family_index,
@@ -269,7 +272,7 @@ impl Device {
 
     /// Whether dma-bufs can be tried: the driver says so, and the extensions are enabled.
     pub fn imports_dma_bufs(&self) -> bool {
-        self.inner.description.can_import_dma_buf && self.inner.memory_fd.is_some()
+        self.inner.description.can_import_dma_buf && self.dma_buf_functions().is_some()
     }
 
     /// What host pointers must be aligned to, if they can be imported: the driver says so, and the
@@ -324,6 +327,11 @@ impl Device {
 
     pub(super) fn memory_fd(&self) -> Option<&khr::external_memory_fd::Device> {
         self.inner.memory_fd.as_ref()
+    }
+
+    /// The same, where they may be asked for dma-bufs.
+    pub(super) fn dma_buf_functions(&self) -> Option<&khr::external_memory_fd::Device> {
+        self.memory_fd().filter(|_| self.inner.has_dma_bufs)
     }
 
     pub(super) fn host_pointer(&self) -> Option<&ext::external_memory_host::Device> {

@@ -20,7 +20,7 @@ use crate::{DmaBuf, Error, Kind, Mapping, Result};
 pub(super) fn dma_buf(device: &Device, dma_buf: &DmaBuf, options: &ImportOptions) -> Result<Buffer> {
     const TRIED: &str = "import a dma-buf";
     const HANDLE: vk::ExternalMemoryHandleTypeFlags = vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT;
-    let Some(memory_fd) = device.memory_fd() else {
+    let Some(memory_fd) = device.dma_buf_functions() else {
         let why = "VK_KHR_external_memory_fd or VK_EXT_external_memory_dma_buf is not enabled";
         return Err(Error::new(Kind::VulkanMissing, TRIED, why)
             .next("enable what required_extensions() lists; Mesa's lavapipe has it from version 25 on"));
@@ -125,14 +125,14 @@ pub(super) fn host_pointer(
 }
 
 /// What the driver requires of the memory of a buffer.
-struct Needs {
-    size_bytes: u64,
-    memory_type_bits: u32,
-    dedicated: bool,
+pub(super) struct Needs {
+    pub(super) size_bytes: u64,
+    pub(super) memory_type_bits: u32,
+    pub(super) dedicated: bool,
 }
 
 /// A buffer for memory of `handle` (VUID-vkBindBufferMemory-memory-02985), still without it.
-fn create_buffer(
+pub(super) fn create_buffer(
     tried: &'static str,
     device: &Device,
     options: &ImportOptions,
@@ -182,7 +182,7 @@ fn choose_type(tried: &'static str, device: &Device, allowed_bits: u32) -> Resul
     })
 }
 
-fn bind(tried: &'static str, allocation: &Allocation) -> Result<()> {
+pub(super) fn bind(tried: &'static str, allocation: &Allocation) -> Result<()> {
     let Allocation { device, buffer, memory, .. } = allocation;
     // SAFETY: both were made from this device and never bound (VUID-vkBindBufferMemory-buffer-07459);
     // offset zero suits every alignment; the size was compared with the requirements.

@@ -1,4 +1,5 @@
-//! Vulkan as an importer: a dma-buf, or mapped memory, becomes a `VkBuffer` of the application's.
+//! Vulkan as an importer: a dma-buf, or mapped memory, becomes a `VkBuffer` of the application's; and as an exporter:
+//! [`DeviceMemory`] is lent as a dma-buf, [`OpaqueMemory`] shared within one driver.
 //!
 //! Order of calls in an application that has a Vulkan device:
 //! 1. ask [`required_extensions`] and [`optional_extensions`] before creating the device;
@@ -11,8 +12,8 @@
 //!
 //! Programs without a device of their own start at [`Instance::open`] and [`Instance::open_device`].
 //!
-//! Absent on purpose: images (a buffer can be copied into one), making semaphores, allocation of memory
-//! to lend, and everything about presentation. No type of the ash crate is public unless the feature
+//! Absent on purpose: images (a buffer can be copied into one), making semaphores, and everything about
+//! presentation. No type of the ash crate is public unless the feature
 //! `ash` asks for it: its releases break them, ours should not.
 
 mod buffer;
@@ -21,12 +22,15 @@ mod commands;
 mod copy;
 mod copy_engine;
 mod device;
+mod device_memory;
 mod engine;
+mod exportable;
 mod extensions;
 mod failure;
 mod import;
 mod instance;
 mod memory_type;
+mod opaque;
 mod ownership;
 mod paint;
 mod physical_device;
@@ -39,11 +43,13 @@ mod stopwatch;
 pub use buffer::{Buffer, BufferUsage, ImportOptions};
 pub use checksum::checksum;
 pub use device::{Device, GetInstanceProcAddr, RawDevice};
+pub use device_memory::DeviceMemory;
 pub use engine::Engine;
 pub use extensions::{
     EXTENSIONS, Extension, Need, missing_extensions, optional_extensions, required_extensions,
 };
 pub use instance::Instance;
+pub use opaque::{OpaqueFd, OpaqueMemory};
 pub use paint::paint;
 pub use physical_device::{DrmNode, PhysicalDevice};
 pub use selector::Selector;

@@ -117,6 +117,7 @@ fn families(allocation: &Allocation) -> Option<(u32, u32)> {
     let device = &allocation.device;
     match allocation.origin {
         Origin::DmaBuf => Some((device.outside_family_index(), device.queue_family_index())),
+        Origin::SameDriver => Some((vk::QUEUE_FAMILY_EXTERNAL, device.queue_family_index())),
         Origin::HostPointer(_) | Origin::Own => None,
     }
 }

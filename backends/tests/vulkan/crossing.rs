@@ -17,7 +17,7 @@ fn contents(mapping: &Mapping) -> Vec<u8> {
 
 /// What every import must do, whichever way the memory came: the device sees the exporter's bytes,
 /// and the exporter sees the device's.
-fn crosses(device: &Device, buffer: Buffer, exporter_view: &Mapping) {
+pub(crate) fn crosses(device: &Device, buffer: Buffer, exporter_view: &Mapping) {
     let mut engine = Engine::new(device).unwrap();
     let bytes = noise(exporter_view.len(), 1);
     exporter_view.write(0, &bytes).unwrap();

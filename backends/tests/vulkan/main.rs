@@ -8,6 +8,7 @@
 
 mod application;
 mod crossing;
+mod exported;
 mod machine;
 mod refusals;
 mod signal;

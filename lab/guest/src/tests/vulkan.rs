@@ -8,6 +8,7 @@ use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{self, Device, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, HostSlice, Importer, Mapping, RawBytes};
 use peervram::picture::Picture;
+use peervram::verify::Observer;
 use peervram::{Direction, Kind, Lender, Mover, Outcome, Path, Trust};
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, refused};
@@ -22,6 +23,7 @@ pub const TESTS: &[Test] = &[
     Test::new("vulkan/engines-move-bytes-both-ways", engines_move_bytes).on(|facts| facts.vulkan),
     Test::new("vulkan/a-cpu-is-trusted-by-the-window", trusted_by_the_window).on(|facts| facts.vulkan),
     Test::new("vulkan/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
+    Test::new("vulkan/a-vulkan-devices-own-memory-is-lent", own_memory_is_lent).on(|facts| facts.vulkan),
     Test::new("vulkan/import-outlives-the-device", import_outlives_the_device).on(|facts| facts.vulkan),
 ];
 
@@ -88,6 +90,31 @@ fn host_memory_crosses_as_dma_buf(_: &Guest) -> Verdict {
 }
 
 /// An import by host pointer is not in the way of closing: shadow memory takes the BAR's place.
+/// Lent by one device to another as a dma-buf, and believed because the lender's own engine looked.
+fn own_memory_is_lent(_: &Guest) -> Verdict {
+    const SIZE_BYTES: u64 = 4 << 20;
+    let memory = open()?.allocate_exportable(SIZE_BYTES)?;
+    let (whole, owner) = (DmaRanges::whole(memory.region())?, memory.owner());
+    let lender = Lender::new(memory);
+    let export = lender.export(Aperture::owned(whole, owner))?;
+    let attachment = export.attach(open()?, Trust::Verified(Direction::Both))?;
+    ensure!(attachment.path() == Path::Peer, "refused: {:?}", attachment.refused());
+    let certificate = attachment.certificate().context("it is trusted for nothing")?;
+    ensure!(
+        certificate.passed() && certificate.tests.iter().all(|test| test.observer == Observer::OwnerEngine),
+        "its certificate is {certificate:?}"
+    );
+    let mut lenders = Engine::new(lender.device().buffer().device())?;
+    let mut importers = Engine::new(attachment.importer())?;
+    let bytes: Vec<u8> = (0..SIZE_BYTES).map(|at| ((at * 31) >> 3) as u8).collect();
+    lenders.upload(lender.device().buffer(), 0, &bytes, Instant::now() + SLOW)?;
+    let access = attachment.enter()?;
+    let seen = importers.checksum(access.memory(), 0..SIZE_BYTES, Instant::now() + SLOW)?;
+    ensure!(seen == vulkan::checksum(&bytes), "the importer sees {seen:08x}");
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    Ok(())
+}
+
 fn import_outlives_the_device(guest: &Guest) -> Verdict {
     let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
     let attachment = export.attach(open()?, Trust::Unverified)?;

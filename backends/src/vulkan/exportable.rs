@@ -1,0 +1,86 @@
+//! Exportable allocations: a `VkBuffer` on memory that the driver can give out by a descriptor, and that descriptor.
+//!
+//! What [`DeviceMemory`](super::DeviceMemory) (a dma-buf) and [`OpaqueMemory`](super::OpaqueMemory) (a driver's
+//! own handle) are made of. The order is that of imports: ask whether the driver can, create the buffer, allocate
+//! what it requires, bind.
+#![expect(unsafe_code, reason = "allocating memory, and taking a descriptor from the driver")]
+
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use ash::vk;
+
+use super::buffer::{Allocation, Origin};
+use super::failure::failure;
+use super::import::{bind, create_buffer};
+use super::physical_device::external_features;
+use super::{Device, ImportOptions, memory_type};
+use crate::{Error, Kind, Result, page_size_bytes};
+
+/// An allocation that can be exported, and what an importer of the same driver must repeat of it.
+pub(super) struct Exportable {
+    pub(super) allocation: Allocation,
+    pub(super) allocation_bytes: u64,
+    pub(super) memory_type_index: u32,
+    pub(super) is_dedicated: bool,
+}
+
+impl Exportable {
+    /// `size_bytes`, a multiple of the page size, of `device`'s own memory, for `handle`.
+    pub(super) fn new(
+        tried: &'static str,
+        device: &Device,
+        size_bytes: u64,
+        handle: vk::ExternalMemoryHandleTypeFlags,
+        origin: Origin,
+    ) -> Result<Self> {
+        let page_bytes = page_size_bytes();
+        if size_bytes == 0 || !size_bytes.is_multiple_of(page_bytes) {
+            return Err(Error::new(Kind::InvalidInput, tried, format!("{size_bytes:#x} bytes are no size"))
+                .next(format!("use a multiple of the page size, {page_bytes:#x}")));
+        }
+        let options = ImportOptions::default();
+        // VUID-VkExportMemoryAllocateInfo-handleTypes-00656: the handle type must be exportable.
+        let (instance, physical) = device.ash_instance();
+        let features = external_features(instance, physical, options.usage.flags(), handle);
+        if !features.contains(vk::ExternalMemoryFeatureFlags::EXPORTABLE) {
+            return Err(Error::new(Kind::Unsupported, tried, "the driver exports none for a buffer's usage")
+                .next("lend memory of another device, or of the host"));
+        }
+        let (mut allocation, needs) =
+            create_buffer(tried, device, &options, handle, size_bytes, u64::MAX, origin)?;
+        let memory_type_index = memory_type::for_device_access(device.memory_types(), needs.memory_type_bits)
+            .ok_or_else(|| Error::new(Kind::Vulkan, tried, "no memory type suits it"))?;
+        let is_dedicated =
+            needs.dedicated || features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
+        let mut export = vk::ExportMemoryAllocateInfo::default().handle_types(handle);
+        let mut dedicate = vk::MemoryDedicatedAllocateInfo::default().buffer(allocation.buffer);
+        let mut info = vk::MemoryAllocateInfo::default()
+            .allocation_size(needs.size_bytes)
+            .memory_type_index(memory_type_index)
+            .push_next(&mut export);
+        if is_dedicated {
+            info = info.push_next(&mut dedicate);
+        }
+        // SAFETY: size and type are what the buffer requires, and the chain outlives the call.
+        allocation.memory =
+            unsafe { device.ash().allocate_memory(&info, None) }.map_err(|result| failure(tried, result))?;
+        bind(tried, &allocation)?;
+        Ok(Self { allocation, allocation_bytes: needs.size_bytes, memory_type_index, is_dedicated })
+    }
+}
+
+/// A new descriptor of the memory of `allocation`, which was made for `handle`. It is the caller's.
+pub(super) fn descriptor(
+    tried: &'static str,
+    allocation: &Allocation,
+    handle: vk::ExternalMemoryHandleTypeFlags,
+) -> Result<OwnedFd> {
+    let Some(functions) = allocation.device.memory_fd() else {
+        return Err(Error::new(Kind::VulkanMissing, tried, "VK_KHR_external_memory_fd is not enabled"));
+    };
+    let info = vk::MemoryGetFdInfoKHR::default().memory(allocation.memory).handle_type(handle);
+    // SAFETY: VUID-VkMemoryGetFdInfoKHR-handleType-00671: the memory was allocated for that handle type.
+    let fd = unsafe { functions.get_memory_fd(&info) }.map_err(|result| failure(tried, result))?;
+    // SAFETY: a new descriptor, which vkGetMemoryFdKHR gives to the caller.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
