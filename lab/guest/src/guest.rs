@@ -67,6 +67,11 @@ impl Guest {
         self.first(|device| *device == Device::VirtioGpu, "virtio GPU")
     }
 
+    /// The PCI address of the virtio GPU with 3D.
+    pub fn venus_gpu(&self) -> Result<String> {
+        self.first(|device| *device == Device::VenusGpu, "virtio GPU with 3D")
+    }
+
     /// The model GPU of that number, counted from zero.
     pub fn model(&self, number: usize) -> Result<Model<'_>> {
         let devices = self.facts.devices.iter().enumerate();
@@ -115,6 +120,11 @@ impl Guest {
     /// The virtio GPU's primary DRM node.
     pub fn virtio_gpu_node(&self) -> Result<PathBuf> {
         node(&self.virtio_gpu()?, "card")
+    }
+
+    /// The primary DRM node of the virtio GPU with 3D.
+    pub fn venus_node(&self) -> Result<PathBuf> {
+        node(&self.venus_gpu()?, "card")
     }
 
     /// Binds a PCI function to a driver, whatever it is bound to now. A test leaves it as found.

@@ -194,6 +194,7 @@ fn place(address: &str, driver: Option<&str>) -> Place {
         bars: Vec::new(),
         link: None,
         drm_nodes: Vec::new(),
+        virtio_features: None,
         memory_enabled: Some(true),
     };
     // Each on a root bus of its own: none has a bridge above it.

@@ -21,6 +21,7 @@ mod signal;
 mod slots;
 mod staged;
 mod trust;
+mod two_drivers;
 mod verify;
 mod vfio;
 mod vulkan;
@@ -38,6 +39,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         holders::TESTS,
         signal::TESTS,
         vulkan::TESTS,
+        two_drivers::TESTS,
         model::TESTS,
         peer::TESTS,
         verify::TESTS,
