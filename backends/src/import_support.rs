@@ -199,7 +199,8 @@ pub fn import_support_of(function: &Function) -> Option<&'static ImportSupport> 
     let driver = function.driver.as_deref()?;
     let Some(features) = function.virtio_features else { return import_support(driver) };
     // `virtgpu_gem_prime_import`: what it does not attach dynamically it leaves to the static import of DRM.
-    let is_dynamic = features & (VIRTIO_GPU_F_VIRGL | VIRTIO_GPU_F_RESOURCE_BLOB) == VIRTIO_GPU_F_RESOURCE_BLOB;
+    let is_dynamic =
+        features & (VIRTIO_GPU_F_VIRGL | VIRTIO_GPU_F_RESOURCE_BLOB) == VIRTIO_GPU_F_RESOURCE_BLOB;
     import_modes(driver).find(|row| row.can_import == is_dynamic)
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
+use peervram::backends::vulkan::Instance;
 use peervram_lab::link::Link;
 use peervram_lab::machine::{Device, Facts, Grace, PciId};
 use peervram_lab::picture::Picture;
@@ -180,6 +181,22 @@ pub fn bind_lenders(facts: &Facts) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the host's side of Venus works: QEMU goes on without it.
+pub fn check_venus() -> Result<()> {
+    let listed = match Instance::open().and_then(|instance| instance.physical_devices()) {
+        Ok(devices) if devices.iter().any(|device| device.driver_name == "venus") => return Ok(()),
+        Ok(devices) => format!(
+            "only {} is listed",
+            devices.iter().map(|device| &*device.name).collect::<Vec<_>>().join(", ")
+        ),
+        Err(error) => error.to_string(),
+    };
+    bail!(
+        "the virtio GPU has no Venus ({listed}): in the private root, virgl_render_server or the driver that it works \
+         with, lavapipe, does not start"
+    )
 }
 
 fn address_of(facts: &Facts, device: usize) -> Result<String> {

@@ -42,7 +42,10 @@ const EOPNOTSUPP: i32 = 95;
 const CANNOT_RUN_HERE: i32 = 4;
 
 fn open(driver: &str) -> Result<Device> {
-    Ok(Instance::open()?.open_device(&Selector::Name(driver.into()))?)
+    let device = Instance::open()?.open_device(&Selector::Name(driver.into()))?;
+    let found = &device.description().driver_name;
+    ensure!(found == driver, "the device is {found}'s, not {driver}'s");
+    Ok(device)
 }
 
 fn soon() -> Instant {
@@ -140,7 +143,8 @@ fn venus_refuses(guest: &Guest) -> Verdict {
     let of_lavapipe = of_lavapipe.dma_buf().map_err(Clone::clone)?;
     for (what, dma_buf) in [("VRAM", of_vfio), ("host memory", &of_host), ("lavapipe's", of_lavapipe)] {
         let error = refused(venus.import(dma_buf), Kind::ImporterCannot).context(what)?;
-        ensure!(error.to_string().contains("Venus"), "{what}: {error}");
+        let next = error.next_step().context("it does not say what to do next")?;
+        ensure!(next.contains("its own renderer's memory"), "{what}: {error}");
     }
     Ok(())
 }
@@ -159,7 +163,10 @@ fn vram_is_staged(guest: &Guest) -> Verdict {
     engine.paint(access.memory(), &layout, 5, soon())?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     vulkan::paint(&mut painted, &layout, 5)?;
-    ensure!(crossing.seen()? == Picture::new(640, 480, painted)?, "the owner does not see what Venus painted");
+    ensure!(
+        crossing.seen()? == Picture::new(640, 480, painted)?,
+        "the owner does not see what Venus painted"
+    );
     Ok(())
 }
 
@@ -189,10 +196,9 @@ fn pages_say_so(guest: &Guest) -> Verdict {
     let said = json(&["doctor", "--json"])?;
     let pairs = said["pairs"].as_array().context("no pairs")?;
     ensure!(!pairs.iter().any(|pair| pair["importer"] == gpu.as_str()), "the doctor: {pairs:?}");
-    let page = String::from_utf8(peervram(&["doctor"])?.stdout)?;
-    let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    let findings = said["findings"].to_string();
     for text in [format!("cannot import: {}", row.because), "imports nothing, exports dma-bufs".to_owned()] {
-        ensure!(page.contains(&text), "no {text:?} on {page}");
+        ensure!(findings.contains(&text), "the doctor does not say {text:?} in {findings}");
     }
 
     let node = guest.venus_node()?.display().to_string();
