@@ -11,7 +11,7 @@ use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, host};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -117,6 +117,13 @@ pub struct Run {
     json: bool,
 }
 
+impl Run {
+    /// The machines and the filter that are meant.
+    pub fn chosen(&self) -> Result<(Vec<&'static Machine>, &str)> {
+        Ok((chosen(&self.choice.machines)?, &self.choice.filter))
+    }
+}
+
 /// Does a task of the lab.
 pub fn run(task: Task) -> Result<ExitCode> {
     let steps = Steps::default();
@@ -209,10 +216,11 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
 fn list(choice: &Choice) -> Result<()> {
     let machines = chosen(&choice.machines)?;
     let programs = build::lab_programs()?;
+    let mut out = io::stdout().lock();
     for plan in suite::plan(&programs, &machines, &choice.filter)? {
-        println!("{}: {}", plan.machine.name, plan.machine.about);
+        writeln!(out, "{}: {}", plan.machine.name, plan.machine.about)?;
         for test in plan.tests {
-            println!("  {test}");
+            writeln!(out, "  {test}")?;
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The project's tasks: `cargo xtask --help`.
 
 mod bench;
+mod book;
 mod build;
 mod ci;
 mod demo;
@@ -36,6 +37,7 @@ enum Task {
     #[command(subcommand)]
     Lab(lab::Task),
     Routes(routes::Arguments),
+    Book(book::Arguments),
     Shaders(shaders::Arguments),
 }
 
@@ -48,10 +50,13 @@ fn main() -> ExitCode {
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
         Task::Routes(arguments) => routes::run(&arguments),
+        Task::Book(arguments) => book::run(&arguments),
         Task::Shaders(arguments) => shaders::run(&arguments),
     };
     match result {
         Ok(code) => code,
+        // Whoever read what we wrote has read enough: `cargo xtask lab list | head`.
+        Err(error) if terminal::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             terminal::exit_code(&error)

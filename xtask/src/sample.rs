@@ -49,20 +49,33 @@ pub struct Arguments {
     setup: Setup,
 }
 
-pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut samples = Sample::all()?;
-    if let Some(name) = &arguments.name {
-        let names: Vec<String> = samples.iter().map(|sample| sample.name.clone()).collect();
-        samples.retain(|sample| sample.name == *name);
-        if samples.is_empty() {
-            let reason = format!("no sample {name:?}; there are {}", names.join(", "));
-            bail!(Exit { code: USAGE, reason });
+impl Arguments {
+    /// The samples that are meant, each with its machine.
+    fn chosen(&self) -> Result<Vec<Sample>> {
+        let mut samples = Sample::all()?;
+        if let Some(name) = &self.name {
+            let names: Vec<String> = samples.iter().map(|sample| sample.name.clone()).collect();
+            samples.retain(|sample| sample.name == *name);
+            if samples.is_empty() {
+                let reason = format!("no sample {name:?}; there are {}", names.join(", "));
+                bail!(Exit { code: USAGE, reason });
+            }
         }
+        if let Some(machine) = &self.machine {
+            let machine = lab::named(machine)?;
+            samples.iter_mut().for_each(|sample| sample.machine = machine);
+        }
+        Ok(samples)
     }
-    if let Some(machine) = &arguments.machine {
-        let machine = lab::named(machine)?;
-        samples.iter_mut().for_each(|sample| sample.machine = machine);
+
+    /// Whether there is what they name.
+    pub fn check(&self) -> Result<()> {
+        self.chosen().map(|_| ())
     }
+}
+
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let samples = arguments.chosen()?;
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let counts = run_each(&lab, &samples)?;

@@ -43,6 +43,11 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(error.downcast_ref::<Exit>().map_or(FAILED, |exit| exit.code))
 }
 
+/// Whether it is that nobody reads our output any more.
+pub fn is_closed(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
 /// Steps on standard error: a spinner with seconds on a terminal, plain lines elsewhere.
 #[derive(Default)]
 pub struct Steps {

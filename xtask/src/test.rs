@@ -13,7 +13,7 @@ use std::thread;
 use crate::build::cargo;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{demo, peer_copy, routes, sample, shaders};
+use crate::{book, demo, peer_copy, routes, sample, shaders};
 
 /// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
@@ -57,6 +57,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             println!("\npeer-copy");
             let no_files = peer_copy::Files::default();
             add(&mut counts, one(report(peer_copy::run(lab, &no_files, peer_copy::Extent::Quick))));
+            println!("\nthe commands of the book");
+            add(&mut counts, book::run_pages(lab, "")?);
             println!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);
