@@ -212,6 +212,18 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_with_3d_is_told_of_to_init_and_is_no_screen() {
+        let machine = named("small-two-drivers").unwrap();
+        let arguments = machine.qemu_arguments().join(" ");
+        assert!(arguments.contains("virtio-gpu-gl-pci,id=device1.0,bus=port1,blob=true,iommu_platform=on"));
+        assert!(arguments.contains("venus=on,hostmem=512M"), "{arguments}");
+        assert!(machine.command_line().split(' ').any(|word| word == "peervram.venus"));
+        let facts = machine.facts();
+        assert!(facts.has_two_vulkan_drivers() && !facts.has_lender_and_screen());
+        assert!(!named("small-revoke").unwrap().command_line().contains("venus"));
+    }
+
+    #[test]
     fn twins_share_a_slot_and_have_their_own_memory() {
         let arguments = named("small-revoke").unwrap().qemu_arguments();
         let twins: Vec<&String> = arguments.iter().filter(|word| word.contains("id=device5.")).collect();

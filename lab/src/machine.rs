@@ -204,7 +204,7 @@ const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
 
 const MODEL: Device = Device::ModelGpu { id: PciId::MODEL, vram_mib: 256 };
 
-/// Venus's GPU has no other virtio GPU beside it: QEMU draws for one or shows the memory of the other.
+/// One driver's memory under another one, in one process; and a GPU that imports nothing.
 const TWO_DRIVERS: Machine = Machine {
     name: "small-two-drivers",
     about: "a GPU with 3D, so two Vulkan drivers that are not of one kind: Venus and lavapipe",

@@ -37,7 +37,6 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "virgl-server",
-    "xvfb",
     "xz-utils",
     "zstd",
 ];
