@@ -240,10 +240,10 @@ mod tests {
             import_support_of(&serde_json::from_value(function).unwrap()).unwrap()
         };
         // Seen: QEMU's virtio-gpu-pci with blob=true, and its virtio-gpu-gl-pci with venus=on.
-        assert!(support(Some(0x1_0330_0000_0a)).can_import);
-        assert!(!support(Some(0x1_0330_0000_1b)).can_import && support(Some(0x1b)).because.contains("3D"));
+        assert!(support(Some(0x0103_3000_000a)).can_import);
+        assert!(!support(Some(0x0103_3000_001b)).can_import && support(Some(0x1b)).because.contains("3D"));
         // Without blob resources.
-        assert!(!support(Some(0x1_0330_0000_02)).can_import);
+        assert!(!support(Some(0x0103_3000_0002)).can_import);
         assert!(support(None).can_import);
     }
 

@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(function.link.as_ref().unwrap().max_width_lanes, 16);
         assert_eq!(function.drm_nodes, ["card0", "renderD128"]);
         assert_eq!(function.memory_enabled, Some(true));
-        assert_eq!(function.virtio_features, Some(0x1_0330_0000_1b));
+        assert_eq!(function.virtio_features, Some(0x0103_3000_001b));
     }
 
     #[test]
