@@ -24,7 +24,6 @@ mod mapping;
 pub mod pci;
 mod ranges;
 mod region;
-mod shadow;
 pub mod signal;
 pub mod topology;
 mod uapi;

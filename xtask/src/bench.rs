@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the benchmarks, in the lab's virtual machine or here.
 //!
-//! Builds them optimised, and the C program that crossings are compared with; the table and the
-//! verdict are the benchmarks' own.
+//! Builds them optimised, and the C program that crossings are compared with. Each benchmark prints a table of its
+//! own; the last one is of all that was found, with the limit beside each.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -14,9 +14,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::build;
+use crate::build::{self, cargo};
+use crate::figures::{Figure, Figures};
 use crate::lab::{self, Setup};
 use crate::peer_copy;
 use crate::terminal::{Exit, FAILED, Steps, USAGE};
@@ -32,6 +33,15 @@ const OF_A_LENDER: [&str; 5] = ["crossing", "revoke", "access", "host-pointer", 
 const OF_A_MODEL: [&str; 2] = ["descriptors", "staged"];
 /// What takes a GPU whose memory is coherent with the CPU.
 const OF_GRACE: &str = "nvgrace";
+/// What takes no device and no guest: the model's server, and the compiler.
+const OF_NOTHING: [&str; 2] = [REGISTERS, BUILD];
+const REGISTERS: &str = "registers";
+const BUILD: &str = "build";
+
+/// The sample whose clean build is timed, and how many seconds that may take on two cores.
+const SMALLEST: (&str, f64) = ("share_buffer", 90.0);
+/// Where things are that ran without a guest.
+const HERE: &str = "this machine";
 
 /// The machine with the model GPUs.
 const MODEL_MACHINE: &str = "small-two-models-root-ports";
@@ -51,6 +61,9 @@ const GRACE_MACHINE: &str = "small-gh200";
 ///   descriptors   work through the model GPU's driver, against the same by hand; at most 1.05
 ///   staged        copies by two engines at once, against one after the other; at most 0.67
 ///   nvgrace       a crossing of coherent memory, against one of a plain VFIO device; at most 1.10
+/// And without one:
+///   registers     register reads of the model GPU, against a bare socket; at least 0.80
+///   build         a clean build of the smallest sample; at most 90 s, on two cores that are free
 /// And one with model GPUs, a device that only lends and Vulkan, where it is named:
 ///   peer-copy     the matrix of all pairs, its JSON and its page, and a lender that lies
 ///
@@ -69,8 +82,8 @@ Examples:
   cargo xtask bench --here                       what runs on this machine without a VM"
 )]
 pub struct Bench {
-    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged or nvgrace; all of them if left out.
-    /// peer-copy by itself
+    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged, nvgrace, registers or build; all of
+    /// them if left out. peer-copy by itself
     what: Vec<String>,
     /// On this machine, with host memory as lender, instead of in a virtual one
     #[arg(long, conflicts_with = "machine")]
@@ -107,15 +120,47 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
         peer_copy::run(&lab, &files, peer_copy::Extent::Usual)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let known = || {
+        let of_a_guest = OF_A_LENDER.into_iter().chain(OF_A_MODEL).chain([OF_GRACE]);
+        of_a_guest.chain(OF_NOTHING).chain([peer_copy::NAME])
+    };
+    if let Some(unknown) = arguments.what.iter().find(|what| known().all(|known| known != what.as_str())) {
+        let reason =
+            format!("no benchmark {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
+        bail!(Exit { code: USAGE, reason });
+    }
     if let Some(file) = &arguments.json {
         fs::write(file, "").with_context(|| format!("writing {}", file.display()))?;
     }
-    if arguments.here { run_here(arguments) } else { run_in_lab(arguments) }
+    let mut figures = Figures::default();
+    let (of_nothing, others): (Vec<_>, Vec<_>) =
+        arguments.what.iter().cloned().partition(|what| OF_NOTHING.contains(&what.as_str()));
+    let everything = arguments.what.is_empty();
+    let mut code = 0;
+    if everything || !others.is_empty() {
+        code = match arguments.here {
+            true => run_here(arguments, &others, &mut figures)?,
+            false => run_in_lab(arguments, &others, &mut figures)?,
+        };
+    }
+    let is_wanted = |what: &str| everything || of_nothing.iter().any(|wanted| wanted == what);
+    if is_wanted(REGISTERS) {
+        measure_registers(arguments, &mut figures)?;
+    }
+    if is_wanted(BUILD) {
+        measure_build(&mut figures)?;
+    }
+    println!("\neverything that was measured\n");
+    figures.print(&mut std::io::stdout().lock())?;
+    if code == 0 && figures.is_over() {
+        code = i32::from(FAILED);
+    }
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(FAILED)))
 }
 
-fn run_here(arguments: &Bench) -> Result<ExitCode> {
+fn run_here(arguments: &Bench, what: &[String], figures: &mut Figures) -> Result<i32> {
     let mut program = Command::new(build::benches()?)
-        .args(&arguments.what)
+        .args(what)
         .args(options(arguments))
         .arg("--host")
         .stdout(Stdio::piped())
@@ -123,13 +168,13 @@ fn run_here(arguments: &Bench) -> Result<ExitCode> {
         .context("starting the benchmarks")?;
     let output = program.stdout.take().context("the benchmarks have no output")?;
     for line in BufReader::new(output).lines() {
-        show(arguments, &line?)?;
+        show(arguments, &line?, HERE, figures)?;
     }
-    Ok(exit_code(program.wait()?.code().unwrap_or(1)))
+    Ok(program.wait()?.code().unwrap_or(1))
 }
 
-fn run_in_lab(arguments: &Bench) -> Result<ExitCode> {
-    let tables = tables(arguments)?;
+fn run_in_lab(arguments: &Bench, what: &[String], figures: &mut Figures) -> Result<i32> {
+    let tables = tables(arguments, what)?;
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let program = build::benches()?;
@@ -149,7 +194,7 @@ fn run_in_lab(arguments: &Bench) -> Result<ExitCode> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
             match stream {
-                Stream::Stdout => show(arguments, line)?,
+                Stream::Stdout => show(arguments, line, machine.name, figures)?,
                 Stream::Stderr => eprintln!("{line}"),
             }
             Ok(())
@@ -159,16 +204,52 @@ fn run_in_lab(arguments: &Bench) -> Result<ExitCode> {
             code = exit.code;
         }
     }
-    Ok(exit_code(code))
+    Ok(code)
+}
+
+/// The model's server against a bare socket.
+fn measure_registers(arguments: &Bench, figures: &mut Figures) -> Result<()> {
+    println!();
+    let output = cargo()
+        .args(["bench", "--quiet", "--package", "peervram-model", "--bench", "registers"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo bench")?;
+    if !output.status.success() {
+        bail!("`cargo bench` of peervram-model: {}", output.status);
+    }
+    String::from_utf8_lossy(&output.stdout).lines().try_for_each(|line| show(arguments, line, HERE, figures))
+}
+
+/// A clean build of the smallest sample, with everything that it uses.
+fn measure_build(figures: &mut Figures) -> Result<()> {
+    let (sample, limit_s) = SMALLEST;
+    let folder = tempfile::tempdir().context("making a folder to build in")?;
+    let fetched = cargo().args(["fetch", "--quiet"]).status().context("starting cargo fetch")?;
+    if !fetched.success() {
+        bail!("`cargo fetch`: {fetched}");
+    }
+    let start = Instant::now();
+    let status = cargo()
+        .args(["build", "--quiet", "--package", build::SAMPLES, "--bin", sample, "--target-dir"])
+        .arg(folder.path())
+        .status()
+        .context("starting cargo build")?;
+    if !status.success() {
+        bail!("`cargo build` of {sample}: {status}");
+    }
+    let what = format!("a clean build of {sample}");
+    figures.push(Figure::seconds(&what, start.elapsed().as_secs_f64(), limit_s), HERE);
+    Ok(())
 }
 
 /// Which machines to boot, and what each is to measure.
-fn tables(arguments: &Bench) -> Result<Vec<(&'static Machine, Vec<String>)>> {
+fn tables(arguments: &Bench, what: &[String]) -> Result<Vec<(&'static Machine, Vec<String>)>> {
     if let Some(name) = &arguments.machine {
-        return Ok(vec![(lab::named(name)?, arguments.what.clone())]);
+        return Ok(vec![(lab::named(name)?, what.to_vec())]);
     }
     let all = OF_A_LENDER.into_iter().chain(OF_A_MODEL).chain([OF_GRACE]).map(String::from);
-    let chosen = if arguments.what.is_empty() { all.collect() } else { arguments.what.clone() };
+    let chosen = if what.is_empty() { all.collect() } else { what.to_vec() };
     let is_of_a_model = |what: &String| OF_A_MODEL.contains(&what.as_str());
     let (of_a_model, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(is_of_a_model);
     let (of_grace, of_a_lender): (Vec<_>, Vec<_>) = others.into_iter().partition(|what| what == OF_GRACE);
@@ -177,28 +258,23 @@ fn tables(arguments: &Bench) -> Result<Vec<(&'static Machine, Vec<String>)>> {
     tables.map(|(name, what)| Ok((lab::named(name)?, what))).collect()
 }
 
-/// Passes a line of the benchmarks on: the one of JSON to its file, the others to the terminal.
-fn show(arguments: &Bench, line: &str) -> Result<()> {
-    match &arguments.json {
-        Some(file) if line.starts_with('{') => {
-            let mut file = OpenOptions::new().append(true).open(file)?;
-            writeln!(file, "{line}")?;
-        }
-        _ => println!("{line}"),
+/// Passes a line of the benchmarks on: the one of JSON to the table of all and to its file, the others to the terminal.
+fn show(arguments: &Bench, line: &str, place: &str, figures: &mut Figures) -> Result<()> {
+    if !line.starts_with('{') {
+        println!("{line}");
+        return Ok(());
     }
-    Ok(())
-}
-
-fn exit_code(code: i32) -> ExitCode {
-    ExitCode::from(u8::try_from(code).unwrap_or(FAILED))
+    if let Some(file) = &arguments.json {
+        let mut file = OpenOptions::new().append(true).open(file)?;
+        writeln!(file, "{line}")?;
+    }
+    figures.read(line, place)
 }
 
 fn options(arguments: &Bench) -> Vec<String> {
     let mut words = vec!["--rounds".into(), arguments.rounds.to_string()];
     words.extend(["--cycles".into(), arguments.cycles.to_string()]);
-    if arguments.json.is_some() {
-        words.push("--json".into());
-    }
+    words.push("--json".into());
     words
 }
 

@@ -5,6 +5,7 @@ mod book;
 mod build;
 mod ci;
 mod demo;
+mod figures;
 mod in_guest;
 mod lab;
 mod peer_copy;

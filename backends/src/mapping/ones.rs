@@ -1,4 +1,4 @@
-//! Shadow memory: what is put under a mapping while its device's memory cannot be touched.
+//! `Ones`: the file of shadow memory, which is put under a mapping while its device's memory cannot be touched.
 //!
 //! A sealed file of 0xFF, mapped privately: reads see what a device that is not there answers, writes
 //! land in pages of this process that nobody else sees. A mapping takes the file in pieces, again and
@@ -21,34 +21,34 @@ const PIECES_MAX: usize = 4096;
 
 /// A file of ones.
 #[derive(Debug)]
-pub(crate) struct Shadow {
+pub(super) struct Ones {
     file: OwnedFd,
     size_bytes: usize,
 }
 
-impl Shadow {
+impl Ones {
     /// The file that a mapping of that length takes its pieces from.
-    pub(crate) fn for_length(length_bytes: usize) -> Result<Arc<Self>> {
-        static LARGEST: Mutex<Option<Arc<Shadow>>> = Mutex::new(None);
+    pub(super) fn for_length(length_bytes: usize) -> Result<Arc<Self>> {
+        static LARGEST: Mutex<Option<Arc<Ones>>> = Mutex::new(None);
         let wanted_bytes = wanted_bytes(length_bytes);
         let mut largest = LARGEST.lock();
-        if let Some(shadow) = largest.as_ref().filter(|shadow| shadow.size_bytes >= wanted_bytes) {
-            return Ok(Arc::clone(shadow));
+        if let Some(ones) = largest.as_ref().filter(|ones| ones.size_bytes >= wanted_bytes) {
+            return Ok(Arc::clone(ones));
         }
-        let shadow = Self::new(wanted_bytes)
+        let ones = Self::new(wanted_bytes)
             .map_err(|errno| Error::os("make shadow memory", errno).next("free memory, and try again"))?;
         // A smaller one lives on under the mappings that have it.
-        let shadow = Arc::new(shadow);
-        *largest = Some(Arc::clone(&shadow));
-        Ok(shadow)
+        let ones = Arc::new(ones);
+        *largest = Some(Arc::clone(&ones));
+        Ok(ones)
     }
 
     fn new(size_bytes: usize) -> Result<Self, Errno> {
         let file = memfd_create("peervram-shadow", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        let ones = vec![0xFF_u8; LEAST_BYTES];
+        let block = vec![0xFF_u8; LEAST_BYTES];
         let mut done = 0;
         while done < size_bytes {
-            let chunk = &ones[..LEAST_BYTES.min(size_bytes - done)];
+            let chunk = &block[..LEAST_BYTES.min(size_bytes - done)];
             done += rustix::io::pwrite(&file, chunk, done as u64)?;
         }
         // Nothing can lose its pages, and nobody can write to what all shadows share. A private
@@ -58,12 +58,12 @@ impl Shadow {
     }
 
     /// Its size: the length of the largest piece.
-    pub(crate) fn size_bytes(&self) -> usize {
+    pub(super) fn size_bytes(&self) -> usize {
         self.size_bytes
     }
 }
 
-impl AsFd for Shadow {
+impl AsFd for Ones {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -88,11 +88,11 @@ mod tests {
 
     #[test]
     fn the_file_is_all_ones_and_stays_so() {
-        let shadow = Shadow::for_length(4096).unwrap();
+        let ones = Ones::for_length(4096).unwrap();
         let mut seen = [0; 4096];
-        rustix::io::pread(&shadow, &mut seen, (LEAST_BYTES - 4096) as u64).unwrap();
+        rustix::io::pread(&ones, &mut seen, (LEAST_BYTES - 4096) as u64).unwrap();
         assert_eq!(seen, [0xFF; 4096]);
-        assert_eq!(rustix::io::pwrite(&shadow, &[0], 0).unwrap_err(), Errno::PERM);
-        assert_eq!(rustix::fs::ftruncate(&shadow, 0).unwrap_err(), Errno::PERM);
+        assert_eq!(rustix::io::pwrite(&ones, &[0], 0).unwrap_err(), Errno::PERM);
+        assert_eq!(rustix::fs::ftruncate(&ones, 0).unwrap_err(), Errno::PERM);
     }
 }

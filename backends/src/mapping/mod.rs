@@ -1,0 +1,385 @@
+//! `Mapping`: device or host memory in this process's address space.
+//!
+//! Several ranges of one file appear one after the other, as they do in a dma-buf made of them, so
+//! byte 0 of the mapping is byte 0 of the buffer. Pages are mapped when they are touched: making a
+//! mapping costs the same for 4 KiB and for 256 MiB.
+//!
+//! Touching a mapped BAR whose device has memory decoding off, or sleeps, raises SIGBUS (seen on
+//! Linux 7.3). Whoever turns memory off must first see to it that nobody touches the mapping, or put
+//! *shadow memory* under it: [`Mapping::shadow`] -> the call that takes the memory away -> the one that
+//! brings it back -> [`Mapping::unshadow`]. Meanwhile reads give all ones, as from a device that is not
+//! there, and writes go nowhere. A copy that reports an error instead goes through the device:
+//! `vfio::Device::read` and `write`.
+//!
+//! Swap while the memory can still be reached. During the revoking call an access to a BAR waits in the
+//! kernel with a lock on the mapping, which a swap would wait for in turn.
+#![expect(unsafe_code, reason = "volatile access to memory that a device may change at any time")]
+
+mod behind;
+mod ones;
+mod room;
+
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::{Error, Kind, Result};
+use behind::Behind;
+use room::{Room, TRIED};
+
+/// What is mapped: a file whose descriptor it keeps open, and whatever else must live as long.
+pub trait Source: AsFd + Send + Sync {}
+
+impl<T: AsFd + Send + Sync> Source for T {}
+
+/// Memory of a device or file, readable and writable, until dropped.
+///
+/// A mapping of a VFIO region keeps the device open: closing every other handle does not close it
+/// (seen on Linux 7.3). It therefore holds its source, and the source can tell that it is held.
+pub struct Mapping {
+    /// First, so that it is unmapped before the source is let go of.
+    room: Room,
+    /// Locked around every change of what lies behind the addresses, and by nobody who reads or writes: the addresses
+    /// are mapped at any time, so an access meets the one memory or the other.
+    behind: Mutex<Behind>,
+}
+
+impl Mapping {
+    /// Maps `pieces` (offset and length in the file, in bytes, multiples of the page size) of
+    /// `source`, one after the other, and keeps `source` as long as the mapping lives or until
+    /// [`Mapping::bury`].
+    ///
+    /// # Errors
+    /// What `mmap` says, with its errno; nothing stays mapped then.
+    pub fn new(source: Arc<dyn Source>, pieces: &[(u64, u64)]) -> Result<Self> {
+        let beyond =
+            || Error::new(Kind::InvalidInput, TRIED, "the length is zero or beyond the address space");
+        let pieces: Box<[(u64, usize)]> = (pieces.iter())
+            .map(|&(offset, length)| Ok((offset, usize::try_from(length).map_err(|_| beyond())?)))
+            .collect::<Result<_>>()?;
+        let length_bytes = pieces
+            .iter()
+            .try_fold(0_usize, |sum, &(_, length)| sum.checked_add(length))
+            .filter(|&sum| sum > 0)
+            .ok_or_else(beyond)?;
+        let room = Room::new(length_bytes)?;
+        let behind = Behind::source(source, pieces, &room).map_err(|errno| Error::os(TRIED, errno))?;
+        Ok(Self { room, behind: Mutex::new(behind) })
+    }
+
+    /// `length_bytes` of ordinary memory, zeros, a multiple of the page size: what devices copy to and from
+    /// on the way between two memories that do not reach each other. Pages come when they are touched.
+    ///
+    /// It is nobody's but this process's: not shared, and without a file behind it, since some drivers take
+    /// no other memory by address (amdgpu: `AMDGPU_GEM_USERPTR_ANONONLY`). Shadowed, it is lost.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a length of zero or off the page size; else what the kernel says.
+    pub fn of_host_memory(length_bytes: usize) -> Result<Self> {
+        const TRIED: &str = "allocate host memory";
+        let page_bytes = crate::page_size_bytes() as usize;
+        if length_bytes == 0 || !length_bytes.is_multiple_of(page_bytes) {
+            return Err(Error::new(
+                Kind::InvalidInput,
+                TRIED,
+                format!("{length_bytes:#x} bytes are no size"),
+            )
+            .next(format!("use a multiple of the page size, {page_bytes:#x}")));
+        }
+        let room = Room::new(length_bytes)?;
+        room.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
+        room.advise_huge_pages();
+        Ok(Self { room, behind: Mutex::new(Behind::nothing()) })
+    }
+
+    /// Puts shadow memory over the whole mapping, at the same addresses: reads give all ones, as from a
+    /// device that is not there; writes change pages of this process that go with the shadow. Nothing
+    /// happens where that was done before.
+    ///
+    /// Whoever reads or writes meanwhile meets the one memory or the other, page by page, and never a
+    /// hole. What a pinned page is (a container's DMA mapping) stays what it was.
+    ///
+    /// Where the process has no room in its memory map for the pieces, the shadow is zeros instead, and the
+    /// log says so: that nobody meets a hole comes first.
+    ///
+    /// # Errors
+    /// What the kernel says, mostly that memory is short. The mapping then counts as not shadowed, and must
+    /// not be touched while its memory is away.
+    pub fn shadow(&self) -> Result<()> {
+        self.behind.lock().shadow(&self.room)
+    }
+
+    /// Maps the device's memory back at the same addresses. What was written to the shadow is gone.
+    /// Nothing happens where there is no shadow. The memory must be reachable before anybody touches it.
+    ///
+    /// # Errors
+    /// [`Kind::Gone`] after [`Mapping::bury`]; else what `mmap` says. Shadow memory is under all of it then.
+    pub fn unshadow(&self) -> Result<()> {
+        self.behind.lock().unshadow(&self.room)
+    }
+
+    /// Puts shadow memory over the mapping for good, and lets go of the device or file, which can be
+    /// closed then although this value lives on. If nobody else holds the source, it is closed here.
+    ///
+    /// # Errors
+    /// As [`Mapping::shadow`]; the source is kept then.
+    pub fn bury(&self) -> Result<()> {
+        let source = self.behind.lock().bury(&self.room)?;
+        // Closing a device can block; nobody who asks what lies here should wait for it.
+        drop(source);
+        Ok(())
+    }
+
+    /// Whether shadow memory lies here now.
+    pub fn is_shadowed(&self) -> bool {
+        self.behind.lock().is_shadowed()
+    }
+
+    /// The first byte. Valid until the mapping is dropped; see the module for when it may be touched.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.room.as_ptr()
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.room.length_bytes()
+    }
+
+    /// Never true: a mapping has at least one page.
+    pub fn is_empty(&self) -> bool {
+        self.room.length_bytes() == 0
+    }
+
+    /// Copies from the mapping, beginning `offset_bytes` into it, until `into` is full.
+    ///
+    /// Aligned eight-byte accesses where possible: an uncached BAR answers each one separately.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the copy would leave the mapping.
+    pub fn read(&self, offset_bytes: usize, into: &mut [u8]) -> Result<()> {
+        self.check(offset_bytes, into.len())?;
+        // SAFETY: `check` found `offset_bytes + into.len()` inside the mapping.
+        let mut from = unsafe { self.room.as_ptr().add(offset_bytes) };
+        let (head, words) = into.split_at_mut(edge(from, into.len()));
+        for byte in head {
+            // SAFETY: inside the mapping, by the check above; so is one past it.
+            unsafe {
+                *byte = from.read_volatile();
+                from = from.add(1);
+            }
+        }
+        let mut chunks = words.chunks_exact_mut(8);
+        for chunk in &mut chunks {
+            // SAFETY: inside the mapping and aligned to eight by `edge`.
+            unsafe {
+                chunk.copy_from_slice(&from.cast::<u64>().read_volatile().to_ne_bytes());
+                from = from.add(8);
+            }
+        }
+        for byte in chunks.into_remainder() {
+            // SAFETY: inside the mapping, by the check above; so is one past it.
+            unsafe {
+                *byte = from.read_volatile();
+                from = from.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` into the mapping, beginning `offset_bytes` into it. As [`Mapping::read`].
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the copy would leave the mapping.
+    pub fn write(&self, offset_bytes: usize, bytes: &[u8]) -> Result<()> {
+        self.check(offset_bytes, bytes.len())?;
+        // SAFETY: `check` found `offset_bytes + bytes.len()` inside the mapping.
+        let mut to = unsafe { self.room.as_ptr().add(offset_bytes) };
+        let (head, words) = bytes.split_at(edge(to, bytes.len()));
+        for &byte in head {
+            // SAFETY: inside the mapping, by the check above; so is one past it.
+            unsafe {
+                to.write_volatile(byte);
+                to = to.add(1);
+            }
+        }
+        let (words, tail) = words.as_chunks::<8>();
+        for &word in words {
+            // SAFETY: inside the mapping and aligned to eight by `edge`.
+            unsafe {
+                to.cast::<u64>().write_volatile(u64::from_ne_bytes(word));
+                to = to.add(8);
+            }
+        }
+        for &byte in tail {
+            // SAFETY: inside the mapping, by the check above; so is one past it.
+            unsafe {
+                to.write_volatile(byte);
+                to = to.add(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one 32-bit word in one access, as a device's registers want it.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where `offset_bytes` is no multiple of four or beyond the mapping.
+    pub fn load_u32(&self, offset_bytes: usize) -> Result<u32> {
+        // SAFETY: `word` found it inside the mapping and aligned.
+        Ok(u32::from_le(unsafe { self.word(offset_bytes)?.read_volatile() }))
+    }
+
+    /// Writes one 32-bit word in one access, after everything that was written before it.
+    ///
+    /// # Errors
+    /// As [`Mapping::load_u32`].
+    pub fn store_u32(&self, offset_bytes: usize, value: u32) -> Result<()> {
+        let word = self.word(offset_bytes)?;
+        // A doorbell must not overtake the descriptors that it announces.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        // SAFETY: `word` found it inside the mapping and aligned.
+        unsafe { word.write_volatile(value.to_le()) };
+        Ok(())
+    }
+
+    fn word(&self, offset_bytes: usize) -> Result<*mut u32> {
+        self.check(offset_bytes, 4)?;
+        if !offset_bytes.is_multiple_of(4) {
+            let why = format!("{offset_bytes:#x} is no multiple of four");
+            return Err(Error::new(Kind::InvalidInput, "access a register", why));
+        }
+        // SAFETY: `check` found it inside the mapping, whose start is aligned to a page.
+        Ok(unsafe { self.room.as_ptr().add(offset_bytes) }.cast())
+    }
+
+    fn check(&self, offset_bytes: usize, length_bytes: usize) -> Result<()> {
+        match offset_bytes.checked_add(length_bytes) {
+            Some(end) if end <= self.room.length_bytes() => Ok(()),
+            _ => Err(Error::new(
+                Kind::InvalidInput,
+                "copy through a mapping",
+                format!(
+                    "{offset_bytes:#x} + {length_bytes:#x} is beyond its {:#x} bytes",
+                    self.room.length_bytes()
+                ),
+            )),
+        }
+    }
+}
+
+/// How many of `length_bytes` lie before the next address that is a multiple of eight.
+fn edge(pointer: *const u8, length_bytes: usize) -> usize {
+    pointer.align_offset(8).min(length_bytes)
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("start", &self.room.as_ptr())
+            .field("length_bytes", &self.len())
+            .field("is_shadowed", &self.is_shadowed())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    pub(super) const PAGE: u64 = 4096;
+
+    pub(super) fn file(pages: u64) -> Arc<std::fs::File> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(pages * PAGE).unwrap();
+        Arc::new(file)
+    }
+
+    #[test]
+    fn pieces_follow_each_other_in_the_order_given() {
+        let file = file(4);
+        file.write_all_at(b"last", 3 * 4096).unwrap();
+        file.write_all_at(b"first", 0).unwrap();
+        let mapping = Mapping::new(file.clone(), &[(3 * 4096, 4096), (0, 4096)]).unwrap();
+        let mut seen = [0; 5];
+        mapping.read(4096, &mut seen).unwrap();
+        assert_eq!(&seen, b"first");
+        mapping.read(0, &mut seen[..4]).unwrap();
+        assert_eq!(&seen[..4], b"last");
+    }
+
+    #[test]
+    fn odd_offsets_and_lengths_copy_exactly() {
+        let file = file(1);
+        let mapping = Mapping::new(file.clone(), &[(0, 4096)]).unwrap();
+        let bytes: Vec<u8> = (0..100).collect();
+        for (offset, length) in [(0, 0), (1, 3), (3, 29), (8, 64), (13, 100)] {
+            mapping.write(offset, &bytes[..length]).unwrap();
+            let mut back = vec![0xFF; length];
+            mapping.read(offset, &mut back).unwrap();
+            assert_eq!(back, bytes[..length], "{length} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn words_are_read_and_written_whole() {
+        let file = file(1);
+        let mapping = Mapping::new(file.clone(), &[(0, 4096)]).unwrap();
+        mapping.store_u32(4, 0x0403_0201).unwrap();
+        let mut bytes = [0; 8];
+        mapping.read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0, 0, 0, 0, 1, 2, 3, 4]);
+        assert_eq!(mapping.load_u32(4).unwrap(), 0x0403_0201);
+        for offset in [2, 4096, 4094, usize::MAX] {
+            assert_eq!(mapping.load_u32(offset).unwrap_err().kind(), Kind::InvalidInput);
+        }
+    }
+
+    #[test]
+    fn copies_cannot_leave_the_mapping() {
+        let file = file(1);
+        let mapping = Mapping::new(file.clone(), &[(0, 4096)]).unwrap();
+        assert_eq!(mapping.write(4090, &[0; 7]).unwrap_err().kind(), Kind::InvalidInput);
+        assert_eq!(mapping.read(usize::MAX, &mut [0; 2]).unwrap_err().kind(), Kind::InvalidInput);
+    }
+
+    #[test]
+    fn large_mappings_start_at_a_huge_page() {
+        let file = file(1024);
+        let mapping = Mapping::new(file.clone(), &[(0, 4 << 20)]).unwrap();
+        assert_eq!(mapping.as_ptr().addr() % super::room::HUGE_PAGE_BYTES, 0);
+        mapping.write((4 << 20) - 1, &[7]).unwrap();
+    }
+
+    #[test]
+    fn a_mapping_that_fails_leaves_nothing_behind() {
+        let directory = Arc::new(std::fs::File::open("/").unwrap());
+        let error = Mapping::new(directory.clone(), &[(0, 4096)]).unwrap_err();
+        assert!(error.raw_os_error().is_some());
+        assert_eq!(Mapping::new(directory.clone(), &[]).unwrap_err().kind(), Kind::InvalidInput);
+    }
+
+    pub(super) fn is_all(mapping: &Mapping, value: u8) -> bool {
+        let mut bytes = vec![!value; mapping.len()];
+        mapping.read(0, &mut bytes).unwrap();
+        bytes.iter().all(|&byte| byte == value)
+    }
+
+    #[test]
+    fn host_memory_is_zeros_and_keeps_what_is_written() {
+        for length_bytes in [0, 1, usize::MAX] {
+            let error = Mapping::of_host_memory(length_bytes).unwrap_err();
+            assert_eq!(error.kind(), Kind::InvalidInput, "{length_bytes:#x}");
+        }
+        for pages in [1, 1024] {
+            let mapping = Mapping::of_host_memory(pages * PAGE as usize).unwrap();
+            assert!(is_all(&mapping, 0));
+            mapping.write(mapping.len() - 3, b"end").unwrap();
+            let mut seen = [0; 3];
+            mapping.read(mapping.len() - 3, &mut seen).unwrap();
+            assert_eq!(&seen, b"end");
+        }
+    }
+}
