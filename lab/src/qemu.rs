@@ -139,7 +139,7 @@ impl Qemu {
     /// Writes what the virtio GPU shows into a file of the shared folder (PPM).
     pub fn screendump(&mut self, name: &str) -> Result<()> {
         let screen = self.machine.devices.iter().position(|device| *device == Device::VirtioGpu);
-        let screen = screen.context("this machine has no virtio GPU, so no screen")?;
+        let screen = screen.context("this machine has no virtio GPU whose screen can be dumped")?;
         let screen = Device::qemu_name(screen, 0);
         let file = format!("/lab/share/{name}");
         self.qmp.execute("screendump", json!({ "filename": file, "device": screen }))?;
