@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
     "glslang-tools",
     "kmod",
     "libc6-dev",
+    "libegl1",
     "libelf-dev",
     "libgbm1",
     "libvulkan1",
@@ -36,7 +37,6 @@ const PACKAGES: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "virgl-server",
-    "xvfb",
     "xz-utils",
     "zstd",
 ];

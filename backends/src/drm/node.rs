@@ -13,7 +13,11 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::BufferObject;
-use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result, import_support};
+use crate::pci::Function;
+use crate::{
+    DmaBuf, Error, ImportSupport, Importer, Kind, OnRevoke, PciAddress, Result, import_support,
+    import_support_of,
+};
 
 /// An open DRM node. Cheap to clone; buffer objects hold it open.
 #[derive(Debug, Clone)]
@@ -113,6 +117,12 @@ impl Node {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// What is known about its driver as an importer of VFIO dma-bufs, in the mode that the device is in.
+    pub fn import_support(&self) -> Option<&'static ImportSupport> {
+        let function = self.0.pci_address.and_then(|address| Function::read(address).ok());
+        function.as_ref().and_then(import_support_of).or_else(|| import_support(self.driver()))
+    }
+
     /// Counts an import; the caller owns one close.
     fn retain(&self, dma_buf: &DmaBuf) -> Result<Handle, Errno> {
         // Under the lock: a close of the same handle in between would end our import.
@@ -145,12 +155,12 @@ impl Node {
         };
         match errno {
             Errno::OPNOTSUPP => {
-                let because = import_support(self.driver()).map_or("it does not attach peer-to-peer", |row| row.because);
+                let because = self.import_support().map_or("it does not attach peer-to-peer", |row| row.because);
                 error(
                     Kind::ImporterCannot,
                     format!("the driver {} cannot take memory of another device: {because}", self.driver()),
                 )
-                .next("amdgpu, xe, and virtio-gpu with blob resources can")
+                .next("amdgpu, xe, and virtio-gpu with blob resources and without 3D can")
             }
             Errno::INVAL => error(
                 Kind::RouteRefused,

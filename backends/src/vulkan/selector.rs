@@ -18,7 +18,8 @@ pub enum Selector {
     Pci(PciAddress),
     /// The one with this primary or render node.
     Drm(PathBuf),
-    /// The first whose name or driver's name contains this, upper and lower case alike.
+    /// The first whose driver's name is this, else the first whose name or driver's name contains it, upper and lower
+    /// case alike. A device of Venus's bears the name of the host's within its own.
     Name(String),
 }
 
@@ -50,7 +51,8 @@ impl Selector {
         let found = match self {
             Self::Any => (0..devices.len()).min_by_key(|&index| {
                 let device = &devices[index];
-                let can_import = device.can_import_dma_buf || device.host_pointer_alignment_bytes.is_some();
+                let can_import =
+                    device.imports_foreign_dma_bufs() || device.host_pointer_alignment_bytes.is_some();
                 (!can_import, device.is_cpu, index)
             }),
             Self::Pci(address) => devices.iter().position(|device| device.pci_address == Some(*address)),
@@ -60,10 +62,13 @@ impl Selector {
             }
             Self::Name(part) => {
                 let part = part.to_lowercase();
-                devices.iter().position(|device| {
-                    device.name.to_lowercase().contains(&part)
-                        || device.driver_name.to_lowercase().contains(&part)
-                })
+                let position = |is_meant: &dyn Fn(&str, &str) -> bool| {
+                    devices.iter().position(|device| {
+                        is_meant(&device.name.to_lowercase(), &device.driver_name.to_lowercase())
+                    })
+                };
+                position(&|_, driver| driver == part)
+                    .or_else(|| position(&|name, driver| name.contains(&part) || driver.contains(&part)))
             }
         };
         found.ok_or_else(|| {
@@ -143,6 +148,20 @@ mod tests {
         assert_eq!(choose("03:00.0").unwrap(), 2);
         assert_eq!(choose("/dev/null").unwrap(), 2);
         assert_eq!(choose("LLVM").unwrap(), 0);
+    }
+
+    #[test]
+    fn a_drivers_name_comes_before_a_part_of_a_name() {
+        let mut venus = device("Virtio-GPU Venus (llvmpipe (LLVM 19))", false, true, Some("0000:02:00.0"));
+        venus.driver_name = "venus".into();
+        venus.driver_id = ash::vk::DriverId::MESA_VENUS.as_raw();
+        let mut lavapipe = device("llvmpipe (LLVM 19)", true, true, None);
+        lavapipe.driver_name = "llvmpipe".into();
+        let both = [venus, lavapipe];
+        let choose = |text: &str| text.parse::<Selector>().unwrap().choose(&both).unwrap();
+        assert_eq!((choose("llvmpipe"), choose("Venus"), choose("virtio")), (1, 0, 0));
+        // It takes nobody else's memory, so it is not the one for those who name none.
+        assert_eq!(choose(""), 1);
     }
 
     #[test]
