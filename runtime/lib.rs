@@ -73,6 +73,9 @@ struct Readme;
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
 #[doc = include_str!("../docs/revoke.md")]
 struct Revoke;
+#[cfg(all(doctest, feature = "vulkan"))]
+#[doc = include_str!("../docs/lend-a-buffer.md")]
+struct LendABuffer;
 #[cfg(all(doctest, feature = "nvgrace", feature = "drm"))]
 #[doc = include_str!("../docs/nvgrace.md")]
 struct Nvgrace;

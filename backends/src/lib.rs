@@ -1,8 +1,8 @@
 //! Mechanism: who can make a dma-buf of device memory, and who can map one.
 //!
 //! An [`Exporter`] (a VFIO device, host memory) turns [`DmaRanges`] of a [`Region`] into a
-//! [`DmaBuf`]. An [`Importer`] (Vulkan, DRM) turns that into memory of its own. Each lives in a
-//! module behind a feature of the same name: `vfio`, `host`, `vulkan`, `drm`.
+//! [`DmaBuf`]. An [`Importer`] (Vulkan, DRM, gbm) turns that into memory of its own. Each lives in a
+//! module behind a feature of the same name: `vfio`, `host`, `vulkan`, `drm`, `gbm`.
 //!
 //! Absent on purpose: who *may* use what, until when, and by which path. That is policy and lives
 //! in the `peervram` crate. Nothing here prints, exits, or keeps state between processes.
@@ -14,6 +14,8 @@ pub mod drm;
 mod engine;
 mod error;
 mod exporter;
+#[cfg(feature = "gbm")]
+pub mod gbm;
 pub mod holders;
 #[cfg(feature = "host")]
 pub mod host;

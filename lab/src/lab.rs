@@ -31,6 +31,8 @@ pub struct Programs {
 pub struct Lab<'a> {
     root: Root,
     programs: Programs,
+    /// More of them, by their names.
+    more: Vec<PathBuf>,
     progress: &'a dyn Progress,
 }
 
@@ -40,7 +42,14 @@ impl<'a> Lab<'a> {
         let root = Root::open(progress)?;
         root.output(Folder::new()?.path(), &["true"])
             .context("a mount namespace is refused: run as root, or where user namespaces are allowed")?;
-        Ok(Lab { root, programs, progress })
+        Ok(Lab { root, programs, more: Vec::new(), progress })
+    }
+
+    /// Gives the guests one more program, in [`wire::SHARE`]: one that takes the private root to build.
+    #[must_use]
+    pub fn with_program(mut self, program: PathBuf) -> Self {
+        self.more.push(program);
+        self
     }
 
     /// The private root's place on the host.
@@ -110,6 +119,9 @@ impl<'a> Lab<'a> {
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
+        }
+        for program in &self.more {
+            share(place, program)?;
         }
         grace::lay_out(machine, place)?;
         if let Some(own) = &kernel.own {

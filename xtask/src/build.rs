@@ -1,9 +1,10 @@
 //! Building programs of this workspace: cargo is asked where they are.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use peervram_lab::Programs;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The cargo that runs this task.
@@ -19,7 +20,10 @@ pub fn artifacts(packages: &[&str]) -> Result<Vec<PathBuf>> {
 
 /// Builds packages and gives cargo's messages.
 fn build(packages: &[&str], options: &[&str]) -> Result<String> {
-    let mut command = cargo();
+    build_by(cargo(), packages, options)
+}
+
+fn build_by(mut command: Command, packages: &[&str], options: &[&str]) -> Result<String> {
     command.args(["build", "--quiet", "--message-format=json-render-diagnostics"]).args(options);
     for package in packages {
         command.args(["--package", package]);
@@ -63,6 +67,30 @@ pub fn peer_copy() -> Result<PathBuf> {
         "peer-copy",
     )
 }
+
+/// A program of a package with the feature `gbm`, linked against the libgbm of the private root: the host has none, or
+/// one without what linkers look for. It runs in a guest.
+pub fn with_gbm(root: &Path, package: &str, program: &str) -> Result<PathBuf> {
+    let library = root.join(LIBGBM);
+    ensure!(library.exists(), "the private root has no {}", library.display());
+    let folder = std::path::absolute(LINKED).with_context(|| format!("finding the folder {LINKED}"))?;
+    fs::create_dir_all(&folder).with_context(|| format!("making the folder {}", folder.display()))?;
+    // The name that `-lgbm` stands for; Debian has it in a package for developers.
+    let link = folder.join("libgbm.so");
+    fs::remove_file(&link).ok();
+    std::os::unix::fs::symlink(&library, &link).with_context(|| format!("linking {}", link.display()))?;
+    let mut command = cargo();
+    // Where compilers look for libraries, for rustc links by them.
+    command.env("LIBRARY_PATH", folder);
+    let options = ["--bin", program, "--features", &format!("{package}/gbm")];
+    path(&build_by(command, &[package], &options)?, program)
+}
+
+/// Where Debian has it.
+const LIBGBM: &str = "usr/lib/x86_64-linux-gnu/libgbm.so.1";
+
+/// Where the linker finds it.
+const LINKED: &str = "target/libgbm";
 
 /// The package of the samples.
 pub const SAMPLES: &str = "peervram-samples";

@@ -160,7 +160,9 @@ pub fn open<'a>(setup: &Setup, steps: &'a Steps) -> Result<Lab<'a>> {
     }
     let programs = build::lab_programs()?;
     terminal::install(&host::missing(), setup.yes)?;
-    Lab::open(programs, steps).map_err(cannot)
+    let lab = Lab::open(programs, steps).map_err(cannot)?;
+    let gbm = build::with_gbm(lab.root(), "peervram-lab-gbm", "peervram-lab-gbm")?;
+    Ok(lab.with_program(gbm))
 }
 
 fn cannot(error: anyhow::Error) -> anyhow::Error {

@@ -107,6 +107,8 @@ fn run_each(lab: &Lab, samples: &[Sample]) -> Result<Counts> {
 struct Sample {
     name: String,
     machine: &'static Machine,
+    /// Whether it is linked against libgbm.
+    gbm: bool,
     /// What it wants to be told of the machine; nothing for the usual.
     arguments: Option<Vec<Argument>>,
 }
@@ -149,12 +151,15 @@ impl Sample {
         let targets = package["targets"].as_array().context("cargo lists no targets")?;
         let is_program = |target: &&Value| target["kind"][0] == "bin";
         let mut samples = Vec::new();
-        for name in targets.iter().filter(is_program).filter_map(|target| target["name"].as_str()) {
+        for target in targets.iter().filter(is_program) {
+            let name = target["name"].as_str().context("cargo lists a program without a name")?;
             let wanted = Option::<Wanted>::deserialize(&package["metadata"]["lab"][name])
                 .with_context(|| format!("reading what the package's metadata says of {name}"))?
                 .unwrap_or_default();
             let machine = lab::named(wanted.machine.as_deref().unwrap_or(MACHINES[0].name))?;
-            samples.push(Sample { name: name.to_owned(), machine, arguments: wanted.arguments });
+            let features = target["required-features"].as_array().map_or(&[][..], Vec::as_slice);
+            let gbm = features.iter().any(|feature| feature == "gbm");
+            samples.push(Sample { name: name.to_owned(), machine, gbm, arguments: wanted.arguments });
         }
         samples.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(samples)
@@ -162,7 +167,11 @@ impl Sample {
 
     /// Builds it and runs it; an error if it ends with another code than 0.
     fn run(&self, lab: &Lab) -> Result<()> {
-        let program = build::sample(&self.name)?;
+        let program = if self.gbm {
+            build::with_gbm(lab.root(), SAMPLES, &self.name)?
+        } else {
+            build::sample(&self.name)?
+        };
         let peervram = build::artifacts(&["peervram"])?.remove(0);
         lab.prepare(self.machine)?;
         let booting = format!("sample {}: booting {}", self.name, self.machine.name);
@@ -222,13 +231,16 @@ mod tests {
         let program = |name: &str| json!({ "name": name, "kind": ["bin"] });
         let library = json!({ "name": "peervram_samples", "kind": ["lib"] });
         let package = |metadata: Value| {
-            let targets = json!([library.clone(), program("second"), program("first")]);
+            let mut first = program("first");
+            first["required-features"] = json!(["gbm"]);
+            let targets = json!([library.clone(), program("second"), first]);
             json!({ "packages": [{ "name": SAMPLES, "targets": targets, "metadata": metadata }] })
         };
         let samples =
             Sample::all_in(&package(json!({ "lab": { "second": { "machine": "small-revoke" } } }))).unwrap();
         let seen: Vec<_> = samples.iter().map(|sample| (sample.name.as_str(), sample.machine.name)).collect();
         assert_eq!(seen, [("first", MACHINES[0].name), ("second", "small-revoke")]);
+        assert!(samples[0].gbm && !samples[1].gbm);
         assert!(Sample::all_in(&package(json!({ "lab": { "second": { "machine": "pdp-11" } } }))).is_err());
         assert_eq!(Sample::all_in(&package(Value::Null)).unwrap().len(), 2);
     }
@@ -236,7 +248,7 @@ mod tests {
     #[test]
     fn a_sample_is_told_what_it_asks_for() {
         let devices = Devices { lender: "a".into(), node: Some("b".into()), model: None };
-        let sample = |arguments| Sample { name: "s".into(), machine: &MACHINES[0], arguments };
+        let sample = |arguments| Sample { name: "s".into(), machine: &MACHINES[0], gbm: false, arguments };
         assert_eq!(sample(None).arguments(&devices).unwrap(), ["a", "b"]);
         let wanted = Some(vec![Argument::Screen, Argument::Lender]);
         assert_eq!(sample(wanted).arguments(&devices).unwrap(), ["b", "a"]);
@@ -245,7 +257,7 @@ mod tests {
 
     #[test]
     fn pictures_stay_in_their_folder() {
-        let sample = Sample { name: "a".into(), machine: &MACHINES[0], arguments: None };
+        let sample = Sample { name: "a".into(), machine: &MACHINES[0], gbm: false, arguments: None };
         assert_eq!(sample.picture("card-1").unwrap(), "target/sample/a-card-1.png");
         for name in ["", "../b", "a b", "a/b"] {
             assert!(sample.picture(name).is_err(), "{name:?}");

@@ -2,7 +2,7 @@
 
 use drm::buffer::Handle;
 
-use super::Node;
+use super::{Node, ScanOutBuffer};
 use crate::{Error, Result};
 
 /// A GEM handle that is closed with this value.
@@ -33,11 +33,7 @@ impl BufferObject {
 
     /// The GEM handle, for the driver's own ioctls. Valid as long as this value.
     pub fn raw_handle(&self) -> u32 {
-        self.handle().into()
-    }
-
-    pub(super) fn handle(&self) -> Handle {
-        self.handle.expect("empty only while being closed")
+        self.handle.expect("empty only while being closed").into()
     }
 
     pub(super) fn close(mut self) -> Result<()> {
@@ -47,6 +43,20 @@ impl BufferObject {
 
     fn close_handle(&mut self) -> std::io::Result<()> {
         self.handle.take().map_or(Ok(()), |handle| self.node.release_handle(handle))
+    }
+}
+
+impl ScanOutBuffer for BufferObject {
+    fn node(&self) -> &Node {
+        self.node()
+    }
+
+    fn raw_handle(&self) -> u32 {
+        self.raw_handle()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes()
     }
 }
 

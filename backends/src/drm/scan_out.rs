@@ -1,18 +1,37 @@
 //! `ScanOut`: a picture in an imported buffer, shown on a screen.
+//!
+//! The buffer is one of the node's, or a gbm one: whatever has a GEM handle ([`ScanOutBuffer`]).
 
 use drm::buffer::{DrmFourcc, DrmModifier, Handle, PlanarBuffer};
 use drm::control::connector::State;
 use drm::control::{ClipRect, Device as _, FbCmd2Flags, Mode, connector, crtc, framebuffer};
 
-use super::{BufferObject, Node};
+use std::num::NonZeroU32;
+
+use super::Node;
 use crate::{Error, ImageLayout, Kind, Result};
+
+/// What a screen can show: a GEM handle on a node.
+pub trait ScanOutBuffer {
+    /// The node that the handle is of, by the open file that it was made in.
+    fn node(&self) -> &Node;
+
+    /// The GEM handle, for the driver's own ioctls. Valid as long as this value.
+    fn raw_handle(&self) -> u32;
+
+    /// The size of the memory in bytes.
+    fn size_bytes(&self) -> u64;
+}
 
 /// A framebuffer on a screen, from [`start`](ScanOut::start) until dropped.
 ///
 /// Needs to be DRM master: no compositor may run on the node.
 #[derive(Debug)]
 pub struct ScanOut<'a> {
-    buffer: &'a BufferObject,
+    /// The buffer's, which so outlives this.
+    node: &'a Node,
+    connector: connector::Handle,
+    mode: Mode,
     framebuffer: framebuffer::Handle,
     crtc: crtc::Handle,
     /// All of the picture, for `flush`.
@@ -60,39 +79,51 @@ impl<'a> ScanOut<'a> {
     /// [`Kind::InvalidInput`] where the picture does not fit the buffer or no mode has its size;
     /// [`Kind::NotFound`] without a screen; [`Kind::PermissionDenied`] where another program is
     /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
-    pub fn start(buffer: &'a BufferObject, layout: ImageLayout) -> Result<Self> {
-        layout.check(buffer.size_bytes())?;
-        let offset_bytes = u32::try_from(layout.offset_bytes).map_err(|_| {
-            let why = format!("it starts at {:#x}, and DRM counts in 32 bits", layout.offset_bytes);
-            Error::new(Kind::InvalidInput, "make a framebuffer", why)
-        })?;
+    pub fn start(buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<Self> {
         let node = buffer.node();
-        let failed = |tried: &'static str| {
-            move |error: std::io::Error| {
-                let error = Error::os(tried, error).on(node.path().display());
-                match error.kind() {
-                    Kind::PermissionDenied => {
-                        error.next("end the compositor on this node; one program shows at a time")
-                    }
-                    _ => error,
-                }
-            }
-        };
         let (connector, crtc) = find_screen(node)?;
         let mode = find_mode(node, &connector, layout)?;
-        let framebuffer = node
-            .add_planar_framebuffer(
-                &Picture { handle: buffer.handle(), layout, offset_bytes },
-                FbCmd2Flags::empty(),
-            )
-            .map_err(failed("make a framebuffer"))?;
+        let framebuffer = make_framebuffer(buffer, layout)?;
         // From here on, dropping it undoes the framebuffer.
         let whole = ClipRect::new(0, 0, layout.width as u16, layout.height as u16);
-        let scan_out = Self { buffer, framebuffer, crtc, whole };
-        node.set_crtc(crtc, Some(framebuffer), (0, 0), &[connector.handle()], Some(mode))
-            .map_err(failed("show a framebuffer"))?;
+        let scan_out = Self { node, connector: connector.handle(), mode, framebuffer, crtc, whole };
+        scan_out.set(framebuffer)?;
         scan_out.flush()?;
         Ok(scan_out)
+    }
+
+    /// Shows another picture of the same size in the place of this one: buffers that take turns. Returns when it
+    /// is on the screen and the one before is not.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a picture of another size, or a buffer of another open file; else as
+    /// [`start`](ScanOut::start). The one before is shown on.
+    pub fn show(&mut self, buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<()> {
+        let refuse = |why: &'static str| {
+            Err(Error::new(Kind::InvalidInput, "show another picture", why).on(self.node.path().display()))
+        };
+        if (layout.width as u16, layout.height as u16) != (self.whole.x2(), self.whole.y2()) {
+            return refuse("it has another size than the one before");
+        }
+        if !self.node.is_same(buffer.node()) {
+            return refuse("its handle is of another open file");
+        }
+        let framebuffer = make_framebuffer(buffer, layout)?;
+        if let Err(error) = self.set(framebuffer) {
+            let _ = self.node.destroy_framebuffer(framebuffer);
+            return Err(error);
+        }
+        let before = std::mem::replace(&mut self.framebuffer, framebuffer);
+        self.node
+            .destroy_framebuffer(before)
+            .map_err(|error| Error::os("free a framebuffer", error).on(self.node.path().display()))?;
+        self.flush()
+    }
+
+    fn set(&self, framebuffer: framebuffer::Handle) -> Result<()> {
+        self.node
+            .set_crtc(self.crtc, Some(framebuffer), (0, 0), &[self.connector], Some(self.mode))
+            .map_err(|error| explain(self.node, "show a framebuffer", error))
     }
 
     /// Tells the device that the picture changed. Devices that scan memory out by themselves do
@@ -101,19 +132,40 @@ impl<'a> ScanOut<'a> {
     /// # Errors
     /// What the driver says.
     pub fn flush(&self) -> Result<()> {
-        self.buffer.node().dirty_framebuffer(self.framebuffer, &[self.whole]).map_err(|error| {
-            Error::os("show a changed picture", error).on(self.buffer.node().path().display())
-        })
+        self.node
+            .dirty_framebuffer(self.framebuffer, &[self.whole])
+            .map_err(|error| Error::os("show a changed picture", error).on(self.node.path().display()))
     }
 }
 
 impl Drop for ScanOut<'_> {
     fn drop(&mut self) {
-        let node = self.buffer.node();
+        let node = self.node;
         let off = node.set_crtc(self.crtc, None, (0, 0), &[], None);
         if let Err(error) = off.and_then(|()| node.destroy_framebuffer(self.framebuffer)) {
             tracing::error!(%error, node = %node.path().display(), "could not end a scan-out");
         }
+    }
+}
+
+fn make_framebuffer(buffer: &impl ScanOutBuffer, layout: ImageLayout) -> Result<framebuffer::Handle> {
+    const TRIED: &str = "make a framebuffer";
+    layout.check(buffer.size_bytes())?;
+    let node = buffer.node();
+    let refuse = |why: String| Error::new(Kind::InvalidInput, TRIED, why).on(node.path().display());
+    let offset_bytes = u32::try_from(layout.offset_bytes)
+        .map_err(|_| refuse(format!("it starts at {:#x}, and DRM counts in 32 bits", layout.offset_bytes)))?;
+    let handle = NonZeroU32::new(buffer.raw_handle())
+        .ok_or_else(|| refuse("the buffer has no handle on the node".into()))?;
+    let picture = Picture { handle: Handle::from(handle), layout, offset_bytes };
+    node.add_planar_framebuffer(&picture, FbCmd2Flags::empty()).map_err(|error| explain(node, TRIED, error))
+}
+
+fn explain(node: &Node, tried: &'static str, error: std::io::Error) -> Error {
+    let error = Error::os(tried, error).on(node.path().display());
+    match error.kind() {
+        Kind::PermissionDenied => error.next("end the compositor on this node; one program shows at a time"),
+        _ => error,
     }
 }
 

@@ -15,7 +15,7 @@ use super::staging::Staging;
 use super::{Buffer, BufferUsage, Engine};
 use crate::{Error, Kind, Result};
 
-const STAGING_BYTES: u64 = 4 << 20;
+pub(super) const STAGING_BYTES: u64 = 4 << 20;
 
 impl Engine {
     /// Copies from `buffer`, beginning `offset_bytes` into it, until `into` is full.

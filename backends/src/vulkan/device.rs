@@ -62,6 +62,8 @@ struct Inner {
     /// Whether descriptors may be dma-bufs.
     has_dma_bufs: bool,
     host_pointer: Option<ext::external_memory_host::Device>,
+    /// Images can have layouts of other drivers: VK_EXT_image_drm_format_modifier is enabled.
+    has_modifiers: bool,
     /// The queue family that stands for everybody outside this device.
     outside_family_index: u32,
     queue_family_index: u32,
@@ -121,6 +123,7 @@ impl Device {
         for (extension, function) in [
             (khr::external_memory_fd::NAME, c"vkGetMemoryFdPropertiesKHR"),
             (ext::external_memory_host::NAME, c"vkGetMemoryHostPointerPropertiesEXT"),
+            (ext::image_drm_format_modifier::NAME, c"vkGetImageDrmFormatModifierPropertiesEXT"),
         ] {
             // SAFETY: the caller vouches for the device.
             let found = unsafe { instance.get_device_proc_addr(handle, function.as_ptr()) }.is_some();
@@ -230,6 +233,7 @@ impl Device {
                 memory_fd,
                 has_dma_bufs: has(ext::external_memory_dma_buf::NAME),
                 host_pointer,
+                has_modifiers: has(ext::image_drm_format_modifier::NAME),
                 outside_family_index,
                 queue_family_index,
                 queue: Mutex::new(queue),
@@ -342,6 +346,10 @@ impl Device {
 
     pub(super) fn host_pointer(&self) -> Option<&ext::external_memory_host::Device> {
         self.inner.host_pointer.as_ref()
+    }
+
+    pub(super) fn has_modifiers(&self) -> bool {
+        self.inner.has_modifiers
     }
 
     pub(super) fn queue(&self) -> &Mutex<vk::Queue> {

@@ -1,7 +1,8 @@
-//! `Engine`: ready-made work of the device on imported buffers.
+//! `Engine`: ready-made work of the device on imported buffers and images.
 //!
 //! A [checksum](Engine::checksum) of what the device sees, a picture [painted](Engine::paint) in
-//! place, and copies [out](Engine::read_back) and [in](Engine::upload). Each call hands the buffer
+//! place, and copies [out](Engine::read_back) and [in](Engine::upload); of an image's pixels, too
+//! ([`read_image`](Engine::read_image), [`write_image`](Engine::write_image)). Each call hands the memory
 //! over to the device, works, hands it back, and returns when that is done or the deadline has
 //! passed; large buffers are worked through in parts that the device's limits allow.
 //!

@@ -30,7 +30,7 @@ pub struct Extension {
 }
 
 /// Every device extension that this module can use.
-pub const EXTENSIONS: [Extension; 6] = [
+pub const EXTENSIONS: [Extension; 8] = [
     Extension {
         name: khr::external_memory_fd::NAME,
         need: Need::DmaBuf,
@@ -50,6 +50,16 @@ pub const EXTENSIONS: [Extension; 6] = [
         name: ext::queue_family_foreign::NAME,
         need: Need::Optional,
         without: "memory is handed over as if another Vulkan device had it (VK_QUEUE_FAMILY_EXTERNAL)",
+    },
+    Extension {
+        name: ext::image_drm_format_modifier::NAME,
+        need: Need::Optional,
+        without: "an image has the driver's own stride (no explicit layout)",
+    },
+    Extension {
+        name: khr::image_format_list::NAME,
+        need: Need::Optional,
+        without: "VK_EXT_image_drm_format_modifier cannot be enabled before Vulkan 1.2",
     },
     Extension {
         name: ext::pci_bus_info::NAME,
@@ -95,12 +105,18 @@ mod tests {
             c"VK_KHR_external_memory_fd",
             c"VK_EXT_external_memory_host",
             c"VK_EXT_queue_family_foreign",
+            c"VK_KHR_image_format_list",
             c"VK_KHR_swapchain",
         ]);
         let names: Vec<_> = missing.iter().map(|extension| extension.name).collect();
         assert_eq!(
             names,
-            [c"VK_EXT_external_memory_dma_buf", c"VK_EXT_pci_bus_info", c"VK_EXT_physical_device_drm"]
+            [
+                c"VK_EXT_external_memory_dma_buf",
+                c"VK_EXT_image_drm_format_modifier",
+                c"VK_EXT_pci_bus_info",
+                c"VK_EXT_physical_device_drm"
+            ]
         );
         assert_eq!(missing[0].without, "dma-bufs cannot be imported");
     }

@@ -5,6 +5,9 @@
 //! another Vulkan device's (`VK_QUEUE_FAMILY_EXTERNAL`). Host memory stays ours, and needs a
 //! barrier between host and device instead.
 //!
+//! Images belong to the outside in every case, in `VK_IMAGE_LAYOUT_GENERAL`: an image on imported memory begins in
+//! no layout (VUID-VkImageCreateInfo-pNext-01443), and out of that one the contents survive only by an acquire.
+//!
 //! These are barriers inside a command buffer. That the other side has finished before the command
 //! buffer is submitted, and does not begin before it has completed, is the caller's to see to.
 #![expect(unsafe_code, reason = "recording into a command buffer")]
@@ -12,9 +15,10 @@
 use ash::vk::{self, Handle};
 
 use super::buffer::{Allocation, Origin};
-use super::{Buffer, Device};
+use super::image::Imported;
+use super::{Buffer, Device, Image};
 
-/// What the device does with a buffer: pipeline stages, and kinds of access.
+/// What the device does with a buffer or an image: pipeline stages, and kinds of access.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
     pub(super) stage: vk::PipelineStageFlags,
@@ -63,6 +67,113 @@ impl Device {
         // SAFETY: the caller vouches for it.
         unsafe { release(vk::CommandBuffer::from_raw(command_buffer), &buffer.0, last) };
     }
+
+    /// Records the hand-over of `image` to this device, and its transition from the outside's layout,
+    /// `VK_IMAGE_LAYOUT_GENERAL`, to `image_layout` (`VkImageLayout`), before commands of `stage` that make
+    /// `access` to it. What the outside wrote is kept.
+    ///
+    /// # Safety
+    /// As [`Device::record_acquire`]; and `image_layout` is one that the image's usage allows
+    /// (VUID-VkImageMemoryBarrier-oldLayout-01208 and those beside it).
+    pub unsafe fn record_acquire_image(
+        &self,
+        command_buffer: u64,
+        image: &Image,
+        image_layout: i32,
+        stage: u32,
+        access: u32,
+    ) {
+        let next =
+            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let commands = vk::CommandBuffer::from_raw(command_buffer);
+        // SAFETY: the caller vouches for it.
+        unsafe { acquire_image(commands, &image.0, vk::ImageLayout::from_raw(image_layout), next) };
+    }
+
+    /// Records the hand-over of `image`, which is in `image_layout`, back to the outside and its layout, after
+    /// commands of `stage` that made `access` to it.
+    ///
+    /// # Safety
+    /// As [`Device::record_acquire_image`].
+    pub unsafe fn record_release_image(
+        &self,
+        command_buffer: u64,
+        image: &Image,
+        image_layout: i32,
+        stage: u32,
+        access: u32,
+    ) {
+        let last =
+            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let commands = vk::CommandBuffer::from_raw(command_buffer);
+        // SAFETY: the caller vouches for it.
+        unsafe { release_image(commands, &image.0, vk::ImageLayout::from_raw(image_layout), last) };
+    }
+}
+
+/// Records the hand-over to the device, into `layout`.
+///
+/// # Safety
+/// As [`Device::record_acquire_image`].
+pub(super) unsafe fn acquire_image(
+    commands: vk::CommandBuffer,
+    image: &Imported,
+    layout: vk::ImageLayout,
+    next: Use,
+) {
+    let device = &image.device;
+    let barrier = whole_image(image)
+        .src_queue_family_index(device.outside_family_index())
+        .dst_queue_family_index(device.queue_family_index())
+        .old_layout(vk::ImageLayout::GENERAL)
+        .new_layout(layout)
+        .dst_access_mask(next.access);
+    let (before, none) = (vk::PipelineStageFlags::TOP_OF_PIPE, vk::DependencyFlags::empty());
+    // Writes by the host reach the device with the submission itself (vkQueueSubmit).
+    // SAFETY: the caller vouches for `commands`, and that the image lives long enough.
+    unsafe {
+        device.ash().cmd_pipeline_barrier(commands, before, next.stage, none, &[], &[], &[barrier]);
+    }
+}
+
+/// Records the hand-over to the outside, out of `layout`.
+///
+/// # Safety
+/// As [`Device::record_acquire_image`].
+pub(super) unsafe fn release_image(
+    commands: vk::CommandBuffer,
+    image: &Imported,
+    layout: vk::ImageLayout,
+    last: Use,
+) {
+    let device = &image.device;
+    let barrier = whole_image(image)
+        .src_queue_family_index(device.queue_family_index())
+        .dst_queue_family_index(device.outside_family_index())
+        .old_layout(layout)
+        .new_layout(vk::ImageLayout::GENERAL)
+        .src_access_mask(last.access);
+    let (mut after, mut for_host) = (vk::PipelineStageFlags::BOTTOM_OF_PIPE, Vec::new());
+    if let Origin::HostPointer(_) = image.origin {
+        // A release makes nothing visible; the owner may look at the mapping by CPU.
+        after = vk::PipelineStageFlags::HOST;
+        let host = vk::AccessFlags::HOST_READ | vk::AccessFlags::HOST_WRITE;
+        for_host.push(vk::MemoryBarrier::default().src_access_mask(last.access).dst_access_mask(host));
+    }
+    let none = vk::DependencyFlags::empty();
+    // SAFETY: the caller vouches for `commands`, and that the image lives long enough.
+    unsafe {
+        device.ash().cmd_pipeline_barrier(commands, last.stage, after, none, &for_host, &[], &[barrier]);
+    }
+}
+
+/// A barrier on all of the image that transfers nothing yet.
+fn whole_image(image: &Imported) -> vk::ImageMemoryBarrier<'static> {
+    let all = vk::ImageSubresourceRange::default()
+        .aspect_mask(vk::ImageAspectFlags::COLOR)
+        .level_count(1)
+        .layer_count(1);
+    vk::ImageMemoryBarrier::default().image(image.image).subresource_range(all)
 }
 
 /// Records the hand-over to the device.

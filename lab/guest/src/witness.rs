@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use peervram::backends::drm::{self, BufferObject, ScanOut};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, IovaMapping};
-use peervram::backends::vulkan::{self, Buffer, Engine, Instance, Selector};
+use peervram::backends::vulkan::{self, Buffer, Engine, Image, ImageOptions, Instance, Selector};
 use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Mapping, OnRevoke, PciAddress};
 use peervram::{Attachment, Error, Kind, Outcome};
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
@@ -177,6 +177,39 @@ impl Witness for Shader {
     fn is_right(&mut self, memory: &Buffer, generation: u64) -> Result<bool> {
         let sum = self.engine.checksum(memory, 0..LAYOUT.end_bytes(), Instant::now() + SLOW)?;
         Ok(sum == vulkan::checksum(&bytes_of(generation)))
+    }
+}
+
+/// Lavapipe by host pointer, to which the memory is an image: what it copies out are pixels.
+pub struct ImageReader {
+    device: Arc<vulkan::ImageDevice>,
+    engine: Engine,
+}
+
+impl ImageReader {
+    pub fn new() -> Result<Self> {
+        let device = Instance::open()?.open_device(&Selector::Any)?;
+        let engine = Engine::new(&device)?;
+        Ok(Self { device: Arc::new(device.for_images(LAYOUT, ImageOptions::default())), engine })
+    }
+}
+
+impl Witness for ImageReader {
+    type Importer = vulkan::ImageDevice;
+
+    fn name(&self) -> &'static str {
+        "Vulkan image"
+    }
+
+    fn importer(&self) -> Arc<vulkan::ImageDevice> {
+        Arc::clone(&self.device)
+    }
+
+    fn is_right(&mut self, memory: &Image, generation: u64) -> Result<bool> {
+        let expected = bytes_of(generation);
+        let mut seen = vec![0; expected.len()];
+        self.engine.read_image(memory, &mut seen, Instant::now() + SLOW)?;
+        Ok(seen == expected)
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{DmaRanges, Exporter, ImageLayout, Importer};
+use peervram::picture::Picture;
 use peervram::{Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
 
@@ -20,6 +21,7 @@ pub const TESTS: &[Test] = &[
     Test::new("drm/several-ranges-through-an-iommu-are-refused-in-words", several_ranges_through_an_iommu)
         .on(|facts| facts.peer_to_peer == PeerToPeer::ThroughHostBridge && facts.iommu == Iommu::Intel),
     Test::new("drm/screen-follows-the-memory", screen_follows_the_memory).on(Facts::allows_peers),
+    Test::new("drm/buffers-take-turns-on-a-screen", buffers_take_turns).on(Facts::allows_peers),
     Test::new("drm/same-dma-buf-twice-is-closed-once", same_dma_buf_twice).on(Facts::allows_peers),
     Test::new("drm/route-that-the-kernel-refuses-is-named", refused_route_is_named)
         .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
@@ -82,6 +84,39 @@ fn screen_follows_the_memory(guest: &Guest) -> Verdict {
     check_screen(&guest.screendump()?, &crossing.seen()?)
 }
 
+/// Two buffers, one after the other, on one screen; the one before can then be let go of.
+fn buffers_take_turns(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let node = open_node(guest)?;
+    let other = HostMemory::new(crossing.export.size_bytes())?;
+    let ranges = DmaRanges::whole(other.region())?;
+    let mut rows: Vec<&[u8]> = crossing.card.bytes().chunks(640 * 4).collect();
+    rows.reverse();
+    let turned = Picture::new(640, 480, rows.concat())?;
+    other.map(&ranges)?.write(0, turned.bytes())?;
+    let buffer = other.export(&ranges)?;
+    let second = node.import(&buffer)?;
+    let foreign = open_node(guest)?.import(&buffer)?;
+
+    let attachment = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
+    let access = attachment.enter()?;
+    let layout = crossing.card.layout();
+    let mut scan_out = ScanOut::start(access.memory(), layout)?;
+    for _ in 0..3 {
+        scan_out.show(&second, layout)?;
+        check_screen(&guest.screendump()?, &turned)?;
+        scan_out.show(access.memory(), layout)?;
+        check_screen(&guest.screendump()?, &crossing.card)?;
+    }
+    let error = refused(scan_out.show(&foreign, layout), Kind::InvalidInput)?;
+    ensure!(error.to_string().contains("another open file"), "{error}");
+    let small = ImageLayout { height: 400, ..layout };
+    let error = refused(scan_out.show(&second, small), Kind::InvalidInput)?;
+    ensure!(error.to_string().contains("another size"), "{error}");
+    // Refused, it shows what it showed.
+    check_screen(&guest.screendump()?, &crossing.card)
+}
+
 fn same_dma_buf_twice(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let node = open_node(guest)?;
@@ -108,11 +143,15 @@ fn refused_route_is_named(guest: &Guest) -> Verdict {
     })
 }
 
-fn importer_that_cannot_is_named(guest: &Guest) -> Verdict {
-    let vgem = (0..8)
+/// A driver that takes no memory of other devices, where this kernel has it.
+pub fn vgem() -> Option<Node> {
+    (0..8)
         .filter_map(|number| Node::open(format!("/dev/dri/card{number}").as_ref()).ok())
-        .find(|node| node.driver() == "vgem");
-    let Some(vgem) = vgem.map(Arc::new) else { crate::skip!("this kernel has no vgem") };
+        .find(|node| node.driver() == "vgem")
+}
+
+fn importer_that_cannot_is_named(guest: &Guest) -> Verdict {
+    let Some(vgem) = vgem().map(Arc::new) else { crate::skip!("this kernel has no vgem") };
     leaks_nothing(|| {
         let crossing = Crossing::new(guest, 1)?;
         let error =

@@ -4,8 +4,10 @@ mod adopt;
 mod coherent_trust;
 mod doctor;
 mod drm;
+mod gbm;
 mod holder;
 mod holders;
+mod images;
 mod lab;
 mod lenders;
 mod lockdep;
@@ -39,6 +41,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         holders::TESTS,
         signal::TESTS,
         vulkan::TESTS,
+        images::TESTS,
+        gbm::TESTS,
         two_drivers::TESTS,
         model::TESTS,
         peer::TESTS,

@@ -15,11 +15,12 @@ use crate::crossing::{Lends, PATIENCE};
 use crate::guest::{self, Guest};
 use crate::painted::Painted;
 use crate::test::{Test, Verdict};
-use crate::witness::{CopyEngine, Holder, Screen, Seen, Shader, Witness};
+use crate::witness::{CopyEngine, Holder, ImageReader, Screen, Seen, Shader, Witness};
 
 pub const TESTS: &[Test] = &[
     Test::of_revoke("revoke/every-cause-under-a-screen", under_a_screen).allowing(ASKED),
     Test::of_revoke("revoke/every-cause-under-shaders", under_shaders).allowing(ASKED),
+    Test::of_revoke("revoke/every-cause-under-images", under_images).allowing(ASKED),
     Test::of_revoke("revoke/every-cause-under-an-engine-by-iommufd", under_iommufd).allowing(ASKED),
     Test::of_revoke("revoke/every-cause-under-an-engine-by-type1", under_type1).allowing(ASKED),
     Test::of_revoke("revoke/every-cause-under-the-holder", under_the_holder).allowing(ASKED),
@@ -214,6 +215,10 @@ fn under_a_screen(guest: &Guest) -> Verdict {
 
 fn under_shaders(guest: &Guest) -> Verdict {
     survive_all(guest, &mut Shader::new()?, || Painted::card(guest))
+}
+
+fn under_images(guest: &Guest) -> Verdict {
+    survive_all(guest, &mut ImageReader::new()?, || Painted::card(guest))
 }
 
 fn under_iommufd(guest: &Guest) -> Verdict {

@@ -1,0 +1,156 @@
+//! Copies by the device between an imported image and this process, pixel by pixel.
+//!
+//! As with buffers, through staging memory: what comes out is what the *device* sees, by its own idea of where pixels
+//! lie. That is how it shows that both sides mean the same.
+#![expect(unsafe_code, reason = "recording copies")]
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ash::vk;
+
+use super::copy::STAGING_BYTES;
+use super::engine::made;
+use super::ownership::{self, Use};
+use super::staging::Staging;
+use super::{Engine, Image, ImageUsage};
+use crate::{Error, ImageLayout, Kind, Result};
+
+impl Engine {
+    /// Copies all pixels of `image` to `into`, four bytes each, row after row without a gap.
+    ///
+    /// Blocks until it is done or `deadline` has passed; `into` may be filled in part then.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where `into` is not as large as the picture, or for an image of another device or
+    /// without [`ImageUsage::TRANSFER_SRC`]; [`Kind::TimedOut`]; [`Kind::Vulkan`] where the driver refuses.
+    pub fn read_image(&mut self, image: &Image, into: &mut [u8], deadline: Instant) -> Result<()> {
+        const TRIED: &str = "copy out of an imported image";
+        self.check_image(TRIED, image, ImageUsage::TRANSFER_SRC, into.len())?;
+        let band_bytes = band_bytes(image);
+        for (band, y) in into.chunks_mut(band_bytes).zip(bands(image, band_bytes)) {
+            let staging = self.copy_band(TRIED, image, deadline, None, y, band.len())?;
+            // SAFETY: a band is at most as large as the staging memory, and nothing is in flight.
+            unsafe { staging.read(band) };
+        }
+        Ok(())
+    }
+
+    /// Copies `pixels` to all of `image`. As [`Engine::read_image`], with [`ImageUsage::TRANSFER_DST`].
+    ///
+    /// # Errors
+    /// As [`Engine::read_image`]; the image may be written in part then.
+    pub fn write_image(&mut self, image: &Image, pixels: &[u8], deadline: Instant) -> Result<()> {
+        const TRIED: &str = "copy into an imported image";
+        self.check_image(TRIED, image, ImageUsage::TRANSFER_DST, pixels.len())?;
+        let band_bytes = band_bytes(image);
+        for (band, y) in pixels.chunks(band_bytes).zip(bands(image, band_bytes)) {
+            self.copy_band(TRIED, image, deadline, Some(band), y, band.len())?;
+        }
+        Ok(())
+    }
+
+    /// Copies whole rows, from row `y` on: `pixels` in, or out to the staging memory.
+    fn copy_band(
+        &mut self,
+        tried: &'static str,
+        image: &Image,
+        deadline: Instant,
+        pixels: Option<&[u8]>,
+        y: u32,
+        length_bytes: usize,
+    ) -> Result<Arc<Staging>> {
+        let device = self.device.clone();
+        let staging = made(&mut self.staging, || Staging::new(&device, STAGING_BYTES))?;
+        let used = vec![Arc::clone(&image.0) as _, Arc::clone(&staging) as _];
+        let width = image.layout().width;
+        let rows = (length_bytes / (width as usize * 4)) as u32;
+        let of =
+            vk::ImageSubresourceLayers::default().aspect_mask(vk::ImageAspectFlags::COLOR).layer_count(1);
+        let region = [vk::BufferImageCopy::default()
+            .image_subresource(of)
+            .image_offset(vk::Offset3D { x: 0, y: y as i32, z: 0 })
+            .image_extent(vk::Extent3D { width, height: rows, depth: 1 })];
+        // Copies can be made in this layout, too, and no pixel has to move for it.
+        let general = vk::ImageLayout::GENERAL;
+        self.commands.run(tried, deadline, used, |ash, commands| {
+            // SAFETY: nothing is in flight when this is called, image and buffer are in the list above and have the
+            // usage, and the rows are of the image (VUID-vkCmdCopyImageToBuffer-imageSubresource-07972,
+            // VUID-vkCmdCopyBufferToImage-imageSubresource-07972) and as many as the buffer holds
+            // (VUID-vkCmdCopyImageToBuffer-pRegions-00183).
+            unsafe {
+                if let Some(pixels) = pixels {
+                    staging.write(pixels);
+                }
+                ownership::acquire_image(commands, &image.0, general, Use::COPY);
+                match pixels {
+                    Some(_) => ash.cmd_copy_buffer_to_image(
+                        commands,
+                        staging.buffer(),
+                        image.0.image,
+                        general,
+                        &region,
+                    ),
+                    None => ash.cmd_copy_image_to_buffer(
+                        commands,
+                        image.0.image,
+                        general,
+                        staging.buffer(),
+                        &region,
+                    ),
+                }
+                ownership::release_image(commands, &image.0, general, Use::COPY);
+                let to_host = vk::MemoryBarrier::default()
+                    .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
+                    .dst_access_mask(vk::AccessFlags::HOST_READ);
+                ash.cmd_pipeline_barrier(
+                    commands,
+                    vk::PipelineStageFlags::TRANSFER,
+                    vk::PipelineStageFlags::HOST,
+                    vk::DependencyFlags::empty(),
+                    &[to_host],
+                    &[],
+                    &[],
+                );
+            }
+        })?;
+        Ok(staging)
+    }
+
+    /// Whether `image` is of this device, made for `usage`, and has `length_bytes` of pixels.
+    fn check_image(
+        &self,
+        tried: &'static str,
+        image: &Image,
+        usage: ImageUsage,
+        length_bytes: usize,
+    ) -> Result<()> {
+        let layout = image.layout();
+        let pixels_bytes = u64::from(layout.width) * u64::from(layout.height) * 4;
+        let why = if !self.device.is_same(image.device()) {
+            "the image is of another Vulkan device".to_owned()
+        } else if !image.options().usage.contains(usage) {
+            "the image was imported without the usage for it".to_owned()
+        } else if length_bytes as u64 != pixels_bytes {
+            format!(
+                "a picture of {}x{} has {pixels_bytes:#x} bytes, not {length_bytes:#x}",
+                layout.width, layout.height
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Kind::InvalidInput, tried, why))
+    }
+}
+
+/// As many whole rows as fit the staging memory, in bytes. One does: no picture is wider than 32768 pixels.
+fn band_bytes(image: &Image) -> usize {
+    let row_bytes = image.layout().width as usize * 4;
+    (STAGING_BYTES as usize / row_bytes) * row_bytes
+}
+
+/// The first row of each band.
+fn bands(image: &Image, band_bytes: usize) -> impl Iterator<Item = u32> + use<> {
+    let ImageLayout { width, height, .. } = image.layout();
+    (0..height).step_by(band_bytes / (width as usize * 4))
+}
