@@ -8,6 +8,7 @@
 //! Read in Linux 7.3 and, for NVIDIA's, in its open modules 595.45. Paths are below `drivers/gpu/drm` where
 //! nothing else is said.
 
+use crate::pci::Function;
 use crate::topology::Release;
 
 /// What is known about a driver, in one of its modes, as an importer of VFIO dma-bufs.
@@ -37,6 +38,10 @@ pub enum Governor {
     /// Nothing but the IOMMU's page tables: the kernel maps what it is given and asks for no verdict.
     Iommu,
 }
+
+/// `VIRTIO_GPU_F_VIRGL` and `VIRTIO_GPU_F_RESOURCE_BLOB` of `include/uapi/linux/virtio_gpu.h`: 3D, and blob resources.
+const VIRTIO_GPU_F_VIRGL: u64 = 1 << 0;
+const VIRTIO_GPU_F_RESOURCE_BLOB: u64 = 1 << 3;
 
 /// VFIO exports dma-bufs from here on.
 const FIRST: Release = (6, 19, 0);
@@ -145,8 +150,12 @@ const fn virtio(driver: &'static str) -> ImportSupport {
 
 const fn virtio_3d(driver: &'static str) -> ImportSupport {
     ImportSupport {
-        mode: Some("3D (virgl, venus), or no blob resources"),
-        ..cannot(driver, "it attaches statically then", "virtio/virtgpu_prime.c: virtgpu_gem_prime_import")
+        mode: Some("3D (virgl, Venus), or no blob resources"),
+        ..cannot(
+            driver,
+            "with 3D (virgl, Venus), or without blob resources, it attaches statically",
+            "virtio/virtgpu_prime.c: virtgpu_gem_prime_import",
+        )
     }
 }
 
@@ -184,6 +193,17 @@ pub fn import_support(driver: &str) -> Option<&'static ImportSupport> {
     import_modes(driver).next()
 }
 
+/// What is known about the driver of `function`, in the mode that the function is in. Where that cannot be told, in
+/// its best mode.
+pub fn import_support_of(function: &Function) -> Option<&'static ImportSupport> {
+    let driver = function.driver.as_deref()?;
+    let Some(features) = function.virtio_features else { return import_support(driver) };
+    // `virtgpu_gem_prime_import`: what it does not attach dynamically it leaves to the static import of DRM.
+    let is_dynamic =
+        features & (VIRTIO_GPU_F_VIRGL | VIRTIO_GPU_F_RESOURCE_BLOB) == VIRTIO_GPU_F_RESOURCE_BLOB;
+    import_modes(driver).find(|row| row.can_import == is_dynamic)
+}
+
 /// What is known about each mode of that driver, the best first.
 pub fn import_modes(driver: &str) -> impl Iterator<Item = &'static ImportSupport> {
     TABLE.iter().filter(move |row| row.driver == driver)
@@ -207,6 +227,24 @@ mod tests {
         assert!(!import_support("nouveau").unwrap().can_import);
         assert_eq!(import_modes("virtio_gpu").map(|row| row.can_import).collect::<Vec<_>>(), [true, false]);
         assert_eq!(import_support("unheard_of"), None);
+    }
+
+    #[test]
+    fn a_virtio_gpus_features_say_in_which_mode_it_is() {
+        let support = |features: Option<u64>| {
+            let function = serde_json::json!({
+                "address": "0000:02:00.0", "vendor_id": 0x1af4, "device_id": 0x1050, "class": 0x03_80_00,
+                "driver": "virtio-pci", "iommu_group": null, "numa_node": null, "bars": [], "link": null,
+                "drm_nodes": ["card0"], "memory_enabled": true, "virtio_features": features,
+            });
+            import_support_of(&serde_json::from_value(function).unwrap()).unwrap()
+        };
+        // Seen: QEMU's virtio-gpu-pci with blob=true, and its virtio-gpu-gl-pci with venus=on.
+        assert!(support(Some(0x0103_3000_000a)).can_import);
+        assert!(!support(Some(0x0103_3000_001b)).can_import && support(Some(0x1b)).because.contains("3D"));
+        // Without blob resources.
+        assert!(!support(Some(0x0103_3000_0002)).can_import);
+        assert!(support(None).can_import);
     }
 
     #[test]

@@ -182,6 +182,10 @@ pub struct Function {
     pub drm_nodes: Vec<String>,
     /// Whether memory decoding is on (`PCI_COMMAND_MEMORY`); unknown where config space is unreadable.
     pub memory_enabled: Option<bool>,
+    /// The features that a virtio device and its driver have agreed on, the first 64 bits of them; none for other
+    /// devices, and where there is no driver. Trees that were captured before it was read lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtio_features: Option<u64>,
 }
 
 impl Function {
@@ -241,6 +245,7 @@ impl Function {
             memory_enabled: fs::read(folder.join("config"))
                 .ok()
                 .and_then(|config| Some(config.get(4)? & 1 << 1 != 0)),
+            virtio_features: virtio_features(&folder),
         })
     }
 
@@ -294,6 +299,25 @@ fn read_link(folder: &Path) -> Option<Link> {
     };
     // Root-complex integrated endpoints show a link of width 0 at an unknown speed.
     (link.width_lanes > 0).then_some(link)
+}
+
+/// The features of the virtio device that a function is the transport of.
+fn virtio_features(folder: &Path) -> Option<u64> {
+    let device = list(folder, |name| name.starts_with("virtio")).into_iter().next()?;
+    parse_features(&fs::read_to_string(folder.join(device).join("features")).ok()?)
+}
+
+/// Reads sysfs's `features`: a digit for each bit, the lowest first (`features_show` in `drivers/virtio/virtio.c`).
+/// Before a driver has agreed on any, all are zero.
+fn parse_features(text: &str) -> Option<u64> {
+    let digits = text.trim().bytes().take(64).enumerate();
+    let bit = |(index, digit)| match digit {
+        b'0' => Some(0),
+        b'1' => Some(1_u64 << index),
+        _ => None,
+    };
+    let features: u64 = digits.map(bit).sum::<Option<u64>>()?;
+    (features != 0).then_some(features)
 }
 
 fn decimal(path: &Path) -> Option<u32> {
@@ -363,6 +387,8 @@ mod tests {
         put("max_link_speed", "32.0 GT/s PCIe\n");
         put("max_link_width", "16\n");
         fs::write(folder.join("config"), [0xde, 0x10, 0x42, 0x23, 0x06, 0x04]).unwrap();
+        fs::create_dir(folder.join("virtio2")).unwrap();
+        put("virtio2/features", "11011000000000000000000000001100110000001000000000000000000000000001\n");
         std::os::unix::fs::symlink("../../../bus/pci/drivers/vfio-pci", folder.join("driver")).unwrap();
         std::os::unix::fs::symlink("../../../kernel/iommu_groups/17", folder.join("iommu_group")).unwrap();
 
@@ -378,6 +404,15 @@ mod tests {
         assert_eq!(function.link.as_ref().unwrap().max_width_lanes, 16);
         assert_eq!(function.drm_nodes, ["card0", "renderD128"]);
         assert_eq!(function.memory_enabled, Some(true));
+        assert_eq!(function.virtio_features, Some(0x0103_3000_001b));
+    }
+
+    #[test]
+    fn features_are_bits_or_nothing() {
+        assert_eq!(parse_features("1001\n"), Some(0b1001));
+        assert_eq!(parse_features(&"0".repeat(128)), None);
+        assert_eq!(parse_features("10x1"), None);
+        assert_eq!(parse_features(""), None);
     }
 
     #[test]
@@ -399,6 +434,7 @@ mod tests {
         fn any_text_is_survived(text in ".{0,24}", resource in ".{0,80}") {
             let _ = text.parse::<PciAddress>();
             prop_assert!(parse_bars(&resource).len() <= BAR_COUNT);
+            let _ = parse_features(&resource);
         }
     }
 }

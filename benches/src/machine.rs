@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use peervram::backends::drm::Node;
 use peervram::backends::host::HostMemory;
-use peervram::backends::import_support;
 use peervram::backends::pci::Function;
 use peervram::backends::{PciAddress, page_size_bytes};
 
@@ -85,7 +84,7 @@ fn find_node() -> Result<PathBuf, String> {
     let mut refused = Vec::new();
     for path in paths {
         match Node::open(&path) {
-            Ok(node) if import_support(node.driver()).is_some_and(|row| row.can_import) => return Ok(path),
+            Ok(node) if node.import_support().is_some_and(|row| row.can_import) => return Ok(path),
             Ok(node) => refused.push(format!("{} is {}'s", path.display(), node.driver())),
             Err(error) => refused.push(error.to_string()),
         }

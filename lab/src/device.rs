@@ -42,6 +42,9 @@ pub enum Device {
     },
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
+    /// A virtio GPU with 3D, whose Vulkan driver in the guest is Venus: it has the host's driver do the work, which
+    /// is lavapipe in the private root. It imports nothing, and exports its memory.
+    VenusGpu,
     /// A GPU with engines of its own, served by `peervram-model`: it lends and it does DMA.
     ModelGpu {
         /// What it calls itself; drivers look at it.
@@ -77,7 +80,7 @@ impl Device {
         match self {
             Device::SharedMemory { .. } | Device::CrowdedGroup | Device::Twins { .. } => PciId::SHARED_MEMORY,
             Device::Card { .. } => PciId::CARD,
-            Device::VirtioGpu => PciId::VIRTIO_GPU,
+            Device::VirtioGpu | Device::VenusGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
             Device::Grace(grace) => grace.id,
         }
@@ -111,7 +114,7 @@ impl Device {
             | Device::Card { .. }
             | Device::ModelGpu { .. }
             | Device::Grace(_) => true,
-            Device::CrowdedGroup | Device::VirtioGpu => false,
+            Device::CrowdedGroup | Device::VirtioGpu | Device::VenusGpu => false,
         }
     }
 
@@ -136,7 +139,7 @@ impl Device {
             Device::SharedMemory { size_mib } | Device::Card { size_mib } => &[size_mib],
             Device::Twins { size_mib } => &[size_mib, size_mib],
             Device::CrowdedGroup => &[1],
-            Device::VirtioGpu | Device::ModelGpu { .. } | Device::Grace(_) => &[],
+            Device::VirtioGpu | Device::VenusGpu | Device::ModelGpu { .. } | Device::Grace(_) => &[],
         };
         let memory = |(function, size_mib)| {
             format!("memory-backend-memfd,id=vram{index}.{function}.{life},size={size_mib}M,share=on")
@@ -151,6 +154,9 @@ impl Device {
             let place = format!("id={},bus=port{index},addr=0.{function}", name(function));
             format!("ivshmem-plain,memdev=vram{index}.{function}.{life},{place}")
         };
+        let virtio_gpu = |name: String| {
+            format!("id={name},bus=port{index},blob=true,{},disable-legacy=on", iommu_platform(topology))
+        };
         match self {
             Device::SharedMemory { .. } => vec![shared_memory(0)],
             Device::CrowdedGroup => vec![
@@ -162,20 +168,10 @@ impl Device {
                 let memory = format!("vram{index}.0.{life}");
                 vec![format!("nvme,id={},serial={memory},pmrdev={memory},bus=port{index}", name(0))]
             }
-            Device::VirtioGpu => {
-                // iommu_platform=on: the guest hands out IO virtual addresses; without it the device
-                // would take them for physical ones and refuse late, seen only in the kernel's log.
-                // Behind a switch the kernel hands out bus addresses, which on real hardware the
-                // switch routes before any IOMMU sees them. QEMU's switch sends everything to the
-                // IOMMU, so there the device goes past it.
-                let platform = match topology {
-                    Topology::RootPorts => "on",
-                    Topology::Switch | Topology::Tree => "off",
-                };
-                vec![format!(
-                    "virtio-gpu-pci,id={},bus=port{index},blob=true,iommu_platform={platform},disable-legacy=on",
-                    name(0)
-                )]
+            Device::VirtioGpu => vec![format!("virtio-gpu-pci,{}", virtio_gpu(name(0)))],
+            // hostmem: a BAR in which memory of the host's driver is shown to the guest's CPU.
+            Device::VenusGpu => {
+                vec![format!("virtio-gpu-gl-pci,{},venus=on,hostmem=512M", virtio_gpu(name(0)))]
             }
             // A socket's address is no single word, so the device is written as JSON.
             Device::ModelGpu { .. } | Device::Grace(_) => vec![
@@ -191,6 +187,17 @@ impl Device {
     }
 }
 
+/// How a virtio GPU reaches the guest's memory. On: the guest hands out IO virtual addresses; without it the device would take them for physical
+/// ones and refuse late, seen only in the kernel's log. Behind a switch the kernel hands out bus addresses, which on
+/// real hardware the switch routes before any IOMMU sees them. QEMU's switch sends everything to the IOMMU, so there
+/// the device goes past it.
+fn iommu_platform(topology: Topology) -> &'static str {
+    match topology {
+        Topology::RootPorts => "iommu_platform=on",
+        Topology::Switch | Topology::Tree => "iommu_platform=off",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::machine::named;
@@ -202,6 +209,18 @@ mod tests {
         let device = arguments.iter().find(is_second).unwrap();
         let device: serde_json::Value = serde_json::from_str(device).unwrap();
         assert_eq!(device["driver"], "vfio-user-pci");
+    }
+
+    #[test]
+    fn a_gpu_with_3d_is_told_of_to_init_and_is_no_screen() {
+        let machine = named("small-two-drivers").unwrap();
+        let arguments = machine.qemu_arguments().join(" ");
+        assert!(arguments.contains("virtio-gpu-gl-pci,id=device1.0,bus=port1,blob=true,iommu_platform=on"));
+        assert!(arguments.contains("venus=on,hostmem=512M"), "{arguments}");
+        assert!(machine.command_line().split(' ').any(|word| word == "peervram.venus"));
+        let facts = machine.facts();
+        assert!(facts.has_two_vulkan_drivers() && !facts.has_lender_and_screen());
+        assert!(!named("small-revoke").unwrap().command_line().contains("venus"));
     }
 
     #[test]

@@ -41,8 +41,11 @@ mount -t tmpfs run /userland/run
 wait
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp XDG_RUNTIME_DIR=/run LC_ALL=C.UTF-8
-# Of all the Vulkan drivers in the root only the one for CPUs can work here.
+# Of all the Vulkan drivers in the root only the one for CPUs can work here, and Venus on a GPU with 3D.
 export VK_DRIVER_FILES=/usr/share/vulkan/icd.d/lvp_icd.json
+if grep -q peervram.venus /proc/cmdline; then
+    VK_DRIVER_FILES=$VK_DRIVER_FILES:/usr/share/vulkan/icd.d/virtio_icd.json
+fi
 
 if grep -q peervram.shell /proc/cmdline; then
     echo "The programs of this run are in /lab; the machine ends with this shell."

@@ -136,6 +136,11 @@ impl Facts {
         self.devices.iter().any(lends) && self.devices.contains(&Device::VirtioGpu)
     }
 
+    /// Whether programs find two Vulkan drivers there: Venus, and lavapipe. Such a machine is for tests of its own.
+    pub fn has_two_vulkan_drivers(&self) -> bool {
+        self.vulkan && self.devices.contains(&Device::VenusGpu)
+    }
+
     /// Whether it has a device whose group nobody in user space may own.
     pub fn has_crowded_group(&self) -> bool {
         self.devices.contains(&Device::CrowdedGroup)
@@ -198,6 +203,14 @@ pub(crate) const DEFAULT: Machine = Machine {
 const DEBIAN: Machine = Machine { kernel: DEBIAN_7_3, ..DEFAULT };
 
 const MODEL: Device = Device::ModelGpu { id: PciId::MODEL, vram_mib: 256 };
+
+/// One driver's memory under another one, in one process; and a GPU that imports nothing.
+const TWO_DRIVERS: Machine = Machine {
+    name: "small-two-drivers",
+    about: "a GPU with 3D, so two Vulkan drivers that are not of one kind: Venus and lavapipe",
+    devices: &[Device::SharedMemory { size_mib: 64 }, Device::VenusGpu],
+    ..DEFAULT
+};
 
 const TWO_MODELS: Machine = Machine {
     name: "small-two-models-root-ports",
@@ -295,6 +308,7 @@ pub const MACHINES: &[Machine] = &[
         vulkan: false,
         ..DEFAULT
     },
+    TWO_DRIVERS,
     TWO_MODELS,
     Machine {
         name: "lockdep-two-models-root-ports",
@@ -505,12 +519,17 @@ impl Machine {
         if self.iommu == Iommu::Virtio {
             modules.insert(0, "virtio_iommu");
         }
-        if self.devices.contains(&Device::VirtioGpu) {
+        if self.devices.contains(&Device::VirtioGpu) || self.has_venus() {
             modules.push("virtio-gpu");
         }
         // Fences for tests, and an importer that refuses.
         modules.push("vgem");
         modules
+    }
+
+    /// Whether its GPU has 3D, which QEMU draws.
+    pub fn has_venus(&self) -> bool {
+        self.devices.contains(&Device::VenusGpu)
     }
 
     /// The part of the kernel's command line that is this machine's.
@@ -521,6 +540,10 @@ impl Machine {
         };
         let mut words = vec![iommu.to_string()];
         words.extend(grace::memories(self).iter().map(|memory| memory.kernel_argument()));
+        if self.has_venus() {
+            // For init: which Vulkan drivers programs are to find.
+            words.push("peervram.venus".into());
+        }
         words.push(self.shape.map_or(self.parameters, |shape| shape.parameters).into());
         words.retain(|word| !word.is_empty());
         words.join(" ")

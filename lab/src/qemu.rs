@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::change::Change;
@@ -28,8 +28,6 @@ const ALWAYS: &[&str] = &[
     "-no-reboot",
     "-accel",
     "tcg,thread=multi",
-    "-display",
-    "none",
     "-vga",
     "none",
     "-kernel",
@@ -63,6 +61,20 @@ const CHANNELS: &[&str] = &[
     "chardev=qmp,mode=control",
 ];
 
+/// Nothing is drawn.
+const NO_DISPLAY: &[&str] = &["-display", "none"];
+
+/// OpenGL and Vulkan for a GPU with 3D, both Mesa's for CPUs, whatever the host has: no GPU of it is in the root's /dev.
+/// SDL's driver without a screen takes EGL, so that no X server is needed. Mesa's cache of shaders goes to the root's
+/// /tmp, which is of this mount namespace.
+const DISPLAY_3D: &[&str] = &["-display", "sdl,gl=on"];
+const ENVIRONMENT_3D: &[&str] = &[
+    "SDL_VIDEODRIVER=offscreen",
+    "VK_DRIVER_FILES=/usr/share/vulkan/icd.d/lvp_icd.json",
+    "HOME=/tmp",
+    "XDG_RUNTIME_DIR=/tmp",
+];
+
 /// For speed, as every instruction is emulated: few lines on the console (warnings and worse), no
 /// defences against anybody, no self-tests, and no certificates: checking the modules' signatures
 /// takes a second. A virtual IOMMU cannot isolate interrupts; without the last two VFIO refuses it.
@@ -86,12 +98,8 @@ impl Qemu {
         let channel = UnixListener::bind(folder.join("channel"))
             .with_context(|| format!("making a socket in {}", folder.display()))?;
         let qmp = UnixListener::bind(folder.join("qmp"))?;
-        let child = root
-            .command(folder, "env")
-            .args(["LD_PRELOAD=/lab/shim.so", "qemu-system-x86_64"])
-            .args(ALWAYS)
+        let child = command(root, machine, folder)
             .args(CHANNELS)
-            .args(machine.qemu_arguments())
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {}", machine.command_line()))
             .stdin(Stdio::null())
@@ -116,12 +124,8 @@ impl Qemu {
 
     /// Starts a machine with its console here and a shell in the guest; returns at its end.
     pub fn interact(root: &Root, machine: &Machine, folder: &Path) -> Result<()> {
-        let status = root
-            .command(folder, "env")
-            .args(["LD_PRELOAD=/lab/shim.so", "qemu-system-x86_64"])
-            .args(ALWAYS)
+        let status = command(root, machine, folder)
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
-            .args(machine.qemu_arguments())
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {} peervram.shell", machine.command_line()))
             .status()
@@ -135,7 +139,7 @@ impl Qemu {
     /// Writes what the virtio GPU shows into a file of the shared folder (PPM).
     pub fn screendump(&mut self, name: &str) -> Result<()> {
         let screen = self.machine.devices.iter().position(|device| *device == Device::VirtioGpu);
-        let screen = screen.context("this machine has no virtio GPU, so no screen")?;
+        let screen = screen.context("this machine has no virtio GPU whose screen can be dumped")?;
         let screen = Device::qemu_name(screen, 0);
         let file = format!("/lab/share/{name}");
         self.qmp.execute("screendump", json!({ "filename": file, "device": screen }))?;
@@ -152,6 +156,20 @@ impl Qemu {
     pub fn last_words(&self, lines: usize) -> String {
         last_words(&self.folder, lines)
     }
+}
+
+/// QEMU with that machine, still without a way to talk to it.
+fn command(root: &Root, machine: &Machine, folder: &Path) -> Command {
+    let mut command = root.command(folder, "env");
+    command.arg("LD_PRELOAD=/lab/shim.so");
+    let display = if machine.has_venus() {
+        command.args(ENVIRONMENT_3D);
+        DISPLAY_3D
+    } else {
+        NO_DISPLAY
+    };
+    command.arg("qemu-system-x86_64").args(ALWAYS).args(display).args(machine.qemu_arguments());
+    command
 }
 
 impl Drop for Qemu {

@@ -50,6 +50,7 @@ const OF_THE_LAB: &[&str] = &[
     "glslang-tools",
     "kmod",
     "libc6-dev",
+    "libegl1",
     "libelf-dev",
     "libgbm1",
     "libvulkan1",
@@ -61,7 +62,6 @@ const OF_THE_LAB: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "virgl-server",
-    "xvfb",
     "xz-utils",
     "zstd",
 ];

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use peervram::backends::import_support;
+use peervram::backends::import_support_of;
 use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
 use serde::Serialize;
@@ -195,7 +195,7 @@ fn can_import(function: &Function) -> Verdict {
         None => no("it is bound to no driver".into(), Some("bind it to its graphics driver".into())),
         Some(_) if is_vfio(function) => no("it is bound to VFIO, which lends".into(), None),
         Some("virtio-pci") if function.drm_nodes.is_empty() => no("it is no graphics device".into(), None),
-        Some(driver) => match import_support(driver) {
+        Some(driver) => match import_support_of(function) {
             Some(row) => Verdict { can: row.can_import, because: row.because.into(), next: None },
             None => no(format!("{driver} is not known to attach peer-to-peer"), None),
         },

@@ -129,8 +129,8 @@ fn main() -> Result<()> {
         let filtering = access.finish_when(signal);
 
         let access = drawn.enter()?;
-        let mut work = Descriptor::draw(operation::DRAW_GRADIENT, 0, WIDTH, HEIGHT, frame, 0);
-        work.parameters[2] = layout.stride_bytes;
+        let work = Descriptor::draw(operation::DRAW_GRADIENT, 0, WIDTH, HEIGHT, frame, 0);
+        let work = work.with_stride(layout.stride_bytes);
         artist.draw(access.memory(), layout.offset_bytes, work, PATIENCE)?;
         ensure!(access.finish() == Outcome::Ok, "frame {frame} was taken away from who draws");
         filter.signal(is_drawn)?;

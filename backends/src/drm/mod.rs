@@ -3,7 +3,8 @@
 //! Order of calls: [`Node::open`] -> [`import`](crate::Importer::import) gives a [`BufferObject`]
 //! -> [`ScanOut::start`] shows it on a screen, [`ScanOut::show`] the next one.
 //!
-//! Whether a driver can take memory of another PCI device at all is data: [`import_support()`](crate::import_support()).
+//! Whether a driver can take memory of another PCI device at all is data: [`import_support()`](crate::import_support()),
+//! and [`Node::import_support`] for the mode that a node's device is in.
 //! Not done here: rendering, page flips that nobody waits for, anything with a driver's own ioctls.
 
 mod buffer_object;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +13,11 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::BufferObject;
-use crate::{DmaBuf, Error, Importer, Kind, OnRevoke, PciAddress, Result, import_support};
+use crate::pci::Function;
+use crate::{
+    DmaBuf, Error, ImportSupport, Importer, Kind, OnRevoke, PciAddress, Result, import_support,
+    import_support_of,
+};
 
 /// An open DRM node. Cheap to clone; buffer objects hold it open.
 #[derive(Debug, Clone)]
@@ -66,16 +70,33 @@ impl Node {
                 _ => error,
             }
         })?;
-        let status = rustix::fs::fstat(&file).map_err(|errno| Error::os(TRIED, errno).on(path.display()))?;
+        Self::of(TRIED, file, path.to_owned())
+    }
+
+    /// Takes over an open node: a duplicate of a compositor's, which shares its open file. GEM handles of both are
+    /// the same then, and so is being DRM master. Nobody else may import the same dma-buf in that open file: it has
+    /// one handle, and whoever closes it first ends it for both.
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] where the file is no DRM node. It is closed in that case.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        const TRIED: &str = "take over a DRM node";
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .map_err(|error| Error::os(TRIED, error))?;
+        Self::of(TRIED, File::from(fd), path)
+    }
+
+    fn of(tried: &'static str, file: File, path: PathBuf) -> Result<Self> {
+        let status = rustix::fs::fstat(&file).map_err(|errno| Error::os(tried, errno).on(path.display()))?;
         let driver = Bare(file.as_fd()).get_driver().map_err(|error| {
-            Error::new(Kind::InvalidInput, TRIED, format!("it is no DRM node: {error}"))
+            Error::new(Kind::InvalidInput, tried, format!("it is no DRM node: {error}"))
                 .on(path.display())
                 .next("ls /dev/dri lists the nodes of this machine")
         })?;
         Ok(Self(Arc::new(Open {
             driver: driver.name().to_string_lossy().into_owned(),
             pci_address: pci_address_of(status.st_rdev),
-            path: path.to_owned(),
+            path,
             imports: Mutex::default(),
             file,
         })))
@@ -94,6 +115,12 @@ impl Node {
     /// Whether both are one open file, so that a handle of one is one of the other.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What is known about its driver as an importer of VFIO dma-bufs, in the mode that the device is in.
+    pub fn import_support(&self) -> Option<&'static ImportSupport> {
+        let function = self.0.pci_address.and_then(|address| Function::read(address).ok());
+        function.as_ref().and_then(import_support_of).or_else(|| import_support(self.driver()))
     }
 
     /// Counts an import; the caller owns one close.
@@ -128,12 +155,12 @@ impl Node {
         };
         match errno {
             Errno::OPNOTSUPP => {
-                let because = import_support(self.driver()).map_or("it does not attach peer-to-peer", |row| row.because);
+                let because = self.import_support().map_or("it does not attach peer-to-peer", |row| row.because);
                 error(
                     Kind::ImporterCannot,
                     format!("the driver {} cannot take memory of another device: {because}", self.driver()),
                 )
-                .next("amdgpu, xe, and virtio-gpu with blob resources can")
+                .next("amdgpu, xe, and virtio-gpu with blob resources and without 3D can")
             }
             Errno::INVAL => error(
                 Kind::RouteRefused,

@@ -1,4 +1,4 @@
-//! `Device`: a gbm device on a DRM node of its own; `ImageDevice`: the same, importing pictures of one layout.
+//! `Device`: a gbm device on a DRM node; `ImageDevice`: the same, importing pictures of one layout.
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -24,16 +24,20 @@ struct Inner {
 }
 
 impl Device {
-    /// Opens the node at `path`, and a gbm device on it.
-    ///
-    /// The open file is the device's own, since GEM handles belong to one: a dma-buf that is imported twice in one has
-    /// one handle, and whoever closes it first ends it for both. Whoever shows something needs to be DRM master by
-    /// this file: it is where nobody else was before.
+    /// Opens the node at `path`, and a gbm device on it, whose handles are nobody else's.
     ///
     /// # Errors
-    /// As [`Node::open`], before libgbm is asked; [`Kind::Unsupported`] where it has no driver for the node.
+    /// As [`Node::open`], before libgbm is asked; else as [`Device::on`].
     pub fn open(path: &Path) -> Result<Self> {
-        let node = Node::open(path)?;
+        Self::on(Node::open(path)?)
+    }
+
+    /// A gbm device on that node. For a compositor, one of its own open file ([`Node::from_fd`]): there it is DRM
+    /// master, and there the handles of buffer objects are good.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where libgbm has no driver for the node.
+    pub fn on(node: Node) -> Result<Self> {
         let gbm = gbm::Device::new(node.clone()).map_err(|error| {
             Error::new(
                 Kind::Unsupported,

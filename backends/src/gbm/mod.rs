@@ -1,6 +1,6 @@
 //! gbm as an importer: what compositors make buffers by, and take other devices' buffers by.
 //!
-//! Order of calls: [`Device::open`] on a DRM node -> [`Device::for_images`] with the layout of the picture ->
+//! Order of calls: [`Device::open`] on a DRM node, or [`Device::on`] a compositor's -> [`Device::for_images`] with the layout of the picture ->
 //! [`import`](crate::Importer::import) gives a [`BufferObject`] -> `ScanOut::start` of [`drm`](crate::drm) shows it,
 //! or the compositor does what it does with a `gbm_bo`.
 //!

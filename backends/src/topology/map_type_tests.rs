@@ -49,6 +49,7 @@ impl Tree {
             bars: Vec::new(),
             link: None,
             drm_nodes: Vec::new(),
+            virtio_features: None,
             memory_enabled: None,
         };
         self.0.places.push(Place { function, above, config, iommu_domain: None, physical_function: None });

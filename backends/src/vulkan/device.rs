@@ -320,7 +320,13 @@ impl Device {
     /// than the dma-buf; [`Kind::ImporterCannot`] where the driver cannot map this exporter's
     /// memory; [`Kind::Vulkan`] for anything else. Nothing is left imported.
     pub fn import_dma_buf(&self, dma_buf: &DmaBuf, options: &ImportOptions) -> Result<Buffer> {
-        import::dma_buf(self, dma_buf, options).map_err(|error| error.on(self.name()))
+        import::dma_buf(self, dma_buf, options).map_err(|error| {
+            let error = error.on(self.name());
+            if error.kind() != Kind::ImporterCannot || self.description().imports_foreign_dma_bufs() {
+                return error;
+            }
+            error.next("Venus takes its own renderer's memory alone: let it lend and the other driver import, or copy")
+        })
     }
 
     /// Imports mapped memory as a buffer, which keeps the mapping.

@@ -69,7 +69,7 @@ pub struct PhysicalDevice {
     pub primary_node: Option<DrmNode>,
     /// Its render node, `/dev/dri/renderD128`, where the driver tells.
     pub render_node: Option<DrmNode>,
-    /// Whether it is a CPU.
+    /// Whether it is a CPU, in whose address space it works. Venus is none, whatever the host's device is.
     pub is_cpu: bool,
     /// How much memory of its own it has: the largest heap that it calls local. Of a CPU, the host's.
     pub local_memory_bytes: u64,
@@ -96,6 +96,13 @@ impl PhysicalDevice {
             // xe keeps its mapping until its buffer is used or destroyed (xe_bo.c, xe_bo_move).
             _ => OnRevoke::FreeBefore,
         }
+    }
+
+    /// Whether dma-bufs that others made can be tried. Venus imports those of its own renderer alone, whatever it says
+    /// of itself: `vn_renderer_bo_create_from_dma_buf` in Mesa wants a resource that the host has made, and the kernel's
+    /// virtio-gpu attaches to no other device's memory where it has 3D.
+    pub fn imports_foreign_dma_bufs(&self) -> bool {
+        self.can_import_dma_buf && !is_venus(self.driver_id)
     }
 
     /// Asks the driver. `instance` is of Vulkan 1.1 or later.
@@ -176,7 +183,8 @@ impl PhysicalDevice {
                 .then_some(DrmNode { major: drm.primary_major as u32, minor: drm.primary_minor as u32 }),
             render_node: (has_drm && drm.has_render != 0)
                 .then_some(DrmNode { major: drm.render_major as u32, minor: drm.render_minor as u32 }),
-            is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU,
+            // Venus hands on what the host's driver says, for which the memory is another one.
+            is_cpu: basic.device_type == vk::PhysicalDeviceType::CPU && !is_venus(driver.driver_id.as_raw()),
             local_memory_bytes: local.map(|heap| heap.size).max().unwrap_or(0),
             can_import_dma_buf: has_dma_buf
                 && can(vk::ExternalMemoryHandleTypeFlags::DMA_BUF_EXT, importable),
@@ -188,6 +196,10 @@ impl PhysicalDevice {
             missing_extensions,
         })
     }
+}
+
+fn is_venus(driver_id: i32) -> bool {
+    driver_id == vk::DriverId::MESA_VENUS.as_raw()
 }
 
 /// What can be done with buffers of `usage` in memory of `handle_type`.

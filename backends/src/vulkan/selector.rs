@@ -21,7 +21,8 @@ pub enum Selector {
     /// The one of that number, from zero on, as [`Instance::physical_devices`](super::Instance::physical_devices) lists them:
     /// two drivers of one GPU, or two GPUs of one name, differ in nothing else.
     Number(usize),
-    /// The first whose name or driver's name contains this, upper and lower case alike.
+    /// The first whose driver's name is this, else the first whose name or driver's name contains it, upper and lower
+    /// case alike. A device of Venus's bears the name of the host's within its own.
     Name(String),
 }
 
@@ -53,7 +54,8 @@ impl Selector {
         let found = match self {
             Self::Any => (0..devices.len()).min_by_key(|&index| {
                 let device = &devices[index];
-                let can_import = device.can_import_dma_buf || device.host_pointer_alignment_bytes.is_some();
+                let can_import =
+                    device.imports_foreign_dma_bufs() || device.host_pointer_alignment_bytes.is_some();
                 (!can_import, device.is_cpu, index)
             }),
             Self::Number(number) => (*number < devices.len()).then_some(*number),
@@ -64,10 +66,13 @@ impl Selector {
             }
             Self::Name(part) => {
                 let part = part.to_lowercase();
-                devices.iter().position(|device| {
-                    device.name.to_lowercase().contains(&part)
-                        || device.driver_name.to_lowercase().contains(&part)
-                })
+                let position = |is_meant: &dyn Fn(&str, &str) -> bool| {
+                    devices.iter().position(|device| {
+                        is_meant(&device.name.to_lowercase(), &device.driver_name.to_lowercase())
+                    })
+                };
+                position(&|_, driver| driver == part)
+                    .or_else(|| position(&|name, driver| name.contains(&part) || driver.contains(&part)))
             }
         };
         found.ok_or_else(|| {
@@ -151,6 +156,20 @@ mod tests {
         assert_eq!(choose("LLVM").unwrap(), 0);
         assert_eq!(Selector::Number(1).choose(&three()).unwrap(), 1);
         assert_eq!(Selector::Number(3).choose(&three()).unwrap_err().kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn a_drivers_name_comes_before_a_part_of_a_name() {
+        let mut venus = device("Virtio-GPU Venus (llvmpipe (LLVM 19))", false, true, Some("0000:02:00.0"));
+        venus.driver_name = "venus".into();
+        venus.driver_id = ash::vk::DriverId::MESA_VENUS.as_raw();
+        let mut lavapipe = device("llvmpipe (LLVM 19)", true, true, None);
+        lavapipe.driver_name = "llvmpipe".into();
+        let both = [venus, lavapipe];
+        let choose = |text: &str| text.parse::<Selector>().unwrap().choose(&both).unwrap();
+        assert_eq!((choose("llvmpipe"), choose("Venus"), choose("virtio")), (1, 0, 0));
+        // It takes nobody else's memory, so it is not the one for those who name none.
+        assert_eq!(choose(""), 1);
     }
 
     #[test]

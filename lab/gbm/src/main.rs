@@ -6,12 +6,14 @@
 //! A program of its own because it is linked against libgbm, which the guest's private root has and a host need not
 //! have: the agent is run on the host, too. It ends with 0, or says what was wrong.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use peervram::backends::drm::ScanOut;
+use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::gbm::Device;
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{
@@ -38,6 +40,7 @@ fn main() -> Result<()> {
     let (lender, node) = (lender.as_str(), Path::new(node));
     match case.as_str() {
         "scan-out" => scan_out(lender, node),
+        "compositor" => compositor(lender, node),
         "revoke" => revoke(lender, node),
         "refusals" => refusals(lender, node),
         "importer-that-cannot" => importer_that_cannot(lender, node),
@@ -115,6 +118,34 @@ fn scan_out(lender: &str, node: &Path) -> Result<()> {
     drop((view, export));
     lender.close(PATIENCE).map_err(|(_, error)| error)?;
     Ok(())
+}
+
+/// Who has the screen shows a buffer object by its own open file, and nobody else can.
+fn compositor(lender: &str, node: &Path) -> Result<()> {
+    let [card, _] = pictures()?;
+    let (lent, link) = (Lent::new(lender)?, Link::connect()?);
+    lent.show(&card)?;
+    // The first to open a node is DRM master there.
+    let compositor = File::options().read(true).write(true).open(node)?;
+    let other = Arc::new(Device::open(node)?.for_images(PADDED));
+    let attachment = lent.export.attach(other, Trust::Unverified)?;
+    let access = attachment.enter()?;
+    refused(
+        ScanOut::start(access.memory(), PADDED).map(drop),
+        Kind::PermissionDenied,
+        &["end the compositor"],
+    )?;
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+
+    let shared = Node::from_fd(compositor.as_fd().try_clone_to_owned()?)?;
+    ensure!(shared.path() == node, "it is said to be {}", shared.path().display());
+    let ours = Arc::new(Device::on(shared)?.for_images(PADDED));
+    let attachment = lent.export.attach(ours, Trust::Unverified)?;
+    let access = attachment.enter()?;
+    let _shown = ScanOut::start(access.memory(), PADDED)?;
+    check_screen(&link, &card)?;
+    let null = File::open("/dev/null")?.into();
+    refused(Node::from_fd(null).map(drop), Kind::InvalidInput, &["/dev/null", "no DRM node"])
 }
 
 /// After a reset a buffer object is made again, by the same gbm device, and shown.

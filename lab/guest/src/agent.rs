@@ -99,6 +99,9 @@ impl Agent {
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
         guest::bind_lenders(facts)?;
+        if facts.has_two_vulkan_drivers() {
+            guest::check_venus()?;
+        }
         if facts.topology == Topology::Tree {
             let tree = Tree::find(facts)?;
             tree.take_for()?;

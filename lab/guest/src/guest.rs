@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
+use peervram::backends::vulkan::Instance;
 use peervram_lab::link::Link;
 use peervram_lab::machine::{Device, Facts, Grace, PciId};
 use peervram_lab::picture::Picture;
@@ -67,6 +68,11 @@ impl Guest {
         self.first(|device| *device == Device::VirtioGpu, "virtio GPU")
     }
 
+    /// The PCI address of the virtio GPU with 3D.
+    pub fn venus_gpu(&self) -> Result<String> {
+        self.first(|device| *device == Device::VenusGpu, "virtio GPU with 3D")
+    }
+
     /// The model GPU of that number, counted from zero.
     pub fn model(&self, number: usize) -> Result<Model<'_>> {
         let devices = self.facts.devices.iter().enumerate();
@@ -115,6 +121,11 @@ impl Guest {
     /// The virtio GPU's primary DRM node.
     pub fn virtio_gpu_node(&self) -> Result<PathBuf> {
         node(&self.virtio_gpu()?, "card")
+    }
+
+    /// The primary DRM node of the virtio GPU with 3D.
+    pub fn venus_node(&self) -> Result<PathBuf> {
+        node(&self.venus_gpu()?, "card")
     }
 
     /// Binds a PCI function to a driver, whatever it is bound to now. A test leaves it as found.
@@ -170,6 +181,22 @@ pub fn bind_lenders(facts: &Facts) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether the host's side of Venus works: QEMU goes on without it.
+pub fn check_venus() -> Result<()> {
+    let listed = match Instance::open().and_then(|instance| instance.physical_devices()) {
+        Ok(devices) if devices.iter().any(|device| device.driver_name == "venus") => return Ok(()),
+        Ok(devices) => format!(
+            "only {} is listed",
+            devices.iter().map(|device| &*device.name).collect::<Vec<_>>().join(", ")
+        ),
+        Err(error) => error.to_string(),
+    };
+    bail!(
+        "the virtio GPU has no Venus ({listed}): in the private root, virgl_render_server or the driver that it works \
+         with, lavapipe, does not start"
+    )
 }
 
 fn address_of(facts: &Facts, device: usize) -> Result<String> {

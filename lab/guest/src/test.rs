@@ -65,6 +65,11 @@ impl Test {
         Test { with: Facts::has_grace, ..Test::new(name, function) }
     }
 
+    /// A test for every machine with two Vulkan drivers.
+    pub const fn of_two_drivers(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: Facts::has_two_vulkan_drivers, ..Test::new(name, function) }
+    }
+
     /// A test for every machine that has a row of devices, whatever these are.
     pub const fn of_all(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
         Test { with: |facts| facts.topology != Topology::Tree, ..Test::new(name, function) }

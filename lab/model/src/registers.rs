@@ -275,6 +275,12 @@ impl Descriptor {
         }
     }
 
+    /// The same picture, with its rows so far apart.
+    pub fn with_stride(self, stride_bytes: u32) -> Self {
+        let [width, height, _, frame] = self.parameters;
+        Descriptor { parameters: [width, height, stride_bytes, frame], ..self }
+    }
+
     /// The same with more flags.
     pub fn with_flags(mut self, flags: u32) -> Self {
         self.flags |= flags;

@@ -21,6 +21,16 @@ pub struct CreateList {
     count: u32,
 }
 
+/// `struct udmabuf_create`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Create {
+    memfd: u32,
+    flags: u32,
+    offset: u64,
+    size: u64,
+}
+
 /// `struct udmabuf_create_item`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -67,6 +77,21 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 /// Whether there has been any buffer yet.
 pub fn any() -> bool {
     USED.load(Ordering::Acquire) > 0
+}
+
+/// Makes a buffer of a whole memfd, which is that memfd: whoever gets the descriptor maps the same memory, in another
+/// process, too. A part of one is refused, for a descriptor cannot say where it begins.
+///
+/// # Safety
+/// `create` points to what `UDMABUF_CREATE` wants.
+pub unsafe fn create_whole(create: *const Create) -> isize {
+    // SAFETY: the caller's promise.
+    let Create { memfd, offset, size, .. } = unsafe { *create };
+    let memfd = memfd.cast_signed();
+    if offset != 0 || syscall::length(memfd) != Some(size) {
+        return EINVAL;
+    }
+    syscall::duplicate(memfd)
 }
 
 /// Makes a buffer of a list of extents: its descriptor, or a negative errno.
@@ -170,6 +195,25 @@ mod tests {
             file.write_all(&[*byte; 4096]).unwrap();
         }
         file
+    }
+
+    #[test]
+    fn a_whole_memfd_is_its_own_buffer() {
+        use std::io::{Read, Seek};
+        let file = pages(b"ab");
+        let create =
+            |offset, size| Create { memfd: file.as_raw_fd().cast_unsigned(), flags: 0, offset, size };
+        // SAFETY: the structure that it wants.
+        let made = |asked: Create| unsafe { create_whole(&raw const asked) };
+        assert_eq!((made(create(4096, 4096)), made(create(0, 4096))), (EINVAL, EINVAL));
+        let fd = made(create(0, 8192));
+        assert!(fd >= 0, "{fd}");
+        // SAFETY: a new descriptor that nobody else owns.
+        let mut buffer = unsafe { File::from_raw_fd(fd as c_int) };
+        let mut seen = Vec::new();
+        buffer.rewind().unwrap();
+        buffer.read_to_end(&mut seen).unwrap();
+        assert_eq!((seen.len(), seen[0], seen[4096]), (8192, b'a', b'b'));
     }
 
     #[repr(C)]

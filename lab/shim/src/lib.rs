@@ -6,6 +6,10 @@
 //! descriptor maps the extents side by side. Everything else goes straight to the kernel, without
 //! allocating or locking: the allocator itself may be what calls.
 //!
+//! Where the GPU has 3D, the server of virglrenderer inherits this library, and in it Mesa's driver for
+//! CPUs makes its memory a dma-buf for QEMU to map. That is a memfd of its own, and `UDMABUF_CREATE` is
+//! answered with another descriptor of it, for only what the kernel knows goes from process to process.
+//!
 //! The descriptor is an empty memfd rather than an eventfd because memfds have inode numbers of
 //! their own: one that was closed, its number reused, is never taken for what it was.
 
@@ -14,7 +18,10 @@ mod syscall;
 
 use core::ffi::{c_int, c_ulong, c_void};
 
-use buffer::CreateList;
+use buffer::{Create, CreateList};
+
+/// `_IOW('u', 0x42, struct udmabuf_create)`, include/uapi/linux/udmabuf.h.
+const UDMABUF_CREATE: c_ulong = 0x4018_7542;
 
 /// `_IOW('u', 0x43, struct udmabuf_create_list)`, include/uapi/linux/udmabuf.h.
 const UDMABUF_CREATE_LIST: c_ulong = 0x4008_7543;
@@ -30,12 +37,13 @@ const MAP_ANONYMOUS: c_int = 0x20;
 #[expect(unsafe_code, reason = "stands in for a C function")]
 pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     // Callers may pass requests as sign-extended ints.
-    let result = if request & 0xffff_ffff == UDMABUF_CREATE_LIST {
+    let result = match request & 0xffff_ffff {
         // SAFETY: the request says what the argument points to.
-        unsafe { buffer::create(argument.cast::<CreateList>()) }
-    } else {
+        UDMABUF_CREATE => unsafe { buffer::create_whole(argument.cast::<Create>()) },
+        // SAFETY: as above.
+        UDMABUF_CREATE_LIST => unsafe { buffer::create(argument.cast::<CreateList>()) },
         // SAFETY: passed on as it came.
-        unsafe { syscall::ioctl(fd, request, argument) }
+        _ => unsafe { syscall::ioctl(fd, request, argument) },
     };
     // An ioctl's result fits an int; errors were told apart already.
     syscall::or_errno(result) as c_int

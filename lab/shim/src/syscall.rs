@@ -102,9 +102,20 @@ pub fn memfd() -> isize {
 
 /// Device and inode of an open file: what it is, whatever its number.
 pub fn identity(fd: c_int) -> Option<(u64, u64)> {
-    // struct stat begins with st_dev and st_ino and has 144 bytes.
-    let mut stat = [0u64; 18];
+    // struct stat begins with st_dev and st_ino.
+    stat(fd).map(|stat| (stat[0], stat[1]))
+}
+
+/// The length of an open file.
+pub fn length(fd: c_int) -> Option<u64> {
+    // st_size is at byte 48.
+    stat(fd).map(|stat| stat[6])
+}
+
+/// struct stat, which has 144 bytes.
+fn stat(fd: c_int) -> Option<[u64; 18]> {
+    let mut stat = [0; 18];
     // SAFETY: the kernel writes 144 bytes.
     let result = unsafe { call(FSTAT, [fd as isize, stat.as_mut_ptr() as isize, 0, 0, 0, 0]) };
-    (result == 0).then_some((stat[0], stat[1]))
+    (result == 0).then_some(stat)
 }

@@ -1,6 +1,6 @@
 //! GPUs and VFIO devices: which driver each has, and who shares its IOMMU group.
 
-use peervram::backends::import_support;
+use peervram::backends::import_support_of;
 use peervram::backends::pci::Function;
 
 use super::candidate::Candidate;
@@ -65,7 +65,7 @@ fn device(facts: &Facts, function: &Function) -> Finding {
         }
         _ if is_bound_to_vfio(function) => (Weight::Fine, "lends".to_owned()),
         None => (Weight::Hint, "neither lends nor imports".to_owned()),
-        Some(driver) => match import_support(driver) {
+        Some(_) => match import_support_of(function) {
             Some(row)
                 if row.can_import && row.because.contains("scan-out") && !function.drm_nodes.is_empty() =>
             {

@@ -109,7 +109,7 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
         findings.push(finding("pairs-left-out", Weight::Unknown, seen));
     }
     if pairs.is_empty() && !candidates.is_empty() {
-        let seen = "nothing here can import: amdgpu, xe, virtio_gpu and another VFIO device can, and CPUs by \
+        let seen = "nothing here can import: amdgpu, xe, virtio_gpu without 3D and another VFIO device can, and CPUs by \
                     host pointer";
         findings.push(finding("no-importer", Weight::Hint, seen.into()));
     }

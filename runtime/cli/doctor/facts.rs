@@ -96,6 +96,7 @@ pub struct VulkanDevice {
     pub driver: String,
     pub pci_address: Option<PciAddress>,
     pub is_cpu: bool,
+    /// Those that others made; Venus takes its own alone.
     pub imports_dma_bufs: bool,
     pub exports_dma_bufs: bool,
     pub imports_host_pointers: bool,

@@ -1,7 +1,7 @@
 //! `Pair`: who could lend to whom, by which path.
 
 use peervram::backends::PciAddress;
-use peervram::backends::import_support;
+use peervram::backends::import_support_of;
 use peervram::backends::pci::Function;
 use peervram::backends::topology::{Expected, MapType, Reason, Verdict};
 use serde::Serialize;
@@ -49,8 +49,7 @@ pub enum State {
 /// A graphics device whose driver can import.
 pub fn importers(facts: &Facts) -> impl Iterator<Item = &Function> {
     facts.functions().filter(|function| {
-        let row = function.driver.as_deref().and_then(import_support);
-        row.is_some_and(|row| row.can_import) && !function.drm_nodes.is_empty()
+        import_support_of(function).is_some_and(|row| row.can_import) && !function.drm_nodes.is_empty()
     })
 }
 

@@ -194,6 +194,7 @@ fn place(address: &str, driver: Option<&str>) -> Place {
         bars: Vec::new(),
         link: None,
         drm_nodes: Vec::new(),
+        virtio_features: None,
         memory_enabled: Some(true),
     };
     // Each on a root bus of its own: none has a bridge above it.
@@ -261,6 +262,45 @@ fn a_machine_that_works_has_nothing_in_the_way() {
     let paths: Vec<_> = diagnosis.pairs.iter().map(|pair| (pair.path, pair.state)).collect();
     assert_eq!(paths, [(Path::Peer, State::Now), (Path::HostPointer, State::Now)]);
     assert!(diagnosis.pairs[0].how.contains("through host bridge"), "{:?}", diagnosis.pairs);
+}
+
+#[test]
+fn a_virtio_gpu_imports_unless_it_has_3d() {
+    // VIRTIO_GPU_F_RESOURCE_BLOB, and VIRTIO_GPU_F_VIRGL with it.
+    let with_features = |features| {
+        Machine::bare()
+            .gpu(LENDER, "vfio-pci", 256)
+            .gpu(IMPORTER, "virtio-pci", 1)
+            .with(|machine| machine.at(IMPORTER).function.virtio_features = Some(features))
+            .diagnosis()
+    };
+    let peers = |diagnosis: &Diagnosis| diagnosis.pairs.iter().filter(|pair| pair.path == Path::Peer).count();
+    let says = |diagnosis: &Diagnosis, text: &str| {
+        diagnosis.findings.iter().any(|finding| finding.seen.contains(text))
+    };
+    let plain = with_features(1 << 3);
+    assert_eq!(peers(&plain), 1);
+    assert!(says(&plain, "imports for scan-out"), "{:#?}", plain.findings);
+    let with_3d = with_features(1 << 3 | 1);
+    assert_eq!(peers(&with_3d), 0);
+    assert!(says(&with_3d, "cannot import: with 3D"), "{:#?}", with_3d.findings);
+}
+
+#[test]
+fn venus_imports_nothing_of_others() {
+    let venus = VulkanDevice {
+        name: "Virtio-GPU Venus (llvmpipe)".into(),
+        driver: "venus Mesa 26.1.6".into(),
+        pci_address: Some(IMPORTER.parse().unwrap()),
+        is_cpu: false,
+        imports_dma_bufs: false,
+        exports_dma_bufs: true,
+        imports_host_pointers: false,
+    };
+    let diagnosis =
+        Machine::working().with(|machine| machine.facts.vulkan = Vulkan::Devices(vec![venus])).diagnosis();
+    let found = finding(&diagnosis, "vulkan-device");
+    assert!(found.seen.ends_with(": imports nothing, exports dma-bufs"), "{}", found.seen);
 }
 
 #[test]

@@ -48,7 +48,10 @@ fn device(device: &VulkanDevice) -> Finding {
         can.push("exports dma-bufs");
     }
     let can_import = device.imports_dma_bufs || device.imports_host_pointers;
-    let what = if can_import { can.join(", ") } else { "imports nothing".to_owned() };
+    if !can_import {
+        can.insert(0, "imports nothing");
+    }
+    let what = can.join(", ");
     let name = device.name.split(" (").next().unwrap_or_default();
     let weight = if can_import { Weight::Fine } else { Weight::Hint };
     let seen = format!("{name}, {place} ({}): {what}", device.driver);

@@ -93,15 +93,14 @@ fn ask_here() -> Vulkan {
 
 impl From<PhysicalDevice> for VulkanDevice {
     fn from(device: PhysicalDevice) -> Self {
-        let driver = [device.driver_name, device.driver_version].join(" ").trim().to_owned();
         Self {
-            name: device.name,
-            driver,
+            driver: format!("{} {}", device.driver_name, device.driver_version).trim().to_owned(),
             pci_address: device.pci_address,
             is_cpu: device.is_cpu,
-            imports_dma_bufs: device.can_import_dma_buf,
+            imports_dma_bufs: device.imports_foreign_dma_bufs(),
             exports_dma_bufs: device.can_export_dma_buf,
             imports_host_pointers: device.host_pointer_alignment_bytes.is_some(),
+            name: device.name,
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::test::{Test, Verdict};
 pub const TESTS: &[Test] = &[
     Test::new("gbm/buffer-object-shows-the-memory", |guest| on_screen(guest, "scan-out"))
         .on(Facts::allows_peers),
+    Test::new("gbm/compositor-shows-by-its-own-open-file", |guest| on_screen(guest, "compositor"))
+        .on(Facts::allows_peers),
     Test::new("gbm/buffer-object-is-made-again-after-a-reset", |guest| on_screen(guest, "revoke"))
         .on(Facts::allows_peers),
     Test::new("gbm/refusals-say-what-the-kernel-says", |guest| on_screen(guest, "refusals"))

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{
     Device, Engine, Image, ImageOptions, ImageUsage, Instance, PixelFormat, Selector, Tiling,
@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
         .on(|facts| facts.vulkan),
     Test::new("images/certificate-of-the-device-counts", certificate_counts).on(|facts| facts.vulkan),
     Test::new("images/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
+    Test::new("images/explicit-layout-takes-an-extension", without_modifiers).on(|facts| facts.vulkan),
     Test::new("images/what-would-be-read-askew-is-refused", refusals).on(|facts| facts.vulkan),
 ];
 
@@ -187,6 +188,26 @@ fn staged(guest: &Guest) -> Verdict {
     let mut row = [0; 640 * 4];
     view.read(place_of(&layout, 479), &mut row)?;
     ensure!(row == [5; 640 * 4], "what the image was given is not copied back");
+    Ok(())
+}
+
+/// lavapipe has explicit layouts where it can open /dev/udmabuf.
+fn without_modifiers(guest: &Guest) -> Verdict {
+    const UDMABUF: &str = "/dev/udmabuf";
+    const AWAY: &str = "/dev/udmabuf-away";
+    std::fs::rename(UDMABUF, AWAY).with_context(|| format!("hiding {UDMABUF}"))?;
+    let opened = open();
+    std::fs::rename(AWAY, UDMABUF).with_context(|| format!("putting {UDMABUF} back"))?;
+    let device = opened?;
+    let missing = &device.description().missing_extensions;
+    ensure!(
+        missing.iter().any(|extension| extension.without.contains("no explicit layout")),
+        "it lacks {missing:?}"
+    );
+    let lent = vram(guest, PADDED)?;
+    let explicit = Arc::new(device.for_images(PADDED, EXPLICIT));
+    let error = refused(lent.export.attach(explicit, Trust::Unverified).map(drop), Kind::VulkanMissing)?;
+    ensure!(error.to_string().contains("VK_EXT_image_drm_format_modifier is not enabled"), "{error}");
     Ok(())
 }
 

@@ -23,6 +23,7 @@ mod signal;
 mod slots;
 mod staged;
 mod trust;
+mod two_drivers;
 mod verify;
 mod vfio;
 mod vulkan;
@@ -42,6 +43,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         vulkan::TESTS,
         images::TESTS,
         gbm::TESTS,
+        two_drivers::TESTS,
         model::TESTS,
         peer::TESTS,
         verify::TESTS,
