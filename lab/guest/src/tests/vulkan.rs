@@ -89,7 +89,6 @@ fn host_memory_crosses_as_dma_buf(_: &Guest) -> Verdict {
     Ok(())
 }
 
-/// An import by host pointer is not in the way of closing: shadow memory takes the BAR's place.
 /// Lent by one device to another as a dma-buf, and believed because the lender's own engine looked.
 fn own_memory_is_lent(_: &Guest) -> Verdict {
     const SIZE_BYTES: u64 = 4 << 20;
@@ -115,6 +114,7 @@ fn own_memory_is_lent(_: &Guest) -> Verdict {
     Ok(())
 }
 
+/// An import by host pointer is not in the way of closing: shadow memory takes the BAR's place.
 fn import_outlives_the_device(guest: &Guest) -> Verdict {
     let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
     let attachment = export.attach(open()?, Trust::Unverified)?;
