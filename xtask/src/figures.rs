@@ -106,6 +106,22 @@ impl Figure {
         }
     }
 
+    /// A ratio of `what` to the same `against` something else, its median and its spread, which is to be `limit` at
+    /// least.
+    pub fn of_more(against: &str, what: &str, ratio: f64, spread: [Option<f64>; 2], limit: f64) -> Figure {
+        let [ratio_least, ratio_most] = spread;
+        Figure {
+            against: Some(against.into()),
+            ratio: Some(ratio),
+            ratio_least,
+            ratio_most,
+            ours: None,
+            unit: None,
+            more_is_better: true,
+            ..Figure::seconds(what, 0.0, limit)
+        }
+    }
+
     /// Whether it keeps its limit; none where it has none. What is no number keeps none.
     fn is_within(&self) -> Option<bool> {
         let (limit, figure) = (self.limit?, self.ratio.or(self.ours).unwrap_or(f64::NAN));
@@ -165,6 +181,7 @@ mod tests {
             )
             .unwrap();
         figures.push(Figure::seconds("build", 61.2, 90.0), "here");
+        figures.push(Figure::of_more("by hand", "copies", 0.99, [Some(0.95), None], 0.98), "here");
         assert!(!figures.is_over());
         let mut text = Vec::new();
         figures.print(&mut text).unwrap();

@@ -11,6 +11,7 @@ use std::process::{ExitCode, Stdio};
 use std::thread;
 
 use crate::build::cargo;
+use crate::figures::Figures;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
 use crate::{book, demo, peer_copy, routes, sample, shaders};
@@ -56,7 +57,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             add(&mut counts, sample::run_all(lab)?);
             println!("\npeer-copy");
             let no_files = peer_copy::Files::default();
-            add(&mut counts, one(report(peer_copy::run(lab, &no_files, peer_copy::Extent::Quick))));
+            add(
+                &mut counts,
+                one(report(peer_copy::run(
+                    lab,
+                    &no_files,
+                    peer_copy::Extent::Quick,
+                    &mut Figures::default(),
+                ))),
+            );
             println!("\nthe commands of the book");
             add(&mut counts, book::run_pages(lab, "")?);
             println!("\nshaders");
