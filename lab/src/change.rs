@@ -130,7 +130,7 @@ fn slot(machine: &Machine, index: usize) -> Result<Device> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::named;
+    use crate::machines::named;
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixStream;
 

@@ -200,7 +200,7 @@ fn iommu_platform(topology: Topology) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use crate::machine::named;
+    use crate::machines::named;
 
     #[test]
     fn a_model_is_behind_its_port() {

@@ -185,7 +185,7 @@ fn table(machine: &Machine, memories: &[Memory]) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{MACHINES, named};
+    use crate::machines::{MACHINES, named};
 
     #[test]
     fn every_machines_memory_can_be_named_in_32_bits() {

@@ -26,6 +26,7 @@ mod kernel_source;
 mod lab;
 pub mod link;
 pub mod machine;
+pub mod machines;
 mod model;
 mod modules;
 pub mod own_kernel;

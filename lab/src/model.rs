@@ -156,7 +156,7 @@ pub(crate) fn logs(folder: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::named;
+    use crate::machines::named;
 
     #[test]
     fn a_program_that_does_not_serve_is_an_error_with_its_words() {

@@ -130,7 +130,7 @@ impl<W: Write> Watcher for Text<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine;
+    use crate::machines;
     use crate::wire::Cell;
 
     fn tested(name: &str, verdict: Verdict) -> Tested {
@@ -141,7 +141,7 @@ mod tests {
     fn reasons_come_after_and_counts_last() {
         let mut text = Text::new(Vec::new());
         let tests = vec!["lab/a".to_string(), "lab/b".to_string(), "lab/c".to_string()];
-        text.machine_begins(&Plan { machine: machine::named("epyc-root-ports").unwrap(), tests });
+        text.machine_begins(&Plan { machine: machines::named("epyc-root-ports").unwrap(), tests });
         text.machine_is_up("7.3.4", 6.0);
         text.tested(&tested("lab/a", Verdict::Passed));
         text.tested(&tested("lab/b", Verdict::Failed { reason: "EINVAL\nno way".into() }));
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn tables_come_with_their_machine_and_before_reasons() {
         let mut text = Text::new(Vec::new());
-        let machine = machine::named("small-revoke").unwrap();
+        let machine = machines::named("small-revoke").unwrap();
         text.machine_begins(&Plan { machine, tests: vec!["a/b".into()] });
         text.tested(&tested("a/b", Verdict::Failed { reason: "the reason".into() }));
         let [table, row, column, text_of_cell] =

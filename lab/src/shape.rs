@@ -5,7 +5,8 @@
 //! whenever it decides, so a test writes them, setting by setting. (It keeps what it has decided until the
 //! provider's driver is unbound, so a test unbinds, too.)
 
-use crate::machine::{DEFAULT, Machine, PeerToPeer, Topology};
+use crate::machine::{Machine, PeerToPeer, Topology};
+use crate::machines::DEFAULT;
 use crate::tree::RootBus;
 
 mod trees;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::lab::{Lab, Programs};
 use crate::machine::{Facts, Machine};
-use crate::wire::{Cell, Verdict};
+use crate::wire::{Cell, Listed, Verdict};
 
 /// A machine and the tests that are to run there.
 #[derive(Clone, Debug)]
@@ -61,9 +61,23 @@ pub trait Watcher {
     fn machine_ends(&mut self, outcome: &Outcome);
 }
 
+/// How often tests run that come out the same on any topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// On every machine that they are for.
+    Everywhere,
+    /// On machines with the usual topology only, with each kernel.
+    Usual,
+}
+
 /// Which tests would run where: those whose name contains `filter`, on the machines that they are
 /// for. Machines without any are left out. The guest program is asked, here on the host.
-pub fn plan(programs: &Programs, machines: &[&'static Machine], filter: &str) -> Result<Vec<Plan>> {
+pub fn plan(
+    programs: &Programs,
+    machines: &[&'static Machine],
+    filter: &str,
+    extent: Extent,
+) -> Result<Vec<Plan>> {
     let facts: Vec<Facts> = machines.iter().map(|machine| machine.facts()).collect();
     let mut child = Command::new(&programs.agent)
         .arg("list")
@@ -78,14 +92,15 @@ pub fn plan(programs: &Programs, machines: &[&'static Machine], filter: &str) ->
     if !output.status.success() {
         bail!("{} list: {}", programs.agent.display(), output.status);
     }
-    let mut tests: BTreeMap<String, Vec<String>> = serde_json::from_slice(&output.stdout)
+    let mut tests: BTreeMap<String, Vec<Listed>> = serde_json::from_slice(&output.stdout)
         .with_context(|| format!("reading the tests of {}", programs.agent.display()))?;
     Ok(machines
         .iter()
         .map(|machine| {
-            let mut tests = tests.remove(machine.name).unwrap_or_default();
-            tests.retain(|name| name.contains(filter));
-            Plan { machine, tests }
+            let all = extent == Extent::Everywhere || machine.facts().has_usual_topology();
+            let tests = tests.remove(machine.name).unwrap_or_default().into_iter();
+            let chosen = tests.filter(|test| test.name.contains(filter) && (all || test.is_of_a_topology));
+            Plan { machine, tests: chosen.map(|test| test.name).collect() }
         })
         .filter(|plan| !plan.tests.is_empty())
         .collect())

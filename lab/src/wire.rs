@@ -132,6 +132,15 @@ pub enum Event {
     },
 }
 
+/// A test, as the guest program lists it on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its full name.
+    pub name: String,
+    /// Whether topology or IOMMU may decide how it comes out.
+    pub is_of_a_topology: bool,
+}
+
 /// What a test found, for a table of the machine's report: which table, and where in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {

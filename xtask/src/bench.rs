@@ -5,7 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use peervram_lab::machine::MACHINES;
+use peervram_lab::machines::MACHINES;
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine};
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use peervram_lab::Vm;
 use peervram_lab::host::{self, Missing};
-use peervram_lab::machine;
+use peervram_lab::machines;
 use peervram_lab::picture::Picture;
 use peervram_lab::progress::step;
 use peervram_lab::wire::{self, Stream};
@@ -37,7 +37,7 @@ pub struct Arguments {
     #[arg(long)]
     vm: bool,
     /// Which machine of the lab
-    #[arg(long, requires = "vm", default_value = machine::STOCK, value_name = "NAME")]
+    #[arg(long, requires = "vm", default_value = machines::STOCK, value_name = "NAME")]
     machine: String,
     /// Where to put the pictures
     #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
@@ -51,7 +51,7 @@ impl Arguments {
     pub fn usual(vm: bool) -> Arguments {
         Arguments {
             vm,
-            machine: machine::STOCK.into(),
+            machine: machines::STOCK.into(),
             folder: "target/demo".into(),
             setup: Setup { yes: true },
         }
@@ -95,7 +95,7 @@ fn here(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
-    let Some(machine) = machine::named(&arguments.machine) else {
+    let Some(machine) = machines::named(&arguments.machine) else {
         let reason = format!("no machine {:?}; `cargo xtask lab list` shows them", arguments.machine);
         bail!(Exit { code: USAGE, reason });
     };

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use peervram_lab::machine::{self, MACHINES};
+use peervram_lab::machines::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::routes::Routes;
 use peervram_lab::shape;
-use peervram_lab::suite::{self, Outcome, Plan, Watcher};
+use peervram_lab::suite::{self, Extent, Outcome, Plan, Watcher};
 use peervram_lab::wire::Stream;
-use peervram_lab::{Lab, Machine, host};
+use peervram_lab::{Lab, Machine, Programs, host};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -92,9 +92,18 @@ pub struct Choice {
     #[arg(default_value = "")]
     pub filter: String,
     /// Only this machine; may be given several times. Without it every machine but those that are slow to
-    /// build or boot; `all` is every one, `shapes` those for shapes
+    /// build or boot, and what comes out the same on any topology only on the usual one; `all` is every one,
+    /// `shapes` those for shapes
     #[arg(long = "machine", value_name = "NAME")]
     pub machines: Vec<String>,
+}
+
+impl Choice {
+    /// Everything on machines that are named; what comes out the same anywhere only on the usual ones otherwise.
+    fn plans(&self, programs: &Programs) -> Result<Vec<Plan>> {
+        let extent = if self.machines.is_empty() { Extent::Usual } else { Extent::Everywhere };
+        suite::plan(programs, &chosen(&self.machines)?, &self.filter, extent)
+    }
 }
 
 /// How to make ready.
@@ -118,9 +127,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// The machines and the filter that are meant.
-    pub fn chosen(&self) -> Result<(Vec<&'static Machine>, &str)> {
-        Ok((chosen(&self.choice.machines)?, &self.choice.filter))
+    /// The machines and tests that are meant.
+    pub fn plans(&self, lab: &Lab) -> Result<Vec<Plan>> {
+        self.choice.plans(lab.programs())
     }
 }
 
@@ -182,7 +191,7 @@ pub fn run_plans(lab: &Lab, plans: &[Plan], out: impl io::Write) -> Result<Vec<O
 fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     let machines = chosen(&arguments.choice.machines)?;
     let lab = open(&arguments.setup, steps)?;
-    let plans = suite::plan(lab.programs(), &machines, &arguments.choice.filter)?;
+    let plans = arguments.plans(&lab)?;
     if plans.is_empty() {
         let reason = format!(
             "no test matches {:?} on {}; `cargo xtask lab list` shows them",
@@ -216,10 +225,9 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
 }
 
 fn list(choice: &Choice) -> Result<()> {
-    let machines = chosen(&choice.machines)?;
     let programs = build::lab_programs()?;
     let mut out = io::stdout().lock();
-    for plan in suite::plan(&programs, &machines, &choice.filter)? {
+    for plan in choice.plans(&programs)? {
         writeln!(out, "{}: {}", plan.machine.name, plan.machine.about)?;
         for test in plan.tests {
             writeln!(out, "  {test}")?;
@@ -231,7 +239,7 @@ fn list(choice: &Choice) -> Result<()> {
 /// The machines with that kernel; the one of that name; all of them if none is named.
 fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
     let Some(name) = name else { return chosen(&[]) };
-    let own = machine::all().find(|machine| machine.kernel.own_name() == Some(&name));
+    let own = machines::all().find(|machine| machine.kernel.own_name() == Some(&name));
     own.map_or_else(|| chosen(&[name]), |machine| Ok(vec![machine]))
 }
 
@@ -239,8 +247,8 @@ fn with_kernel(name: Option<String>) -> Result<Vec<&'static Machine>> {
 /// "shapes".
 fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
     match names {
-        [] => return Ok(machine::everyday().collect()),
-        [all] if all == "all" => return Ok(machine::all().collect()),
+        [] => return Ok(machines::everyday().collect()),
+        [all] if all == "all" => return Ok(machines::all().collect()),
         [shapes] if shapes == "shapes" => return Ok(shape::MACHINES.iter().collect()),
         _ => {}
     }
@@ -249,8 +257,8 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
 
 /// The machine of that name.
 pub fn named(name: &str) -> Result<&'static Machine> {
-    machine::named(name).ok_or_else(|| {
-        let all = machine::all().map(|machine| machine.name).collect::<Vec<_>>();
+    machines::named(name).ok_or_else(|| {
+        let all = machines::all().map(|machine| machine.name).collect::<Vec<_>>();
         let reason = format!("no machine {name:?}; there are {}", all.join(", "));
         Exit { code: USAGE, reason }.into()
     })

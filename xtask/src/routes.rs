@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use peervram_lab::report::Counts;
 use peervram_lab::routes::Routes;
-use peervram_lab::suite::{self, Outcome};
+use peervram_lab::suite::{self, Extent, Outcome};
 use peervram_lab::{Machine, shape};
 use std::fs;
 use std::io;
@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let machines: Vec<&Machine> = shape::MACHINES.iter().collect();
-    let plans = suite::plan(lab.programs(), &machines, "routes/")?;
+    let plans = suite::plan(lab.programs(), &machines, "routes/", Extent::Everywhere)?;
     let outcomes = lab::run_plans(&lab, &plans, io::stdout())?;
     if Counts::of(&outcomes).failed > 0 {
         return Ok(ExitCode::from(FAILED));

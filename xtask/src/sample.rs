@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use peervram_lab::machine::MACHINES;
+use peervram_lab::machines::MACHINES;
 use peervram_lab::progress::step;
 use peervram_lab::report::Counts;
 use peervram_lab::wire::Stream;

@@ -3,9 +3,9 @@
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use peervram_lab::Lab;
-use peervram_lab::machine;
+use peervram_lab::machines;
 use peervram_lab::report::Counts;
-use peervram_lab::suite;
+use peervram_lab::suite::{self, Extent};
 use std::io::{self, BufRead, BufReader};
 use std::process::{ExitCode, Stdio};
 use std::thread;
@@ -161,8 +161,8 @@ fn count(text: &str, skips: usize) -> Counts {
 }
 
 fn lab_tests(lab: &Lab) -> Result<Counts> {
-    let machines: Vec<_> = machine::everyday().collect();
-    let plans = suite::plan(lab.programs(), &machines, "")?;
+    let machines: Vec<_> = machines::everyday().collect();
+    let plans = suite::plan(lab.programs(), &machines, "", Extent::Usual)?;
     let outcomes = lab::run_plans(lab, &plans, io::stdout())?;
     let mut counts = Counts::of(&outcomes);
     println!("\nthe page of routes");

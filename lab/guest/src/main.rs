@@ -31,6 +31,7 @@ mod witness;
 
 use anyhow::{Context, Result, bail};
 use peervram_lab::machine::Facts;
+use peervram_lab::wire;
 use std::collections::BTreeMap;
 
 fn main() -> Result<()> {
@@ -51,11 +52,11 @@ fn main() -> Result<()> {
 fn list() -> Result<()> {
     let machines: Vec<Facts> =
         serde_json::from_reader(std::io::stdin()).context("reading the machines' facts")?;
-    let lists: BTreeMap<&str, Vec<&str>> = machines
+    let lists: BTreeMap<&str, Vec<wire::Listed>> = machines
         .iter()
         .map(|facts| {
-            let names = tests::all().filter(|test| test.is_for(facts)).map(|test| test.name);
-            (facts.machine.as_str(), names.collect())
+            let tests = tests::all().filter(|test| test.is_for(facts)).map(test::Test::listed);
+            (facts.machine.as_str(), tests.collect())
         })
         .collect();
     println!("{}", serde_json::to_string(&lists)?);

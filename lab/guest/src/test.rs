@@ -33,6 +33,7 @@ pub struct Test {
     function: fn(&Guest) -> Verdict,
     with: fn(&Facts) -> bool,
     on: fn(&Facts) -> bool,
+    is_of_a_topology: bool,
     allowed: &'static [&'static str],
 }
 
@@ -44,6 +45,7 @@ impl Test {
             function,
             with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer() && !facts.has_grace(),
             on: |_| true,
+            is_of_a_topology: true,
             allowed: &[],
         }
     }
@@ -85,6 +87,12 @@ impl Test {
         Test { on, ..self }
     }
 
+    /// The same, and it comes out the same whatever the topology and the IOMMU are: where no machine is named, it runs
+    /// on the usual ones only, with each kernel.
+    pub const fn on_any_topology(self) -> Test {
+        Test { is_of_a_topology: false, ..self }
+    }
+
     /// The same, allowed to make the kernel say these things.
     pub const fn allowing(self, allowed: &'static [&'static str]) -> Test {
         Test { allowed, ..self }
@@ -93,6 +101,11 @@ impl Test {
     /// Whether it is for that machine.
     pub fn is_for(&self, facts: &Facts) -> bool {
         (self.with)(facts) && (self.on)(facts)
+    }
+
+    /// As which the host lists it.
+    pub fn listed(&self) -> wire::Listed {
+        wire::Listed { name: self.name.into(), is_of_a_topology: self.is_of_a_topology }
     }
 
     /// Whether the kernel may say that during this test.

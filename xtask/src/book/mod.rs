@@ -11,7 +11,7 @@ mod tutorial;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser};
 use peervram_lab::report::Counts;
-use peervram_lab::{Lab, Vm, machine, suite};
+use peervram_lab::{Lab, Vm, machines};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -104,7 +104,7 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
         let (name, result) = match what {
             What::Tutorial(tutorial) => (format!("{page}: a buffer of one's own"), tutorial.run()),
             What::Guest(shown) => {
-                let name = if shown.page == GRACE.0 { GRACE.1 } else { machine::MACHINES[0].name };
+                let name = if shown.page == GRACE.0 { GRACE.1 } else { machines::MACHINES[0].name };
                 (shown.name(), in_guest(lab, &mut guests, name, shown))
             }
             What::Task(shown) => (shown.name(), reads(lab, shown)),
@@ -265,8 +265,7 @@ fn reads(lab: &Lab, shown: &Shown) -> Result<()> {
     let arguments = CommandLine::try_parse_from(&words[1..]).map_err(|error| anyhow::anyhow!("{error}"))?;
     match arguments.task {
         Task::Lab(lab::Task::Run(run)) => {
-            let (machines, filter) = run.chosen()?;
-            ensure!(!suite::plan(lab.programs(), &machines, filter)?.is_empty(), "no test matches");
+            ensure!(!run.plans(lab)?.is_empty(), "no test matches");
             Ok(())
         }
         Task::Sample(arguments) => arguments.check(),

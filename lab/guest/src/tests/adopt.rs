@@ -17,13 +17,17 @@ use crate::revocable::{Revocable, SIZE_BYTES, any_lender, beginning, is_revoked,
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::of_all("adopt/memory-is-mapped-and-read", memory_is_mapped_and_read),
+    Test::of_all("adopt/memory-is-mapped-and-read", memory_is_mapped_and_read).on_any_topology(),
     Test::of_all("adopt/memory-is-exported-and-follows-the-owner", memory_is_exported)
-        .on(Facts::exports_dma_bufs),
-    Test::of_all("adopt/nothing-can-be-changed", nothing_can_be_changed),
-    Test::of_all("adopt/the-descriptor-must-be-the-devices", the_descriptor_must_be_the_devices),
-    Test::of_all("adopt/keeps-the-device-open-after-its-owner", keeps_the_device_open),
-    Test::of_all("adopt/dma-bufs-bear-the-devices-name", dma_bufs_bear_a_name).on(Facts::exports_dma_bufs),
+        .on(Facts::exports_dma_bufs)
+        .on_any_topology(),
+    Test::of_all("adopt/nothing-can-be-changed", nothing_can_be_changed).on_any_topology(),
+    Test::of_all("adopt/the-descriptor-must-be-the-devices", the_descriptor_must_be_the_devices)
+        .on_any_topology(),
+    Test::of_all("adopt/keeps-the-device-open-after-its-owner", keeps_the_device_open).on_any_topology(),
+    Test::of_all("adopt/dma-bufs-bear-the-devices-name", dma_bufs_bear_a_name)
+        .on(Facts::exports_dma_bufs)
+        .on_any_topology(),
 ];
 
 /// A descriptor of the owner's, as one process takes it from another.

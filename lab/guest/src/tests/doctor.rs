@@ -16,8 +16,10 @@ pub const TESTS: &[Test] = &[
     Test::new("doctor/refused-route-asks-for-other-slots", refused_route)
         .on(|facts| facts.exports_dma_bufs() && !facts.allows_peers()),
     Test::new("doctor/old-kernel-comes-first", old_kernel).on(|facts| !facts.exports_dma_bufs()),
-    Test::new("doctor/who-crowds-a-group-is-named", crowded_group).on(Facts::has_crowded_group),
-    Test::new("doctor/nobody-is-told-what-is-closed", nobody),
+    Test::new("doctor/who-crowds-a-group-is-named", crowded_group)
+        .on(Facts::has_crowded_group)
+        .on_any_topology(),
+    Test::new("doctor/nobody-is-told-what-is-closed", nobody).on_any_topology(),
     Test::of_models("doctor/model-gpus-reach-each-other", models).on(Facts::exports_dma_bufs),
 ];
 

@@ -18,10 +18,13 @@ pub const TESTS: &[Test] = &[
     Test::new("gbm/buffer-object-is-made-again-after-a-reset", |guest| on_screen(guest, "revoke"))
         .on(Facts::allows_peers),
     Test::new("gbm/refusals-say-what-the-kernel-says", |guest| on_screen(guest, "refusals"))
-        .on(Facts::allows_peers),
+        .on(Facts::allows_peers)
+        .on_any_topology(),
     Test::new("gbm/refused-route-is-named", |guest| on_screen(guest, "no-route"))
         .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
-    Test::new("gbm/importer-that-cannot-is-named", importer_that_cannot).on(Facts::exports_dma_bufs),
+    Test::new("gbm/importer-that-cannot-is-named", importer_that_cannot)
+        .on(Facts::exports_dma_bufs)
+        .on_any_topology(),
 ];
 
 /// A case with the GPU that has a screen.

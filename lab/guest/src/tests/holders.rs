@@ -15,11 +15,13 @@ use crate::lender_process::LenderProcess;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("holders/idle-device-is-held-by-nobody", idle_device),
+    Test::new("holders/idle-device-is-held-by-nobody", idle_device).on_any_topology(),
     Test::new("holders/descriptors-and-mappings-of-a-device-are-seen", descriptors_and_mappings)
-        .on(Facts::exports_dma_bufs),
+        .on(Facts::exports_dma_bufs)
+        .on_any_topology(),
     Test::new("holders/old-kernel-hides-which-device-is-open", old_kernel_hides)
-        .on(|facts| !facts.exports_dma_bufs()),
+        .on(|facts| !facts.exports_dma_bufs())
+        .on_any_topology(),
     Test::new("holders/lender-importer-and-buffer-are-named", lender_importer_and_buffer)
         .on(Facts::allows_peers),
     Test::new("holders/iommufd-attaches-under-its-own-name", iommufd_attaches)

@@ -20,15 +20,27 @@ use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("images/linear-by-host-pointer-is-the-owners-picture", linear_in_vram).on(|facts| facts.vulkan),
+    Test::new("images/linear-by-host-pointer-is-the-owners-picture", linear_in_vram)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
     Test::new("images/explicit-layout-of-a-dma-buf-is-the-owners-picture", explicit_in_host_memory)
-        .on(|facts| facts.vulkan),
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
     Test::new("images/explicit-layout-by-host-pointer-is-the-owners-picture", explicit_in_vram)
-        .on(|facts| facts.vulkan),
-    Test::new("images/certificate-of-the-device-counts", certificate_counts).on(|facts| facts.vulkan),
-    Test::new("images/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
-    Test::new("images/explicit-layout-takes-an-extension", without_modifiers).on(|facts| facts.vulkan),
-    Test::new("images/what-would-be-read-askew-is-refused", refusals).on(|facts| facts.vulkan),
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("images/certificate-of-the-device-counts", certificate_counts)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("images/memory-that-nobody-answers-for-is-staged", staged)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("images/explicit-layout-takes-an-extension", without_modifiers)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("images/what-would-be-read-askew-is-refused", refusals)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
 ];
 
 /// A driver that is a CPU that is itself emulated.

@@ -13,7 +13,7 @@ use peervram::backends::topology::{MapType, Reading, Search, Topology};
 use peervram::backends::{Aperture, DmaBuf, Exporter, Importer, OnRevoke, PciAddress, RawBytes, vfio};
 use peervram::route::{Answer, End, FixKind, KernelMessages, Route};
 use peervram::{Attachment, Error, Kind, Lender, Trust};
-use peervram_lab::machine;
+use peervram_lab::machines;
 use peervram_lab::shape::{
     self, FIXED_BY_PARAMETER, FIXED_BY_SLOT, REFUSED_BY_ACS, REFUSED_BY_SLOT, Setting,
 };
@@ -42,14 +42,14 @@ pub const TESTS: &[Test] = &[
     Test::of_shapes("route/card-in-that-slot-mends-the-pair", card_in_that_slot)
         .on(|facts| facts.machine == FIXED_BY_SLOT),
     Test::new("route/passthrough-printed-is-the-one-that-mends", passthrough_printed)
-        .on(|facts| facts.machine == machine::MACHINES[0].name),
+        .on(|facts| facts.machine == machines::MACHINES[0].name),
     Test::of_shapes(
         "route/several-ranges-below-a-port-that-redirects-are-refused",
         several_ranges_below_a_port,
     )
     .on(|facts| facts.machine == "shapes-ports-epyc"),
     Test::of_all("route/passthrough-booted-maps-several-ranges", passthrough_booted)
-        .on(|facts| facts.machine == machine::PASSTHROUGH),
+        .on(|facts| facts.machine == machines::PASSTHROUGH),
 ];
 
 /// Places of functions on the machines of [`REFUSED_BY_ACS`]: below two ports of one switch.
@@ -259,7 +259,7 @@ fn passthrough_printed(guest: &Guest) -> Verdict {
     ensure!(mapped.is_err(), "several ranges are mapped, at {mapped:x?}");
     let route = explain(provider, client)?;
     let fix = route.fixes.iter().find(|fix| fix.kind == FixKind::Passthrough).context("it is not printed")?;
-    let booted = machine::named(machine::PASSTHROUGH).context("no such machine")?.parameters;
+    let booted = machines::named(machines::PASSTHROUGH).context("no such machine")?.parameters;
     ensure!(fix.commands == [booted], "printed is {:?}, booted will be {booted:?}", fix.commands);
     // One range is the other way out.
     ensure!(map(provider, client, 1)?.is_ok(), "one range is not mapped");

@@ -17,11 +17,11 @@ use crate::revocable::{Revocable, SIZE_BYTES, any_lender, beginning, hot_reset, 
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::of_all("shadow/bar-is-all-ones-while-shadowed-and-back", bar_is_all_ones),
-    Test::of_all("shadow/whole-bar-is-swapped", whole_bar_is_swapped),
-    Test::of_all("shadow/buried-mappings-let-the-device-close", buried_mappings),
-    Test::of_all("shadow/readers-live-through-revokes", readers_live_through_revokes),
-    Test::of_models("shadow/driver-resumes-after-every-revoke", driver_resumes),
+    Test::of_all("shadow/bar-is-all-ones-while-shadowed-and-back", bar_is_all_ones).on_any_topology(),
+    Test::of_all("shadow/whole-bar-is-swapped", whole_bar_is_swapped).on_any_topology(),
+    Test::of_all("shadow/buried-mappings-let-the-device-close", buried_mappings).on_any_topology(),
+    Test::of_all("shadow/readers-live-through-revokes", readers_live_through_revokes).on_any_topology(),
+    Test::of_models("shadow/driver-resumes-after-every-revoke", driver_resumes).on_any_topology(),
 ];
 
 fn bar_is_all_ones(guest: &Guest) -> Verdict {

@@ -13,11 +13,16 @@ use crate::sw_sync::{Timeline, Work, leave};
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::of_all("signal/sync-file-fires-when-the-timeline-advances", fires_when_it_advances).on(has_sw_sync),
-    Test::of_all("signal/sync-file-with-an-error-is-an-error", error_is_an_error).on(has_sw_sync),
+    Test::of_all("signal/sync-file-fires-when-the-timeline-advances", fires_when_it_advances)
+        .on(has_sw_sync)
+        .on_any_topology(),
+    Test::of_all("signal/sync-file-with-an-error-is-an-error", error_is_an_error)
+        .on(has_sw_sync)
+        .on_any_topology(),
     Test::new("signal/fences-in-a-dma-buf-come-before-its-next-use", fences_in_a_dma_buf)
-        .on(|facts| has_sw_sync(facts) && facts.exports_dma_bufs()),
-    Test::new("signal/idle-dma-buf-has-fired", idle_dma_buf).on(Facts::exports_dma_bufs),
+        .on(|facts| has_sw_sync(facts) && facts.exports_dma_bufs())
+        .on_any_topology(),
+    Test::new("signal/idle-dma-buf-has-fired", idle_dma_buf).on(Facts::exports_dma_bufs).on_any_topology(),
 ];
 
 const NOW: Duration = Duration::ZERO;

@@ -26,7 +26,7 @@ pub const TESTS: &[Test] = &[
     Test::of_models("staged/a-revoke-waits-for-what-is-copied-back", revoke_waits),
     Test::of_models("staged/what-was-torn-is-not-copied-back", torn),
     Test::of_models("staged/a-copy-gives-way-to-a-revoke", gives_way),
-    Test::of_models("staged/a-copy-back-that-fails-is-told", fails),
+    Test::of_models("staged/a-copy-back-that-fails-is-told", fails).on_any_topology(),
 ];
 
 /// Two models between which nothing leads, and an attachment.

@@ -11,15 +11,15 @@ use crate::stage::{STAGES, Stage};
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::of_models("trust/honest-devices-need-no-copy", honest),
-    Test::of_models("trust/all-ones-are-gone-round", all_ones),
-    Test::of_models("trust/zeros-are-gone-round", zeros),
-    Test::of_models("trust/dead-reads-become-the-owners-push", dead_reads),
-    Test::of_models("trust/dead-writes-are-gone-round", dead_writes),
-    Test::of_models("trust/a-private-mirror-is-gone-round", mirror),
-    Test::of_models("trust/a-stuck-fence-is-gone-round", stuck_fence),
-    Test::of_models("trust/a-lying-owners-engine-is-gone-round", lying_owner),
-    Test::of_models("trust/a-lying-importers-engine-copies-nothing", lying_importer),
+    Test::of_models("trust/honest-devices-need-no-copy", honest).on_any_topology(),
+    Test::of_models("trust/all-ones-are-gone-round", all_ones).on_any_topology(),
+    Test::of_models("trust/zeros-are-gone-round", zeros).on_any_topology(),
+    Test::of_models("trust/dead-reads-become-the-owners-push", dead_reads).on_any_topology(),
+    Test::of_models("trust/dead-writes-are-gone-round", dead_writes).on_any_topology(),
+    Test::of_models("trust/a-private-mirror-is-gone-round", mirror).on_any_topology(),
+    Test::of_models("trust/a-stuck-fence-is-gone-round", stuck_fence).on_any_topology(),
+    Test::of_models("trust/a-lying-owners-engine-is-gone-round", lying_owner).on_any_topology(),
+    Test::of_models("trust/a-lying-importers-engine-copies-nothing", lying_importer).on_any_topology(),
 ];
 
 /// What is lent here: one range, for an iommufd to map.

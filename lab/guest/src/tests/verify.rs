@@ -21,13 +21,14 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::of_models("verify/healthy-pair-is-certified", healthy_pair_is_certified),
-    Test::of_models("verify/everything-is-tested-when-asked-for", everything_is_tested),
-    Test::of_models("verify/each-misbehaviour-is-caught", each_misbehaviour_is_caught),
+    Test::of_models("verify/everything-is-tested-when-asked-for", everything_is_tested).on_any_topology(),
+    Test::of_models("verify/each-misbehaviour-is-caught", each_misbehaviour_is_caught).on_any_topology(),
     Test::of_models("verify/private-mirror-is-seen-by-the-owners-engine-only", private_mirror),
     Test::of_models("verify/importer-that-is-gone-is-told", importer_that_is_gone),
     Test::of_models("verify/acs-bit-voids", acs_bit_voids),
     Test::of_models("verify/command-line-voids", command_line_voids),
-    Test::of_models("verify/verified-attachment-is-tested-once", verified_attachment_is_tested_once),
+    Test::of_models("verify/verified-attachment-is-tested-once", verified_attachment_is_tested_once)
+        .on_any_topology(),
 ];
 
 const OFFSET_BYTES: u64 = 16 << 20;

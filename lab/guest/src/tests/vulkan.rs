@@ -16,15 +16,30 @@ use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("vulkan/vram-is-read-and-painted", vram_is_read_and_painted).on(|facts| facts.vulkan),
-    Test::new("vulkan/several-ranges-are-one-buffer", several_ranges_are_one_buffer).on(|facts| facts.vulkan),
+    Test::new("vulkan/vram-is-read-and-painted", vram_is_read_and_painted)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/several-ranges-are-one-buffer", several_ranges_are_one_buffer)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
     Test::new("vulkan/host-memory-crosses-as-dma-buf", host_memory_crosses_as_dma_buf)
-        .on(|facts| facts.vulkan),
-    Test::new("vulkan/engines-move-bytes-both-ways", engines_move_bytes).on(|facts| facts.vulkan),
-    Test::new("vulkan/a-cpu-is-trusted-by-the-window", trusted_by_the_window).on(|facts| facts.vulkan),
-    Test::new("vulkan/memory-that-nobody-answers-for-is-staged", staged).on(|facts| facts.vulkan),
-    Test::new("vulkan/a-vulkan-devices-own-memory-is-lent", own_memory_is_lent).on(|facts| facts.vulkan),
-    Test::new("vulkan/import-outlives-the-device", import_outlives_the_device).on(|facts| facts.vulkan),
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/engines-move-bytes-both-ways", engines_move_bytes)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/a-cpu-is-trusted-by-the-window", trusted_by_the_window)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/memory-that-nobody-answers-for-is-staged", staged)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/a-vulkan-devices-own-memory-is-lent", own_memory_is_lent)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/import-outlives-the-device", import_outlives_the_device)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
 ];
 
 /// Shaders are compiled at their first use, by a CPU that is itself emulated.
