@@ -51,7 +51,7 @@ fn write_page(html: &mut String, record: &Record, before: Option<(&str, &Record)
         compared(html, name, &Comparison::new(before, record))?;
     }
     let ways = ways(record);
-    legend(html, record, &ways)?;
+    reading(html, record)?;
     for (lender, importer) in pairs(record) {
         let is_it = |figure: &&Figure| figure.what.lender == lender && figure.what.importer == importer;
         let figures: Vec<&Figure> = record.figures.iter().filter(is_it).collect();
@@ -255,15 +255,15 @@ fn compared(html: &mut String, name: &str, comparison: &Comparison) -> fmt::Resu
     Ok(())
 }
 
-fn legend(html: &mut String, record: &Record, ways: &[Way]) -> fmt::Result {
-    if ways.is_empty() {
+/// How all plots are to be read.
+fn reading(html: &mut String, record: &Record) -> fmt::Result {
+    if record.figures.is_empty() {
         return Ok(());
     }
-    html.push_str("<h2>The ways</h2>\n<ul class=\"ways\">\n");
-    for way in ways {
-        writeln!(html, "<li>{}{}, {}</li>", plot::sign(way.number), escaped(way.path), escaped(way.engine))?;
-    }
-    html.push_str("</ul>\n<p class=\"faint\">Medians; bars from the tenth to the ninetieth percentile; both scales are logarithmic. ");
+    html.push_str(
+        "<p class=\"faint\">In the plots: medians; bars from the tenth to the ninetieth percentile; both ",
+    );
+    html.push_str("scales are logarithmic. ");
     if record.figures.iter().any(|figure| figure.excludes_submission) {
         html.push_str(
             "A filled mark is by the device's own clock; a hollow one includes submitting and waiting. ",
@@ -272,6 +272,16 @@ fn legend(html: &mut String, record: &Record, ways: &[Way]) -> fmt::Result {
         html.push_str("Marks are hollow: submitting and waiting are in the times. ");
     }
     html.push_str("A cross is WRONG.</p>\n");
+    Ok(())
+}
+
+/// The signs of the ways that a pair has, beside its plots.
+fn legend(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
+    html.push_str("<ul class=\"ways\">\n");
+    for way in ways.iter().filter(|way| figures.iter().any(|figure| way.is_of(figure))) {
+        writeln!(html, "<li>{}{}, {}</li>", plot::sign(way.number), escaped(way.path), escaped(way.engine))?;
+    }
+    html.push_str("</ul>\n");
     Ok(())
 }
 
@@ -289,6 +299,7 @@ fn pair(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
         let raw = rate(link.raw_bytes_per_s);
         writeln!(html, "<p class=\"faint\">Raw link: {raw}, {}{ceiling}.</p>", escaped(&link.narrowest))?;
     }
+    legend(html, figures, ways)?;
     let mut sizes_bytes: Vec<u64> = figures.iter().map(|figure| figure.what.size_bytes).collect();
     sizes_bytes.sort_unstable();
     sizes_bytes.dedup();

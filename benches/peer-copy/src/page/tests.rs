@@ -59,6 +59,8 @@ fn it_has_plots_and_a_table_for_each_pair() {
     // Read and write by bandwidth, and the small read by time.
     assert_eq!(html.matches("<figure").count(), 3);
     assert_eq!(html.matches("<details open>").count(), 1);
+    // One way, one sign of it.
+    assert_eq!(html.matches("<li>").count(), 1);
     assert!(html.contains("prefers-color-scheme: dark"));
     assert!(!html.contains("NaN") && !html.contains("inf%"), "{html}");
 }
