@@ -9,8 +9,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ash::vk;
-
 use super::engine::made;
 use super::ownership::{self, Use};
 use super::pipeline::{Bound, Pipeline};
@@ -95,9 +93,6 @@ impl Engine {
                 deadline,
                 vec![Arc::clone(&buffer.0) as _, Arc::clone(&pipeline) as _, Arc::clone(&result) as _],
                 |ash, commands| {
-                    let to_host = vk::MemoryBarrier::default()
-                        .src_access_mask(vk::AccessFlags::SHADER_WRITE)
-                        .dst_access_mask(vk::AccessFlags::HOST_READ);
                     // SAFETY: nothing is in flight when this is called, all that is recorded is in
                     // the list above, and `part` lies inside the buffer and the device's limits.
                     unsafe {
@@ -105,15 +100,7 @@ impl Engine {
                         ownership::acquire(commands, &buffer.0, Use::SHADER);
                         pipeline.record(commands, &bound, &constants, [groups, 1]);
                         ownership::release(commands, &buffer.0, Use::SHADER);
-                        ash.cmd_pipeline_barrier(
-                            commands,
-                            vk::PipelineStageFlags::COMPUTE_SHADER,
-                            vk::PipelineStageFlags::HOST,
-                            vk::DependencyFlags::empty(),
-                            &[to_host],
-                            &[],
-                            &[],
-                        );
+                        ownership::show_host(ash, commands, Use::SHADER);
                     }
                 },
             )?;

@@ -101,18 +101,7 @@ impl Engine {
                     }
                 }
                 ownership::release(commands, &buffer.0, Use::COPY);
-                let to_host = vk::MemoryBarrier::default()
-                    .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
-                    .dst_access_mask(vk::AccessFlags::HOST_READ);
-                ash.cmd_pipeline_barrier(
-                    commands,
-                    vk::PipelineStageFlags::TRANSFER,
-                    vk::PipelineStageFlags::HOST,
-                    vk::DependencyFlags::empty(),
-                    &[to_host],
-                    &[],
-                    &[],
-                );
+                ownership::show_host(ash, commands, Use::COPY);
             }
         })?;
         Ok(staging)

@@ -100,18 +100,7 @@ impl Engine {
                     ),
                 }
                 ownership::release_image(commands, &image.0, general, Use::COPY);
-                let to_host = vk::MemoryBarrier::default()
-                    .src_access_mask(vk::AccessFlags::TRANSFER_WRITE)
-                    .dst_access_mask(vk::AccessFlags::HOST_READ);
-                ash.cmd_pipeline_barrier(
-                    commands,
-                    vk::PipelineStageFlags::TRANSFER,
-                    vk::PipelineStageFlags::HOST,
-                    vk::DependencyFlags::empty(),
-                    &[to_host],
-                    &[],
-                    &[],
-                );
+                ownership::show_host(ash, commands, Use::COPY);
             }
         })?;
         Ok(staging)

@@ -214,6 +214,19 @@ pub(super) unsafe fn release(commands: vk::CommandBuffer, allocation: &Allocatio
     unsafe { record(commands, allocation, last.stage, after, barrier) };
 }
 
+/// Records that what was written to staging memory is there for the CPU when the commands have completed.
+///
+/// # Safety
+/// `commands` is being recorded, by nobody else, and outside a render pass.
+pub(super) unsafe fn show_host(ash: &ash::Device, commands: vk::CommandBuffer, last: Use) {
+    let barrier = [vk::MemoryBarrier::default()
+        .src_access_mask(last.access)
+        .dst_access_mask(vk::AccessFlags::HOST_READ)];
+    let (after, none) = (vk::PipelineStageFlags::HOST, vk::DependencyFlags::empty());
+    // SAFETY: the caller vouches for `commands`.
+    unsafe { ash.cmd_pipeline_barrier(commands, last.stage, after, none, &barrier, &[], &[]) };
+}
+
 /// A barrier on all of the buffer that transfers nothing yet.
 fn whole(allocation: &Allocation) -> vk::BufferMemoryBarrier<'static> {
     vk::BufferMemoryBarrier::default()
