@@ -5,6 +5,7 @@
 //! Everything goes by peervram's public interface; [`driver`] is where devices with a driver of their own come in.
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod attached;
 mod bytes;
 mod clocks;
@@ -40,11 +41,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use peervram::Mover;
 use peervram::backends::topology::{Reading, Topology};
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use arguments::{Arguments, PATHS};
 use bytes::Bytes;
 use clocks::CpuClock;
 use comparison::Comparison;
@@ -55,127 +56,9 @@ use pace::Plan;
 use place::{Found, Place};
 use record::{Direction, Machine, Record, Refused, SCHEMA, VERSION};
 use saved::Saved;
-use size::Size;
 
 /// What measuring may cost.
 const OVERHEAD_LIMIT: f64 = 0.98;
-/// The largest copy unless a larger one is asked for.
-const USUAL_MOST: Size = Size(1 << 30);
-
-/// Copies between every two devices, and tells how fast, and whether the bytes arrived.
-///
-/// Rows of the matrix lend memory: devices bound to vfio-pci, Vulkan devices, and the host. Columns import it: Vulkan
-/// devices, devices with a driver of their own, and the host. A VFIO device is reset when it is opened, and what its
-/// memory holds is lost.
-#[derive(Parser)]
-#[command(
-    name = "peer-copy",
-    after_help = "Exit codes: 0 measured; 1 bytes were WRONG, or copies broke; 2 usage; 4 this \
-machine has nothing to measure.
-
-Examples:
-  peer-copy --list                           what there is
-  peer-copy                                  all of it, 4 KiB to 1 GiB
-  peer-copy --lender 01:00.0 --importer vulkan0 --sizes 4K,64M
-  peer-copy --save before                    keep the figures, and later:
-  peer-copy --compare before --html page.html"
-)]
-struct Arguments {
-    /// Whose memory: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
-    #[arg(long, value_name = "NAME")]
-    lender: Vec<String>,
-    /// Who copies: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
-    #[arg(long, value_name = "NAME")]
-    importer: Vec<String>,
-    /// peer, host-pointer, staged, owner (the lender's engine, to the host), window (the CPU); within one GPU: opaque-fd,
-    /// dma-buf, local (a plain copy)
-    #[arg(long, value_delimiter = ',', value_parser = PATHS)]
-    path: Vec<String>,
-    /// read, write, or both: two places write to each other at once
-    #[arg(long, value_delimiter = ',')]
-    direction: Vec<Direction>,
-    /// Only engines whose name contains this
-    #[arg(long)]
-    engine: Option<String>,
-    /// Sizes of copies, as 4K,1M,1G; from 4 KiB on in steps of four if left out
-    #[arg(long, value_delimiter = ',')]
-    sizes: Vec<Size>,
-    /// No copy is larger; nor than an eighth of the host's free memory
-    #[arg(long, value_name = "SIZE", default_value_t = USUAL_MOST)]
-    max_bytes: Size,
-    /// Copies of each kind at most
-    #[arg(long, default_value = "100", value_parser = at_least_one)]
-    copies: usize,
-    /// Copies of each kind at least, however long they take
-    #[arg(long, default_value = "5", value_parser = at_least_one)]
-    least_copies: usize,
-    /// Copies before, which are not counted
-    #[arg(long, default_value_t = 2)]
-    warm_up: usize,
-    /// When so much time has gone into one figure, only the least number of copies is made
-    #[arg(long, value_name = "MS", default_value_t = 500)]
-    budget_ms: u64,
-    /// Stay on this CPU
-    #[arg(long, value_name = "CPU")]
-    pin: Option<usize>,
-    /// Do not look whether bytes arrive
-    #[arg(long)]
-    no_verify: bool,
-    /// Measure what measuring costs, too: the same copies in a bare loop, in turns
-    #[arg(long)]
-    overhead: bool,
-    /// Print a line for each size
-    #[arg(long)]
-    every_size: bool,
-    /// Print the record as JSON instead
-    #[arg(long)]
-    json: bool,
-    /// Write the record as JSON to a file, too
-    #[arg(long, value_name = "FILE")]
-    json_to: Option<PathBuf>,
-    /// Write a page with plots
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Keep the record under this name
-    #[arg(long, value_name = "NAME")]
-    save: Option<String>,
-    /// Hold the figures against a record that was kept
-    #[arg(long, value_name = "NAME")]
-    compare: Option<String>,
-    /// Only list what could lend and import
-    #[arg(long, conflicts_with_all = ["save", "compare", "html", "json", "json_to"])]
-    list: bool,
-    /// Only check that a file is a record of this program's version
-    #[arg(long, value_name = "FILE")]
-    check: Option<PathBuf>,
-    /// Print and draw a record that was written before, and measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["check", "list", "save"])]
-    show: Option<PathBuf>,
-    /// Print the schema of records
-    #[arg(long)]
-    schema: bool,
-}
-
-/// A number of copies.
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("no copies measure nothing; at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("not a number".to_owned()),
-    }
-}
-
-const PATHS: [&str; 8] = [
-    "peer",
-    "host-pointer",
-    "staged",
-    "owner",
-    "window",
-    same_gpu::OPAQUE_FD,
-    same_gpu::DMA_BUF,
-    same_gpu::LOCAL,
-];
-
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(code) => code,
@@ -209,7 +92,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     // Before anything is measured for nothing.
     let saved = Saved::of_user();
-    check_places_for_files(arguments, &saved)?;
+    arguments.check_places_for_files(&saved)?;
     let before = match &arguments.compare {
         Some(name) => Some((name, saved.as_ref().map_err(|error| usage(error.to_string()))?.read(name)?)),
         None => None,
@@ -217,7 +100,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(file) = &arguments.show {
         return finish(arguments, &of_file(file)?, saved, before, &mut out);
     }
-    let sizes_bytes = sizes(arguments, memory::largest_copy_bytes())?;
+    let sizes_bytes = arguments.sizes(memory::largest_copy_bytes())?;
     let pinned = arguments.pin.map(pin).transpose()?;
 
     let (found, troubles) = place::found();
@@ -248,8 +131,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         places.iter().filter(is_in).collect()
     };
     let (lenders, importers) = (among(&lenders), among(&importers));
-    check_sizes(arguments, &lenders)?;
-    check_engine(arguments, &record)?;
+    arguments.check_sizes(&lenders)?;
+    arguments.check_engine(&record)?;
 
     let topology = read_topology(&mut record);
     let least_copies = arguments.least_copies;
@@ -333,68 +216,6 @@ fn terminal_width() -> usize {
 
 fn or_all<T: Clone>(given: &[T], all: &[T]) -> Vec<T> {
     if given.is_empty() { all.to_vec() } else { given.to_vec() }
-}
-
-/// What is written at the end must not fail then.
-fn check_places_for_files(arguments: &Arguments, saved: &Result<Saved>) -> Result<()> {
-    for file in [&arguments.json_to, &arguments.html].into_iter().flatten() {
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if folder.is_some_and(|folder| !folder.is_dir()) || file.is_dir() {
-            return Err(usage(format!(
-                "{} cannot be written: no such folder, or one itself",
-                file.display()
-            ))
-            .into());
-        }
-    }
-    if let Some(name) = &arguments.save {
-        saved.as_ref().map_err(|error| usage(error.to_string()))?.file(name)?;
-    }
-    Ok(())
-}
-
-/// The sizes that are asked for, the smallest first. None is larger than the host can hold.
-fn sizes(arguments: &Arguments, largest_bytes: u64) -> Result<Vec<u64>, Ending> {
-    let mut sizes = arguments.sizes.clone();
-    if let Some(size) = sizes.iter().find(|&&size| size > arguments.max_bytes) {
-        return Err(usage(format!("{size} is more than --max-bytes, {}", arguments.max_bytes)));
-    }
-    if let Some(size) = sizes.iter().find(|size| size.0 > largest_bytes) {
-        let largest = Size(largest_bytes >> 20 << 20);
-        return Err(usage(format!("{size} is more than the host can hold for copies now, {largest}")));
-    }
-    if sizes.is_empty() {
-        sizes = size::usual(arguments.max_bytes);
-        sizes.retain(|size| size.0 <= largest_bytes);
-    }
-    sizes.sort_unstable();
-    sizes.dedup();
-    Ok(sizes.into_iter().map(|Size(bytes)| bytes).collect())
-}
-
-/// A size that was asked for by name and that no lender has is a mistake; the usual ones end where memory does.
-fn check_sizes(arguments: &Arguments, lenders: &[&Place]) -> Result<(), Ending> {
-    let most = lenders.iter().map(|place| place.record.lends_bytes).max().unwrap_or(0);
-    match arguments.sizes.iter().find(|size| size.0 > most) {
-        Some(size) if most > 0 => {
-            Err(usage(format!("{size} is more than any of these lenders has; the most is {}", Size(most))))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A part of a name that no engine has is a mistake, too.
-fn check_engine(arguments: &Arguments, record: &Record) -> Result<(), Ending> {
-    let Some(wanted) = &arguments.engine else { return Ok(()) };
-    let mut engines: Vec<&str> =
-        record.places.iter().flat_map(|place| &place.engines).map(String::as_str).collect();
-    engines.extend([Mover::OwnerEngine, Mover::ImporterEngine, Mover::Cpu].map(Mover::name));
-    if engines.iter().any(|engine| engine.contains(wanted.as_str())) {
-        return Ok(());
-    }
-    engines.sort_unstable();
-    engines.dedup();
-    Err(usage(format!("no engine's name contains {wanted:?}; there are {}", engines.join(", "))))
 }
 
 /// Those that are meant, or all.
@@ -515,47 +336,6 @@ fn pin(cpu: usize) -> Result<usize, Ending> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    fn parsed(words: &[&str]) -> Result<Arguments, clap::Error> {
-        Arguments::try_parse_from(["peer-copy"].iter().chain(words))
-    }
-
-    #[test]
-    fn the_command_line_is_sound() {
-        Arguments::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_end_at_the_largest() {
-        let sizes = |words: &[&str]| sizes(&parsed(words).unwrap(), 256 << 20);
-        assert_eq!(sizes(&[]).unwrap().last(), Some(&(256 << 20)));
-        let too_much = sizes(&["--sizes", "512M"]).unwrap_err();
-        assert!(
-            too_much.code == ending::USAGE && too_much.reason.contains("the host can hold"),
-            "{too_much}"
-        );
-        assert_eq!(sizes(&["--max-bytes", "64K"]), Ok(vec![4096, 16 << 10, 64 << 10]));
-        assert_eq!(sizes(&["--sizes", "1M,4K,1M"]), Ok(vec![4096, 1 << 20]));
-        let beyond = sizes(&["--sizes", "2G"]).unwrap_err();
-        assert_eq!(
-            (beyond.code, beyond.reason.as_str()),
-            (ending::USAGE, "2 GiB is more than --max-bytes, 1 GiB")
-        );
-    }
-
-    #[test]
-    fn words_that_mean_nothing_are_usage() {
-        for words in [
-            &["--path", "fast"][..],
-            &["--direction", "up"],
-            &["--sizes", "4"],
-            &["--copies", "0"],
-            &["--list", "--save", "a"],
-        ] {
-            assert_eq!(parsed(words).err().map(|error| error.exit_code()), Some(2), "{words:?}");
-        }
-    }
 
     #[test]
     fn names_that_nobody_has_are_listed_against() {
