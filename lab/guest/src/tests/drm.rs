@@ -5,12 +5,12 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::host::{Backing, HostMemory};
-use peervram::backends::{DmaRanges, Exporter, ImageLayout, Importer};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, RawBytes};
 use peervram::picture::Picture;
 use peervram::{Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
 
-use crate::crossing::{Crossing, PATIENCE, check_screen, leaks_nothing, open_node, refused};
+use crate::crossing::{Crossing, PATIENCE, VRAM, check_screen, leaks_nothing, open_node, refused};
 use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
@@ -88,30 +88,33 @@ fn screen_follows_the_memory(guest: &Guest) -> Verdict {
 fn buffers_take_turns(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let node = open_node(guest)?;
-    let other = HostMemory::new(crossing.export.size_bytes())?;
-    let ranges = DmaRanges::whole(other.region())?;
+    // Of the lender, too: behind the lab's switch the GPU goes past the IOMMU, and host memory does not.
+    let size_bytes = crossing.export.size_bytes();
+    let bar = crossing.lender.device().region(VRAM)?;
+    let ranges = DmaRanges::new(bar, &[DmaRange::new(2 * size_bytes, size_bytes)])?;
     let mut rows: Vec<&[u8]> = crossing.card.bytes().chunks(640 * 4).collect();
     rows.reverse();
     let turned = Picture::new(640, 480, rows.concat())?;
-    other.map(&ranges)?.write(0, turned.bytes())?;
-    let buffer = other.export(&ranges)?;
-    let second = node.import(&buffer)?;
-    let foreign = open_node(guest)?.import(&buffer)?;
+    crossing.lender.device().map(&ranges)?.write(0, turned.bytes())?;
+    let other = crossing.lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let second = other.attach(Arc::clone(&node), Trust::Unverified)?;
+    let foreign = other.attach(open_node(guest)?, Trust::Unverified)?;
+    let (second, foreign) = (second.enter()?, foreign.enter()?);
 
     let attachment = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
     let access = attachment.enter()?;
     let layout = crossing.card.layout();
     let mut scan_out = ScanOut::start(access.memory(), layout)?;
     for _ in 0..3 {
-        scan_out.show(&second, layout)?;
+        scan_out.show(second.memory(), layout)?;
         check_screen(&guest.screendump()?, &turned)?;
         scan_out.show(access.memory(), layout)?;
         check_screen(&guest.screendump()?, &crossing.card)?;
     }
-    let error = refused(scan_out.show(&foreign, layout), Kind::InvalidInput)?;
+    let error = refused(scan_out.show(foreign.memory(), layout), Kind::InvalidInput)?;
     ensure!(error.to_string().contains("another open file"), "{error}");
     let small = ImageLayout { height: 400, ..layout };
-    let error = refused(scan_out.show(&second, small), Kind::InvalidInput)?;
+    let error = refused(scan_out.show(second.memory(), small), Kind::InvalidInput)?;
     ensure!(error.to_string().contains("another size"), "{error}");
     // Refused, it shows what it showed.
     check_screen(&guest.screendump()?, &crossing.card)
