@@ -130,6 +130,16 @@ impl DmaRanges {
         self.region_index == region.index && self.ranges.iter().all(fits)
     }
 
+    /// Says so where they are not of `region`, the exporter's own. The caller names the exporter.
+    #[cfg(any(feature = "host", feature = "vulkan"))]
+    pub(crate) fn check_fit(&self, tried: &'static str, region: &Region) -> Result<()> {
+        if self.fit(region) {
+            return Ok(());
+        }
+        let why = format!("the ranges are of region {} of another device", self.region_index);
+        Err(Error::new(Kind::InvalidInput, tried, why).next("make them of this exporter's own region"))
+    }
+
     /// Whether they are all of `region`, in order.
     pub fn are_all_of(&self, region: &Region) -> bool {
         let after = |end, range: &DmaRange| (range.offset_bytes == end).then(|| end + range.length_bytes);

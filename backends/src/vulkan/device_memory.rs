@@ -89,13 +89,7 @@ impl DeviceMemory {
     }
 
     fn check(&self, tried: &'static str, ranges: &DmaRanges) -> Result<()> {
-        if ranges.fit(self.region()) {
-            return Ok(());
-        }
-        let why = format!("the ranges are of region {} of another device", ranges.region_index());
-        Err(Error::new(Kind::InvalidInput, tried, why)
-            .on(self.name())
-            .next("make them of this exporter's own region"))
+        ranges.check_fit(tried, self.region()).map_err(|error| error.on(self.name()))
     }
 
     fn dma_buf(&self) -> Result<DmaBuf> {
