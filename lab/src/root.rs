@@ -62,6 +62,7 @@ const OF_THE_LAB: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "virgl-server",
+    "vulkan-validationlayers",
     "xz-utils",
     "zstd",
 ];
