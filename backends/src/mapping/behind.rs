@@ -11,7 +11,7 @@ use rustix::mm::MapFlags;
 
 use super::Source;
 use super::ones::Ones;
-use super::room::Room;
+use super::room::{Elsewhere, Room};
 use crate::{Error, Kind, Result};
 
 /// What lies behind a mapping's addresses.
@@ -63,10 +63,7 @@ impl Behind {
         if !self.is_shadowed {
             return Ok(());
         }
-        // The kernel takes away what was at a fixed address before it asks the file, so a refusal would
-        // leave a hole for others to fall into: the file is asked elsewhere first.
-        let result =
-            Room::try_file(source.as_fd(), &self.pieces).and_then(|()| place(&**source, &self.pieces, room));
+        let result = place(&**source, &self.pieces, room);
         if let Err(errno) = result {
             let error = Error::os(TRIED, errno);
             return Err(match place_shadow(room) {
@@ -85,11 +82,13 @@ impl Behind {
     }
 }
 
-/// Maps the pieces of `source` over all of `room`.
+/// Maps the pieces of `source` over all of `room`. Where the source refuses one of them, nothing has changed.
 fn place(source: &dyn Source, pieces: &[(u64, usize)], room: &Room) -> Result<(), Errno> {
+    let map = |&(offset, length)| Elsewhere::map(source.as_fd(), offset, length, MapFlags::SHARED);
+    let mapped: Vec<Elsewhere> = pieces.iter().map(map).collect::<Result<_, _>>()?;
     let mut at = 0;
-    for &(offset, length) in pieces {
-        room.place(source.as_fd(), at, length, offset, MapFlags::SHARED)?;
+    for (piece, &(_, length)) in mapped.into_iter().zip(pieces) {
+        room.place(at, piece)?;
         at += length;
     }
     Ok(())
@@ -101,7 +100,8 @@ fn place_shadow(room: &Room) -> Result<()> {
     let mut at = 0;
     while at < room.length_bytes() {
         let length = ones.size_bytes().min(room.length_bytes() - at);
-        if let Err(errno) = room.place(ones.as_fd(), at, length, 0, MapFlags::PRIVATE) {
+        let piece = Elsewhere::map(ones.as_fd(), 0, length, MapFlags::PRIVATE);
+        if let Err(errno) = piece.and_then(|piece| room.place(at, piece)) {
             tracing::warn!(%errno, length_bytes = room.length_bytes(), "shadow memory is zeros, not ones");
             return room.place_zeros().map_err(|errno| {
                 Error::os("put shadow memory under a mapping", errno)

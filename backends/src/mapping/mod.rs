@@ -288,6 +288,7 @@ impl fmt::Debug for Mapping {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     pub(super) const PAGE: u64 = 4096;
 
@@ -359,6 +360,47 @@ mod tests {
         let error = Mapping::new(directory.clone(), &[(0, 4096)]).unwrap_err();
         assert!(error.raw_os_error().is_some());
         assert_eq!(Mapping::new(directory.clone(), &[]).unwrap_err().kind(), Kind::InvalidInput);
+    }
+
+    #[test]
+    fn a_mapping_that_fails_takes_no_memory_of_others() {
+        // Only its driver refuses a socket, as VFIO's refuses a region that cannot be mapped: after the kernel has
+        // emptied a fixed address. Memory that other threads are given there would be unmapped with the failure.
+        let socket = Arc::new(std::os::unix::net::UnixDatagram::unbound().unwrap());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (0..2_u64)
+                .map(|thread| {
+                    let is_over = &is_over;
+                    scope.spawn(move || {
+                        // Many are held at once, so that each new one lies in the highest hole that there is.
+                        let mut round = thread;
+                        loop {
+                            let held: Vec<Mapping> =
+                                (0..256).map(|_| Mapping::of_host_memory(PAGE as usize).unwrap()).collect();
+                            for (place, memory) in held.iter().enumerate() {
+                                memory.write(8 * place, &(round << 8 | place as u64).to_ne_bytes()).unwrap();
+                            }
+                            for (place, memory) in held.iter().enumerate() {
+                                let mut seen = [0; 8];
+                                memory.read(8 * place, &mut seen).unwrap();
+                                assert_eq!(u64::from_ne_bytes(seen), round << 8 | place as u64);
+                            }
+                            round += 2;
+                            if is_over.load(Ordering::Relaxed) {
+                                break;
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for _ in 0..20_000 {
+                let error = Mapping::new(socket.clone(), &[(0, PAGE)]).unwrap_err();
+                assert!(error.raw_os_error().is_some());
+            }
+            is_over.store(true, Ordering::Relaxed);
+            others.into_iter().for_each(|other| other.join().unwrap());
+        });
     }
 
     pub(super) fn is_all(mapping: &Mapping, value: u8) -> bool {

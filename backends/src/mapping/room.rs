@@ -1,15 +1,19 @@
 //! `Room`: addresses of this process that are reserved for a mapping, and what is placed there.
 //!
 //! Reserved once, with nothing in it; then files, zeros, and files again are placed over all of it or a part of it,
-//! always at the same addresses. Dropping it undoes the reservation and all that lies in it.
+//! always at the same addresses: each file is mapped [`Elsewhere`] first, and moved. Dropping it undoes the
+//! reservation and all that lies in it.
 #![expect(unsafe_code, reason = "mmap at fixed addresses, inside a reservation of our own")]
 
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mremap_fixed, munmap,
+};
 
 use crate::{Error, Kind, Result};
 
@@ -24,6 +28,8 @@ pub(super) struct Room {
     reserved_bytes: usize,
     start: NonNull<u8>,
     length_bytes: usize,
+    /// Whether memory of somebody else's may lie in it.
+    is_given_up: AtomicBool,
 }
 
 // SAFETY: the pointers refer to a mapping that this value alone changes and unmaps. All access goes
@@ -61,7 +67,7 @@ impl Room {
             // SAFETY: `skip` is below HUGE_PAGE_BYTES, which is the slack of the reservation.
             unsafe { reserved.cast::<u8>().add(skip) }
         };
-        Ok(Self { reserved, reserved_bytes, start, length_bytes })
+        Ok(Self { reserved, reserved_bytes, start, length_bytes, is_given_up: AtomicBool::new(false) })
     }
 
     /// Its first address.
@@ -91,55 +97,167 @@ impl Room {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: exactly the range of this room, inside our own reservation; no reference into it was
         // given out, and reads and writes through pointers are volatile accesses of plain bytes.
-        unsafe { mmap_anonymous(self.start.as_ptr().cast(), self.length_bytes, protection, flags) }.map(drop)
+        let placed =
+            unsafe { mmap_anonymous(self.start.as_ptr().cast(), self.length_bytes, protection, flags) };
+        placed.map(drop).inspect_err(|_| self.hold(0, self.length_bytes))
     }
 
-    /// Maps `length` bytes of `file` at `at` in the range, in the place of what is there.
-    pub(super) fn place(
-        &self,
-        file: BorrowedFd<'_>,
-        at: usize,
-        length: usize,
-        offset: u64,
-        sharing: MapFlags,
-    ) -> Result<(), Errno> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        debug_assert!(at + length <= self.length_bytes, "pieces lie inside the mapping");
-        // SAFETY: `at + length` is at most `length_bytes`, so the fixed address range lies inside our own
-        // reservation and replaces nothing else. No reference into it was ever given out: what lies there
-        // may change under the volatile accesses of other threads, and the kernel exchanges the one for
-        // the other under the lock of the address space, so that they meet no hole.
-        unsafe {
-            mmap(
+    /// Puts `piece` at `at` in the range, in the place of what is there.
+    ///
+    /// # Errors
+    /// The kernel is short of memory, or of entries in the memory map. No file is asked any more.
+    pub(super) fn place(&self, at: usize, piece: Elsewhere) -> Result<(), Errno> {
+        let length_bytes = piece.length_bytes;
+        assert!(
+            at.checked_add(length_bytes).is_some_and(|end| end <= self.length_bytes),
+            "pieces lie inside the mapping"
+        );
+        // SAFETY: `piece` is a whole mapping that nobody else knows of. `at + length_bytes` is at most
+        // `length_bytes` of the room, so what it replaces lies inside our own reservation. No reference into
+        // that was ever given out: what lies there may change under the volatile accesses of other threads,
+        // and the kernel exchanges the one for the other under the lock of the address space, so that they
+        // meet no hole.
+        let moved = unsafe {
+            mremap_fixed(
+                piece.start.as_ptr(),
+                length_bytes,
+                length_bytes,
+                MremapFlags::MAYMOVE,
                 self.start.as_ptr().add(at).cast(),
-                length,
-                protection,
-                sharing | MapFlags::FIXED,
-                file,
-                offset,
             )
+        };
+        match moved {
+            Ok(_) => {
+                // It has no address of its own any more.
+                std::mem::forget(piece);
+                Ok(())
+            }
+            Err(errno) => {
+                self.hold(at, length_bytes);
+                Err(errno)
+            }
         }
-        .map(drop)
     }
 
-    /// Maps each piece of `file` somewhere and takes it away again: whether it could be mapped.
-    pub(super) fn try_file(file: BorrowedFd<'_>, pieces: &[(u64, usize)]) -> Result<(), Errno> {
-        for &(offset, length) in pieces {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: a fresh mapping at an address the kernel picks overlaps nothing.
-            let trial = unsafe { mmap(ptr::null_mut(), length, protection, MapFlags::SHARED, file, offset) }?;
-            // SAFETY: it was made here, and nobody else knows of it.
-            unsafe { munmap(trial, length) }?;
+    /// Reserves again what a call that failed may have unmapped (`mremap_to` and `__mmap_region` unmap before
+    /// their last allocations). If something lies there, it is either what was there before, or memory that
+    /// another thread was given meanwhile. Which one cannot be told, so this room never unmaps anything then.
+    fn hold(&self, at: usize, length_bytes: usize) {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY: NOREPLACE: nothing is replaced, whoever it belongs to.
+        let held = unsafe {
+            let address = self.start.as_ptr().add(at).cast();
+            mmap_anonymous(address, length_bytes, ProtFlags::empty(), flags)
+        };
+        if let Err(errno) = held {
+            tracing::warn!(%errno, length_bytes, "addresses of a mapping are given up for good");
+            self.is_given_up.store(true, Ordering::Relaxed);
         }
-        Ok(())
+    }
+}
+
+/// A piece of a file, mapped at an address of the kernel's choice on its way to a place in a [`Room`].
+///
+/// The kernel takes away what is at a fixed address *before* it asks the file whether it can be mapped there
+/// (`__mmap_region` in `mm/vma.c`), so a refusal would leave a hole, and another thread's memory could come to
+/// lie in it. Files are therefore asked here, where nothing is.
+pub(super) struct Elsewhere {
+    start: NonNull<c_void>,
+    length_bytes: usize,
+}
+
+impl Elsewhere {
+    /// Maps `length_bytes` of `file` from `offset_bytes` on.
+    pub(super) fn map(
+        file: BorrowedFd<'_>,
+        offset_bytes: u64,
+        length_bytes: usize,
+        sharing: MapFlags,
+    ) -> Result<Self, Errno> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh mapping at an address the kernel picks overlaps nothing.
+        let start = unsafe { mmap(ptr::null_mut(), length_bytes, protection, sharing, file, offset_bytes) }?;
+        let start = NonNull::new(start).ok_or(Errno::FAULT)?;
+        Ok(Self { start, length_bytes })
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `map`, was not moved, and nobody else knows of it.
+        if let Err(errno) = unsafe { munmap(self.start.as_ptr(), self.length_bytes) } {
+            tracing::error!(%errno, length_bytes = self.length_bytes, "could not unmap memory");
+        }
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: the reservation is ours, and nobody can hold a reference into it: none is given out.
+        if *self.is_given_up.get_mut() {
+            return;
+        }
+        // SAFETY: the reservation is ours, with all that lies in it (see `hold`), and nobody can hold a reference into it: none is given out.
         if let Err(errno) = unsafe { munmap(self.reserved.as_ptr(), self.reserved_bytes) } {
             tracing::error!(%errno, length_bytes = self.length_bytes, "could not unmap memory");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    const PAGE: usize = 4096;
+
+    /// Whether all of a room's range is mapped, by whatever.
+    fn is_mapped(room: &Room) -> bool {
+        // SAFETY: the advice changes no byte; the kernel answers ENOMEM where something is unmapped.
+        unsafe { madvise(room.as_ptr().cast(), room.length_bytes(), Advice::Normal) }.is_ok()
+    }
+
+    /// The kernel finds out only from its driver that it cannot be mapped, as with a VFIO device.
+    fn unmappable() -> UnixDatagram {
+        UnixDatagram::unbound().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_refuses_is_refused_elsewhere() {
+        let room = Room::new(2 * PAGE).unwrap();
+        assert!(is_mapped(&room));
+        let file = unmappable();
+        assert!(Elsewhere::map(file.as_fd(), 0, PAGE, MapFlags::SHARED).is_err());
+        assert!(is_mapped(&room));
+    }
+
+    #[test]
+    fn what_a_failed_call_unmapped_is_held_again() {
+        let room = Room::new(2 * PAGE).unwrap();
+        // SAFETY: inside the room, as a call that fails half-way leaves it.
+        unsafe { munmap(room.as_ptr().add(PAGE).cast(), PAGE) }.unwrap();
+        assert!(!is_mapped(&room));
+        room.hold(PAGE, PAGE);
+        assert!(is_mapped(&room) && !room.is_given_up.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn memory_that_came_into_a_hole_is_never_unmapped() {
+        let room = Room::new(2 * PAGE).unwrap();
+        // SAFETY: inside the room, as a call that fails half-way leaves it.
+        let hole = unsafe { room.as_ptr().add(PAGE) };
+        // SAFETY: in the hole, as the memory of another thread may be.
+        let stranger = unsafe {
+            munmap(hole.cast(), PAGE).unwrap();
+            let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+            mmap_anonymous(hole.cast(), PAGE, ProtFlags::READ | ProtFlags::WRITE, flags).unwrap()
+        };
+        // SAFETY: mapped above, a page long.
+        unsafe { stranger.cast::<u64>().write_volatile(0x1122_3344_5566_7788) };
+        room.hold(PAGE, PAGE);
+        drop(room);
+        // SAFETY: as before, and still mapped, which is what is tested.
+        assert_eq!(unsafe { stranger.cast::<u64>().read_volatile() }, 0x1122_3344_5566_7788);
     }
 }

@@ -1,14 +1,20 @@
 //! The exporter on the real kernel: what opens, what exports, and what each refusal says.
 
-use anyhow::{Context, ensure};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, anyhow, ensure};
 use peervram::backends::vfio::{Device, DmaBufSupport};
-use peervram::backends::{DmaRange, DmaRanges, Exporter};
+use peervram::backends::{DmaRange, DmaRanges, Exporter, Mapping, Source};
 use peervram::{Kind, backends};
 use peervram_lab::machine::{self, Facts};
 
 use crate::crossing::{Crossing, VRAM, leaks_nothing, open_device, refused, scattered};
 use crate::guest::Guest;
 use crate::test::{Test, Verdict};
+
+/// `VFIO_PCI_CONFIG_REGION_INDEX` of `include/uapi/linux/vfio.h`.
+const VFIO_PCI_CONFIG_REGION: u32 = 7;
 
 pub const TESTS: &[Test] = &[
     Test::new("vfio/device-opens-and-describes-itself", device_opens_and_describes_itself),
@@ -23,6 +29,8 @@ pub const TESTS: &[Test] = &[
     Test::new("vfio/bar-is-read-and-written-both-ways", bar_is_read_and_written_both_ways),
     Test::new("vfio/memory-off-is-an-error-and-no-signal", memory_off_is_an_error_and_no_signal),
     Test::new("vfio/mapping-keeps-the-device-open", mapping_keeps_the_device_open),
+    Test::new("vfio/a-region-that-cannot-be-mapped-takes-no-memory-of-others", refused_mappings_take_nothing)
+        .on_any_topology(),
     Test::new("vfio/nobody-without-permission-gets-in", nobody_without_permission_gets_in),
     Test::new("vfio/reset-keeps-the-descriptor", reset_keeps_the_descriptor),
 ];
@@ -38,6 +46,42 @@ fn device_opens_and_describes_itself(guest: &Guest) -> Verdict {
         device.check_reachable()?;
         device.close().map_err(|(_, error)| error)?;
         Ok(())
+    })
+}
+
+/// VFIO's driver refuses to map configuration space, and the kernel asks it after it has emptied a fixed address.
+fn refused_mappings_take_nothing(guest: &Guest) -> Verdict {
+    const PAGE: usize = 4096;
+    let device = Arc::new(open_device(guest)?);
+    let config = device.region(VFIO_PCI_CONFIG_REGION)?.file_offset_bytes;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| -> anyhow::Result<()> {
+            let mut round = 0_u64;
+            while !is_over.load(Ordering::Relaxed) {
+                // Many at once, so that each new one lies in the highest hole that there is.
+                let held: Vec<Mapping> =
+                    (0..64).map(|_| Mapping::of_host_memory(PAGE)).collect::<Result<_, _>>()?;
+                for (place, memory) in held.iter().enumerate() {
+                    memory.write(8 * place, &(round << 8 | place as u64).to_ne_bytes())?;
+                }
+                for (place, memory) in held.iter().enumerate() {
+                    let mut seen = [0; 8];
+                    memory.read(8 * place, &mut seen)?;
+                    ensure!(u64::from_ne_bytes(seen) == round << 8 | place as u64, "round {round}, {place}");
+                }
+                round += 1;
+            }
+            Ok(())
+        });
+        let refusals = (0..5000).try_for_each(|_| {
+            let mapping = Mapping::new(Arc::clone(&device) as Arc<dyn Source>, &[(config, PAGE as u64)]);
+            ensure!(mapping.is_err(), "configuration space was mapped");
+            Ok(())
+        });
+        is_over.store(true, Ordering::Relaxed);
+        other.join().map_err(|_| anyhow!("the other thread panicked"))??;
+        refusals
     })
 }
 
