@@ -7,6 +7,7 @@ use clap::Parser;
 use peervram::Mover;
 
 use crate::ending::{Ending, usage};
+use crate::pin::Pin;
 use crate::place::Place;
 use crate::record::{Direction, Record};
 use crate::same_gpu;
@@ -69,9 +70,9 @@ pub struct Arguments {
     /// When so much time has gone into one figure, only the least number of copies is made
     #[arg(long, value_name = "MS", default_value_t = 500)]
     pub budget_ms: u64,
-    /// Stay on this CPU
-    #[arg(long, value_name = "CPU")]
-    pub pin: Option<usize>,
+    /// Stay on this CPU; with two, each side of `both` on one of its own, and without a second one `both` is left out
+    #[arg(long, value_name = "CPU[,CPU]")]
+    pub pin: Option<Pin>,
     /// Do not look whether bytes arrive
     #[arg(long)]
     pub no_verify: bool,
@@ -93,7 +94,7 @@ pub struct Arguments {
     /// Keep the record under this name
     #[arg(long, value_name = "NAME")]
     pub save: Option<String>,
-    /// Hold the figures against a record that was kept
+    /// Hold the figures against a record of this machine that was kept
     #[arg(long, value_name = "NAME")]
     pub compare: Option<String>,
     /// Only list what could lend and import
@@ -169,6 +170,16 @@ impl Arguments {
         Ok(sizes.into_iter().map(|Size(bytes)| bytes).collect())
     }
 
+    /// Where both ways at once are asked for by name, one CPU is a mistake: the sides would take turns.
+    pub fn check_pin(&self) -> Result<(), Ending> {
+        match self.pin {
+            Some(Pin { first, other: None }) if self.direction.contains(&Direction::Both) => {
+                Err(usage(format!("both ways at once need a CPU for each side; --pin {first},OTHER")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A size that was asked for by name and that no lender has is a mistake; the usual ones end where memory does.
     pub fn check_sizes(&self, lenders: &[&Place]) -> Result<(), Ending> {
         let most = lenders.iter().map(|place| place.record.lends_bytes).max().unwrap_or(0);
@@ -230,6 +241,16 @@ mod tests {
     }
 
     #[test]
+    fn both_ways_at_once_need_two_cpus() {
+        let code = |words: &[&str]| parsed(words).unwrap().check_pin().map_err(|ending| ending.code);
+        assert_eq!(code(&["--pin", "0", "--direction", "read,both"]), Err(ending::USAGE));
+        for words in [&["--pin", "0,1", "--direction", "both"][..], &["--pin", "0"], &["--direction", "both"]]
+        {
+            assert_eq!(code(words), Ok(()), "{words:?}");
+        }
+    }
+
+    #[test]
     fn words_that_mean_nothing_are_usage() {
         for words in [
             &["--path", "fast"][..],
@@ -237,6 +258,7 @@ mod tests {
             &["--sizes", "4"],
             &["--copies", "0"],
             &["--list", "--save", "a"],
+            &["--pin", "1,1"],
         ] {
             assert_eq!(parsed(words).err().map(|error| error.exit_code()), Some(2), "{words:?}");
         }

@@ -11,7 +11,7 @@ use peervram::{Attachment, Export, Outcome, Path, Trust};
 
 use crate::bytes::Wrong;
 use crate::only::Only;
-use crate::pace::Pace;
+use crate::pace::{Pace, Step};
 use crate::record::Direction;
 use crate::route::{Order, Route, Side, deadline, landing};
 
@@ -96,6 +96,18 @@ impl<I: Importer> Direct<I> {
         self.near.as_ref().expect("it is there until it is dropped")
     }
 
+    /// What a round sends goes to the source, and poison to the destination.
+    fn write_both(&self, round: u64) -> Result<()> {
+        let Order { direction, size_bytes, bytes } = &self.order;
+        let (sent, poison) = (bytes.sent(round, *size_bytes)?, bytes.poison(round, *size_bytes)?);
+        let (far, near) = match direction {
+            Direction::Read => (&sent, &poison),
+            _ => (&poison, &sent),
+        };
+        self.far.write(far)?;
+        Ok(self.engine_itself()?.write(self.near(), 0, near, deadline())?)
+    }
+
     /// Hands a copy to `each`, inside of one access, for as long as that says so.
     fn copy_each(
         &self,
@@ -139,24 +151,18 @@ impl<I: Importer> Route for Direct<I> {
     }
 
     fn prepare(&mut self, round: u64) -> Result<()> {
-        let Order { direction, size_bytes, bytes } = &self.order;
-        let (sent, poison) = (bytes.sent(round, *size_bytes)?, bytes.poison(round, *size_bytes)?);
-        let (far, near) = match direction {
-            Direction::Read => (&sent, &poison),
-            _ => (&poison, &sent),
-        };
-        self.far.write(far)?;
-        self.engine_itself()?.write(self.near(), 0, near, deadline())?;
-        Ok(())
+        self.write_both(round)
     }
 
     fn copy(&mut self, pace: &mut Pace) -> Result<()> {
         self.copy_each(|copy| {
-            let more = pace.wants_more();
-            if more {
-                pace.time(copy)?;
+            let step = pace.next_step();
+            match step {
+                Some(Step::Copy) => pace.time(copy)?,
+                Some(Step::Renew(round)) => self.write_both(round)?,
+                None => {}
             }
-            Ok(more)
+            Ok(step.is_some())
         })
     }
 
@@ -244,10 +250,13 @@ impl<I: Importer> Route for StagedRoute<I> {
     }
 
     fn copy(&mut self, pace: &mut Pace) -> Result<()> {
-        let Order { direction, size_bytes, bytes } = &self.order;
-        let enter = || self.attachment.enter().map_err(peervram::Error::from);
-        while pace.wants_more() {
-            if *direction == Direction::Read {
+        while let Some(step) = pace.next_step() {
+            if let Step::Renew(round) = step {
+                self.prepare(round)?;
+                continue;
+            }
+            let enter = || self.attachment.enter().map_err(peervram::Error::from);
+            if self.order.direction == Direction::Read {
                 let mut access = None;
                 pace.time(|| {
                     access = Some(enter()?);
@@ -256,7 +265,7 @@ impl<I: Importer> Route for StagedRoute<I> {
                 access.map_or(Ok(()), |access| ended(access.finish()))?;
             } else {
                 let access = enter()?;
-                let sent = bytes.sent(self.round, *size_bytes)?;
+                let sent = self.order.bytes.sent(self.round, self.order.size_bytes)?;
                 self.near_engine()?.write(access.memory(), 0, &sent, deadline())?;
                 let mut outcome = None;
                 pace.time(|| {

@@ -1,6 +1,6 @@
 //! `Comparison`: two records, figure by figure.
 //!
-//! A figure differs where the spreads (p10 to p90) do not touch; what differs by less may be the hour.
+//! Both are of one machine, which is checked before; what of it was another then ([`Comparison::conditions`]) is said first. A figure differs where the spreads (p10 to p90) do not touch; what differs by less may be the hour.
 
 use std::io::{self, Write};
 
@@ -19,6 +19,7 @@ pub struct Comparison<'a> {
     pairs: Vec<(&'a Figure, &'a Figure)>,
     only_before: usize,
     only_now: usize,
+    conditions: Vec<String>,
 }
 
 /// How a figure moved.
@@ -52,7 +53,13 @@ impl<'a> Comparison<'a> {
         let twin = |figure: &Figure| before.figures.iter().find(|other| other.what == figure.what);
         let pairs: Vec<_> =
             now.figures.iter().filter_map(|figure| twin(figure).map(|before| (before, figure))).collect();
+        let mut conditions = now.machine.conditions(&before.machine);
+        for place in &now.places {
+            let twin = before.places.iter().find(|twin| twin.name == place.name && twin.about != place.about);
+            conditions.extend(twin.map(|twin| format!("{} was {}", place.name, twin.about)));
+        }
         Comparison {
+            conditions,
             only_before: before.figures.len() - pairs.len(),
             only_now: now.figures.len() - pairs.len(),
             pairs,
@@ -62,6 +69,11 @@ impl<'a> Comparison<'a> {
     /// What both records have: a figure of before, and of now.
     pub fn pairs(&self) -> &[(&'a Figure, &'a Figure)] {
         &self.pairs
+    }
+
+    /// What of the machine was another before, in words; nothing where that is nothing.
+    pub fn conditions(&self) -> Option<String> {
+        (!self.conditions.is_empty()).then(|| format!("since then: {}", self.conditions.join("; ")))
     }
 
     /// What only one of them has, in words; nothing where that is nothing.
@@ -81,6 +93,7 @@ impl<'a> Comparison<'a> {
             wrapped(text, width).iter().try_for_each(|line| writeln!(out, "{line}"))
         };
         say(out, &format!("compared with {name}: bandwidth before and now, GB/s"))?;
+        self.conditions().map_or(Ok(()), |text| say(out, &text))?;
         let mut pair = String::new();
         for (before, now) in &self.pairs {
             let what = &now.what;
@@ -151,6 +164,19 @@ mod tests {
         let before = figure(&[10.0]);
         let now = Figure { verdict: Verdict::Wrong, ..figure(&[1.0]) };
         assert_eq!(change(&before, &now), Change::Verdict);
+    }
+
+    #[test]
+    fn what_was_another_is_said_before_any_figure() {
+        let (mut before, now) = (example(), example());
+        assert_eq!(Comparison::new(&before, &now).conditions(), None);
+        before.machine.kernel = "6.12".into();
+        before.places[0].about = "an older driver".into();
+        let mut out = Vec::new();
+        Comparison::new(&before, &now).print("before", 200, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let said = "since then: the kernel was 6.12 and is 7.3.4; 0000:01:00.0 was an older driver";
+        assert!(text.find(said).unwrap() < text.find("64 MiB").unwrap(), "{text}");
     }
 
     #[test]

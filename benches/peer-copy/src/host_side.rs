@@ -6,7 +6,7 @@ use anyhow::Result;
 use peervram::backends::{DmaRanges, HostSlice, Mapping, Owner};
 
 use crate::bytes::Wrong;
-use crate::pace::Pace;
+use crate::pace::{Pace, Step};
 use crate::record::Direction;
 use crate::route::{Order, Route, Side, deadline, engine_of, landing};
 
@@ -52,12 +52,19 @@ impl Route for ByOwner {
     }
 
     fn copy(&mut self, pace: &mut Pace) -> Result<()> {
-        let engine = engine_of(&self.owner)?;
-        while pace.wants_more() {
-            pace.time(|| match self.order.direction {
-                Direction::Read => engine.read(&self.ranges, 0, &self.host, deadline()).map(|()| None),
-                _ => engine.write(&self.ranges, 0, &self.host, deadline()).map(|()| None),
-            })?;
+        while let Some(step) = pace.next_step() {
+            match step {
+                Step::Copy => {
+                    let engine = engine_of(&self.owner)?;
+                    pace.time(|| match self.order.direction {
+                        Direction::Read => {
+                            engine.read(&self.ranges, 0, &self.host, deadline()).map(|()| None)
+                        }
+                        _ => engine.write(&self.ranges, 0, &self.host, deadline()).map(|()| None),
+                    })?;
+                }
+                Step::Renew(round) => self.prepare(round)?,
+            }
         }
         Ok(())
     }
@@ -105,11 +112,14 @@ impl Route for ByCpu {
     }
 
     fn copy(&mut self, pace: &mut Pace) -> Result<()> {
-        while pace.wants_more() {
-            pace.time(|| match self.order.direction {
-                Direction::Read => self.window.read(0, &mut self.memory).map(|()| None),
-                _ => self.window.write(0, &self.memory).map(|()| None),
-            })?;
+        while let Some(step) = pace.next_step() {
+            match step {
+                Step::Copy => pace.time(|| match self.order.direction {
+                    Direction::Read => self.window.read(0, &mut self.memory).map(|()| None),
+                    _ => self.window.write(0, &self.memory).map(|()| None),
+                })?,
+                Step::Renew(round) => self.prepare(round)?,
+            }
         }
         Ok(())
     }

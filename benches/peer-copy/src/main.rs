@@ -1,7 +1,7 @@
 //! `peer-copy`: what copies between two devices take, and whether the bytes arrive.
 //!
 //! [`place`] finds who can lend and import, [`measure`] copies between each two of them by [`route`]s at a [`pace`],
-//! [`record`] is what came out: [`matrix`] prints it, [`page`] draws it, [`saved`] keeps it and [`comparison`] holds two side by side.
+//! [`record`] is what came out, on which [`machine`]: [`matrix`] prints it, [`page`] draws it, [`saved`] keeps it and [`comparison`] holds two side by side.
 //! Everything goes by peervram's public interface; [`driver`] is where devices with a driver of their own come in.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod driver;
 mod ending;
 mod host_side;
 mod link;
+mod machine;
 mod matrix;
 mod measure;
 mod memory;
@@ -22,6 +23,7 @@ mod model;
 mod only;
 mod pace;
 mod page;
+mod pin;
 mod place;
 mod record;
 mod route;
@@ -33,7 +35,6 @@ mod spread;
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,20 +42,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use peervram::backends::topology::{Reading, Topology};
-use rustix::io::Errno;
-use rustix::thread::{CpuSet, sched_setaffinity};
+use peervram::backends::topology::Topology;
 
 use arguments::{Arguments, PATHS};
 use bytes::Bytes;
-use clocks::CpuClock;
 use comparison::Comparison;
 use ending::{Ending, FAILED, cannot, usage};
+use machine::Machine;
 use matrix::Matrix;
 use measure::{Measure, Wish};
 use pace::Plan;
+use pin::Pin;
 use place::{Found, Place};
-use record::{Direction, Machine, Record, Refused, SCHEMA, VERSION};
+use record::{Direction, Record, Refused, SCHEMA, VERSION};
 use saved::Saved;
 
 /// What measuring may cost.
@@ -98,10 +98,16 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => None,
     };
     if let Some(file) = &arguments.show {
-        return finish(arguments, &of_file(file)?, saved, before, &mut out);
+        let record = of_file(file)?;
+        check_machine(&record.machine, before.as_ref())?;
+        return finish(arguments, &record, saved, before, &mut out);
     }
+    // Before it stays on a CPU, and before anything is opened for a comparison that says nothing.
+    let machine = Machine::below(Path::new("/"));
+    check_machine(&machine, before.as_ref())?;
     let sizes_bytes = arguments.sizes(memory::largest_copy_bytes())?;
-    let pinned = arguments.pin.map(pin).transpose()?;
+    arguments.check_pin()?;
+    arguments.pin.map_or(Ok(()), Pin::this_thread)?;
 
     let (found, troubles) = place::found();
     if arguments.list {
@@ -115,7 +121,8 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     let importers = chosen(&found, &arguments.importer)?;
 
     let most_bytes = sizes_bytes.last().copied().unwrap_or(4096);
-    let mut record = new_record(pinned, !arguments.no_verify);
+    let pinned_cpus = arguments.pin.map(Pin::cpus).unwrap_or_default();
+    let mut record = new_record(Machine { pinned_cpus, ..machine }, !arguments.no_verify);
     let places = open_all(&found, &lenders, &importers, most_bytes, &mut record)?;
     for trouble in troubles {
         let why = format!("no Vulkan device: {trouble}");
@@ -148,6 +155,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
             budget: Duration::from_millis(arguments.budget_ms),
         },
         verify: !arguments.no_verify,
+        pin: arguments.pin,
         overhead: arguments.overhead,
     };
     let bytes = Arc::new(Bytes::new(most_bytes)?);
@@ -206,6 +214,14 @@ fn finish(
         return Err(cannot(format!("{why}; `peer-copy --list` shows what there is")).into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Figures of two machines are not held against each other.
+fn check_machine(now: &Machine, before: Option<&(&String, Record)>) -> Result<(), Ending> {
+    let Some((name, before)) = before else { return Ok(()) };
+    now.of_another(&before.machine).map_or(Ok(()), |how| {
+        Err(usage(format!("{name:?} is of another machine, and says nothing of this one: {how}")))
+    })
 }
 
 /// The terminal's columns. What is no terminal, or does not know, has the usual ones.
@@ -273,7 +289,7 @@ fn open_all(
 /// What copies left the clocks at.
 fn read_clocks(places: &[Place], record: &mut Record) {
     let sysfs = Path::new(clocks::SYSFS);
-    record.machine.cpu_clock = clocks::of_cpu(sysfs, record.machine.pinned_cpu);
+    record.machine.cpu_clock = clocks::of_cpu(sysfs, record.machine.pinned_cpus.first().copied());
     for (of_record, place) in record.places.iter_mut().zip(places) {
         of_record.clocks = place.address.map(|address| clocks::of_gpu(sysfs, address)).unwrap_or_default();
     }
@@ -284,9 +300,6 @@ fn read_topology(record: &mut Record) -> Option<Topology> {
     match Topology::read() {
         Ok(topology) => {
             record.machine.unread = topology.unread();
-            if let Reading::Known(cpu) = &topology.cpu {
-                record.machine.processor = cpu.name.clone();
-            }
             Some(topology)
         }
         Err(error) => {
@@ -296,19 +309,12 @@ fn read_topology(record: &mut Record) -> Option<Topology> {
     }
 }
 
-fn new_record(pinned_cpu: Option<usize>, verified: bool) -> Record {
+fn new_record(machine: Machine, verified: bool) -> Record {
     Record {
         schema: SCHEMA.into(),
         version: VERSION,
         began_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        machine: Machine {
-            kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-            processor: None,
-            cpus: std::thread::available_parallelism().map_or(1, NonZero::get),
-            pinned_cpu,
-            cpu_clock: CpuClock::default(),
-            unread: Vec::new(),
-        },
+        machine,
         verified,
         places: Vec::new(),
         refused: Vec::new(),
@@ -316,21 +322,6 @@ fn new_record(pinned_cpu: Option<usize>, verified: bool) -> Record {
         figures: Vec::new(),
         overheads: Vec::new(),
     }
-}
-
-/// Stays on a CPU, with all threads that are started later.
-fn pin(cpu: usize) -> Result<usize, Ending> {
-    let refused = |why: String| usage(format!("cannot stay on CPU {cpu}: {why}"));
-    if cpu >= CpuSet::MAX_CPU {
-        return Err(refused(format!("there are at most {}", CpuSet::MAX_CPU)));
-    }
-    let mut this = CpuSet::new();
-    this.set(cpu);
-    sched_setaffinity(None, &this).map_err(|errno| match errno {
-        Errno::INVAL => refused("it is not there, is off, or is not this process's to run on".to_owned()),
-        other => refused(other.to_string()),
-    })?;
-    Ok(cpu)
 }
 
 #[cfg(test)]
@@ -344,10 +335,5 @@ mod tests {
         assert_eq!(error.code, ending::USAGE);
         assert!(error.reason.contains("there are") && error.reason.contains("host"), "{error}");
         assert_eq!(chosen(&found, &["host".into()]).unwrap()[0].name, "host");
-    }
-
-    #[test]
-    fn a_cpu_that_is_not_there_is_usage() {
-        assert_eq!(pin(1_000_000).unwrap_err().code, ending::USAGE);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use crate::record::{Direction, Figure, Machine, Record, Verdict, What};
+use crate::machine::Machine;
+use crate::record::{Direction, Figure, Record, Verdict, What};
 use crate::same_gpu;
 use crate::size::Size;
 
@@ -84,7 +85,11 @@ pub fn cell<'a>(record: &'a Record, lender: &str, importer: &str, direction: Dir
 /// "AMD EPYC, 64 CPUs, pinned to CPU 3".
 pub fn cpus(machine: &Machine) -> String {
     let name = machine.processor.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
-    let pinned = machine.pinned_cpu.map(|cpu| format!(", pinned to CPU {cpu}")).unwrap_or_default();
+    let pinned = match machine.pinned_cpus[..] {
+        [] => String::new(),
+        [one] => format!(", pinned to CPU {one}"),
+        [one, other, ..] => format!(", pinned to CPUs {one} and {other}"),
+    };
     let plural = if machine.cpus == 1 { "" } else { "s" };
     format!("{name}{} CPU{plural}{pinned}", machine.cpus)
 }

@@ -1,8 +1,9 @@
 //! Measuring: every ordered pair of places, by every path and engine, in every size.
 //!
-//! A figure is made in this order: source and destination are written by their owners, copies warm up, copies are
-//! timed, the destination is looked at; then both are written with other bytes and one more copy is looked at. So what is only right the
-//! first time, or only while it is slow, is found out.
+//! A figure is made in this order: source and destination are written by their owners, copies warm up, copies are timed; before
+//! the last of them both are written anew, the source with other bytes and the destination with poison, which is not timed; the
+//! destination is looked at. So what is looked at is what a timed copy brought: a way that drops timed copies cannot pass by what
+//! earlier ones left behind, nor one that brings what the source had before.
 
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +16,8 @@ use peervram::{Kind, Path};
 use crate::bytes::{Bytes, Wrong};
 use crate::host_side::{ByCpu, ByOwner};
 use crate::link::Link;
-use crate::pace::{Meeting, Pace, Plan};
+use crate::pace::{Meeting, Pace, Plan, Span};
+use crate::pin::{self, Pin};
 use crate::place::{Lent, Place};
 use crate::record::{Direction, Failed, Figure, Overhead, Record, Refused, Verdict, What};
 use crate::route::{Order, Route};
@@ -27,6 +29,9 @@ use crate::spread::Spread;
 const MOST_TURNS: usize = 301;
 /// However long they take.
 const LEAST_TURNS: usize = 11;
+/// What is written before the first copy, and before the last one, which is looked at.
+const FIRST_ROUND: u64 = 0;
+const LAST_ROUND: u64 = 1;
 /// When this is up, no more than the least are begun.
 const TURNS_BUDGET: Duration = Duration::from_secs(90);
 
@@ -44,6 +49,8 @@ pub struct Wish {
     pub plan: Plan,
     /// Whether bytes are looked at.
     pub verify: bool,
+    /// Which CPUs everything stays on.
+    pub pin: Option<Pin>,
     /// Whether what measuring costs is measured, too.
     pub overhead: bool,
 }
@@ -254,13 +261,14 @@ impl<'a> Measure<'a> {
     }
 
     fn figure(&mut self, route: &mut dyn Route, what: What, link: Option<Link>) -> Result<Figure> {
-        if self.wish.verify {
-            route.prepare(0)?;
-        }
         let mut pace = Pace::new(self.wish.plan);
+        if self.wish.verify {
+            route.prepare(FIRST_ROUND)?;
+            pace = pace.renewed_at_last(LAST_ROUND);
+        }
         route.copy(&mut pace)?;
-        let wrong = if self.wish.verify { check_twice(&mut [route])? } else { None };
-        let (time, device_time) = (Spread::of(&pace.times_ns), Spread::of(&pace.device_times_ns));
+        let wrong = if self.wish.verify { route.check(LAST_ROUND)? } else { None };
+        let (time, device_time) = (Spread::of(&pace.times_ns()), Spread::of(&pace.device_times_ns));
         let time = time.ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
         // Of some copies only is of none.
         let device_time = device_time.filter(|of_device| of_device.count == time.count);
@@ -284,6 +292,11 @@ impl<'a> Measure<'a> {
                 continue;
             }
             let there = Way { lender: one, importer: other, path: path.name(), engine: 0 };
+            if let Some(Pin { first, other: None }) = self.wish.pin {
+                let why = format!("both at once: on one CPU the sides take turns; --pin {first},OTHER");
+                self.refuse(&there, &anyhow::anyhow!(why));
+                return;
+            }
             let back = Way { lender: other, importer: one, ..there.clone() };
             match self.both_sizes(&there, &back) {
                 Ok(()) => return,
@@ -334,47 +347,44 @@ impl<'a> Measure<'a> {
         link: Option<Link>,
     ) -> Result<Figure> {
         if self.wish.verify {
-            first.prepare(0)?;
-            second.prepare(0)?;
+            first.prepare(FIRST_ROUND)?;
+            second.prepare(FIRST_ROUND)?;
         }
         let meeting = Meeting::default();
-        let run = |route: &mut dyn Route| -> Result<Vec<f64>> {
-            let mut pace = Pace::together(self.wish.plan, &meeting);
-            route.copy(&mut pace)?;
-            Ok(std::mem::take(&mut pace.times_ns))
+        let pace = || {
+            let pace = Pace::together(self.wish.plan, &meeting);
+            if self.wish.verify { pace.renewed_at_last(LAST_ROUND) } else { pace }
         };
-        let (times, other_times) = thread::scope(|scope| {
-            let other = scope.spawn(|| run(&mut *second));
-            let times = run(&mut *first);
+        // Both are there before either begins: whichever is dropped lets the other go.
+        let (mut pace, other_pace) = (pace(), pace());
+        let other_cpu = self.wish.pin.and_then(|pin| pin.other);
+        let (spans, other_spans) = thread::scope(|scope| {
+            let run_other = || -> Result<Vec<Span>> {
+                let mut pace = other_pace;
+                other_cpu.map_or(Ok(()), pin::stay_on)?;
+                second.copy(&mut pace)?;
+                Ok(std::mem::take(&mut pace.spans))
+            };
+            let other = thread::Builder::new().spawn_scoped(scope, run_other)?;
+            let copied = first.copy(&mut pace);
+            let spans = std::mem::take(&mut pace.spans);
+            drop(pace);
             let other = other.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the other direction panicked")));
-            Ok::<_, anyhow::Error>((times?, other?))
+            copied?;
+            Ok::<_, anyhow::Error>((spans, other?))
         })?;
-        // Both are done when the later one is.
-        let later: Vec<f64> = times.iter().zip(&other_times).map(|(one, other)| one.max(*other)).collect();
-        let wrong = if self.wish.verify { check_twice(&mut [first, second])? } else { None };
-        let time = Spread::of(&later).ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
+        // Only what goes on at once is fast: where one copy begins when the other is done, both count in full.
+        let times: Vec<f64> =
+            spans.into_iter().zip(other_spans).map(|(one, other)| one.around(other).ns()).collect();
+        let wrong = match self.wish.verify {
+            true => first.check(LAST_ROUND)?.or(second.check(LAST_ROUND)?),
+            false => None,
+        };
+        let time = Spread::of(&times).ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
         let mut figure = Figure::new(what, time, None, link, first.is_posted());
         self.judge(&mut figure, wrong, first.observer());
         Ok(figure)
     }
-}
-
-/// Looks at what was copied last, then copies other bytes and looks again.
-fn check_twice(routes: &mut [&mut dyn Route]) -> Result<Option<Wrong>> {
-    for route in routes.iter_mut() {
-        if let Some(wrong) = route.check(0)? {
-            return Ok(Some(wrong));
-        }
-    }
-    let once = Plan { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO };
-    for route in routes.iter_mut() {
-        route.prepare(1)?;
-        route.copy(&mut Pace::new(once))?;
-        if let Some(wrong) = route.check(1)? {
-            return Ok(Some(wrong));
-        }
-    }
-    Ok(None)
 }
 
 /// Whether an engine said that it cannot, rather than that it broke.
@@ -416,3 +426,6 @@ fn overhead(route: &mut dyn Route, what: &What) -> Result<Option<Overhead>> {
         p90: spread.p90_ns,
     }))
 }
+
+#[cfg(test)]
+mod tests;

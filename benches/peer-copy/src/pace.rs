@@ -1,7 +1,8 @@
-//! `Pace`: how often something is copied, and how long each copy took.
+//! `Pace`: how often something is copied, and when each copy began and ended.
 //!
 //! The first copies warm up and are not counted. Then it goes on until there are enough, or time is up and there
-//! are a few. Two paces that meet begin each copy together.
+//! are a few. Where bytes are looked at, source and destination are written anew before the last copy of a stream, so that what
+//! is looked at is what a timed copy brought, and not what an earlier one left behind. Two paces that meet begin each copy together.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,16 +22,51 @@ pub struct Plan {
     pub budget: Duration,
 }
 
+/// What a stream of copies does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// One copy, which is timed.
+    Copy,
+    /// The source is written with what this round sends, and the destination with poison. That is not timed, and the last
+    /// copy follows.
+    Renew(u64),
+}
+
+/// From when to when a copy went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// Before it was asked for.
+    pub begin: Instant,
+    /// When it was done.
+    pub end: Instant,
+}
+
+impl Span {
+    /// How long it took.
+    pub fn ns(&self) -> f64 {
+        self.end.duration_since(self.begin).as_nanos() as f64
+    }
+
+    /// From the first begin of two to the last end.
+    pub fn around(self, other: Span) -> Span {
+        Span { begin: self.begin.min(other.begin), end: self.end.max(other.end) }
+    }
+}
+
 /// Copies under way.
 #[derive(Debug)]
 pub struct Pace<'a> {
     plan: Plan,
     meeting: Option<&'a Meeting>,
+    /// What the last copy sends; none where nobody looks at it, and once that was written.
+    last_round: Option<u64>,
+    /// How many are counted with the last one, once that is known.
+    ends_at: Option<usize>,
     done: usize,
     spent: Duration,
     is_over: bool,
     /// As whoever waits has it.
-    pub times_ns: Vec<f64>,
+    pub spans: Vec<Span>,
     /// As the device has it, where it tells.
     pub device_times_ns: Vec<f64>,
 }
@@ -41,10 +77,12 @@ impl<'a> Pace<'a> {
         Self {
             plan,
             meeting: None,
+            last_round: None,
+            ends_at: None,
             done: 0,
             spent: Duration::ZERO,
             is_over: false,
-            times_ns: Vec::new(),
+            spans: Vec::new(),
             device_times_ns: Vec::new(),
         }
     }
@@ -56,11 +94,33 @@ impl<'a> Pace<'a> {
         pace
     }
 
-    /// Whether one more is to be copied.
-    pub fn wants_more(&self) -> bool {
-        let counted = self.times_ns.len();
+    /// The last copy sends what that round sends, to a destination that was poisoned just before.
+    pub fn renewed_at_last(mut self, round: u64) -> Self {
+        self.last_round = Some(round);
+        self
+    }
+
+    /// What is to be done next; nothing when there are enough.
+    pub fn next_step(&mut self) -> Option<Step> {
+        let counted = self.spans.len();
+        if self.is_over {
+            return None;
+        }
+        if let Some(end) = self.ends_at {
+            return (counted < end).then_some(Step::Copy);
+        }
         let has_time = self.spent < self.plan.budget;
-        !self.is_over && (counted < self.plan.least || has_time && counted < self.plan.most)
+        let wants = |counted: usize| counted < self.plan.least || has_time && counted < self.plan.most;
+        let is_cold = self.done < self.plan.warm_up;
+        match self.last_round {
+            None => wants(counted).then_some(Step::Copy),
+            Some(_) if is_cold || wants(counted + 1) => Some(Step::Copy),
+            Some(round) => {
+                self.ends_at = Some(counted + 1);
+                self.last_round = None;
+                Some(Step::Renew(round))
+            }
+        }
     }
 
     /// Times one copy, which says how long the device worked on it, where it can.
@@ -73,18 +133,23 @@ impl<'a> Pace<'a> {
             self.is_over = true;
             return Ok(());
         }
-        let start = Instant::now();
+        let begin = Instant::now();
         let worked = copy()?;
-        let took = start.elapsed();
+        let end = Instant::now();
         self.done += 1;
         if self.done > self.plan.warm_up {
-            self.spent += took;
-            self.times_ns.push(took.as_nanos() as f64);
+            self.spent += end.duration_since(begin);
+            self.spans.push(Span { begin, end });
             // A clock that did not move is none.
             let worked = worked.filter(|worked| !worked.is_zero());
             self.device_times_ns.extend(worked.map(|worked| worked.as_nanos() as f64));
         }
         Ok(())
+    }
+
+    /// How long each copy took, as whoever waits has it.
+    pub fn times_ns(&self) -> Vec<f64> {
+        self.spans.iter().map(Span::ns).collect()
     }
 }
 
@@ -148,30 +213,65 @@ mod tests {
         Plan { warm_up: 2, least: 3, most: 10, budget }
     }
 
-    fn copies(mut pace: Pace) -> (usize, usize) {
-        let mut made = 0;
-        while pace.wants_more() {
-            made += 1;
-            pace.time(|| Ok(None)).unwrap();
+    /// How many copies are made, how many are counted, and after how many counted ones which rounds are written.
+    fn copies(mut pace: Pace) -> (usize, usize, Vec<(usize, u64)>) {
+        let (mut made, mut renewed) = (0, Vec::new());
+        while let Some(step) = pace.next_step() {
+            match step {
+                Step::Copy => {
+                    made += 1;
+                    pace.time(|| Ok(None)).unwrap();
+                }
+                Step::Renew(round) => renewed.push((pace.spans.len(), round)),
+            }
         }
-        (made, pace.times_ns.len())
+        (made, pace.spans.len(), renewed)
     }
 
     #[test]
     fn warming_up_is_not_counted() {
-        assert_eq!(copies(Pace::new(plan(Duration::MAX))), (12, 10));
-        assert_eq!(copies(Pace::new(plan(Duration::ZERO))), (5, 3));
+        assert_eq!(copies(Pace::new(plan(Duration::MAX))), (12, 10, vec![]));
+        assert_eq!(copies(Pace::new(plan(Duration::ZERO))), (5, 3, vec![]));
+    }
+
+    #[test]
+    fn before_the_last_copy_everything_is_written_anew() {
+        let renewed = |plan| copies(Pace::new(plan).renewed_at_last(7));
+        assert_eq!(renewed(plan(Duration::MAX)), (12, 10, vec![(9, 7)]));
+        assert_eq!(renewed(plan(Duration::ZERO)), (5, 3, vec![(2, 7)]));
+        // One copy is the last one, and what warms up comes before.
+        let one = Plan { least: 1, most: 1, ..plan(Duration::ZERO) };
+        assert_eq!(renewed(one), (3, 1, vec![(0, 7)]));
+        assert_eq!(renewed(Plan { warm_up: 0, ..one }), (1, 1, vec![(0, 7)]));
     }
 
     #[test]
     fn two_that_meet_copy_equally_often() {
         let meeting = Meeting::default();
         let both = thread::scope(|scope| {
-            let run = || copies(Pace::together(plan(Duration::MAX), &meeting));
+            let run = || copies(Pace::together(plan(Duration::MAX), &meeting).renewed_at_last(1));
             let other = scope.spawn(run);
             (run(), other.join().unwrap())
         });
-        assert_eq!(both, ((5, 3), (5, 3)));
+        assert_eq!(both, ((5, 3, vec![(2, 1)]), (5, 3, vec![(2, 1)])));
+    }
+
+    #[test]
+    fn two_copies_take_from_the_first_begin_to_the_last_end() {
+        let start = Instant::now();
+        let span = |from: u64, to: u64| {
+            let at = |ns: u64| start + Duration::from_nanos(ns);
+            Span { begin: at(from), end: at(to) }
+        };
+        // One after the other, at once, and one within the other.
+        for (one, other, ns) in [
+            (span(0, 10), span(15, 25), 25.0),
+            (span(0, 10), span(0, 12), 12.0),
+            (span(0, 30), span(5, 9), 30.0),
+        ] {
+            assert_eq!(one.around(other).ns(), ns);
+            assert_eq!(other.around(one).ns(), ns);
+        }
     }
 
     #[test]
@@ -179,8 +279,8 @@ mod tests {
         let meeting = Meeting::default();
         thread::scope(|scope| {
             scope.spawn(|| drop(Pace::together(plan(Duration::MAX), &meeting)));
-            let (made, counted) = copies(Pace::together(plan(Duration::MAX), &meeting));
-            assert!(made <= 1 && counted == 0);
+            let (made, counted, _) = copies(Pace::together(plan(Duration::MAX), &meeting));
+            assert_eq!((made, counted), (1, 0));
         });
     }
 }

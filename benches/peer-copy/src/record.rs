@@ -1,4 +1,4 @@
-//! `Record`: all that a run found, as `--json` writes it and `--save` keeps it. `schema/peer-copy-2.json` is its
+//! `Record`: all that a run found, as `--json` writes it and `--save` keeps it. `schema/peer-copy-3.json` is its
 //! schema, and `VERSION` that schema's version.
 
 use std::fmt;
@@ -7,14 +7,15 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::Wrong;
-use crate::clocks::{Clock, CpuClock};
+use crate::clocks::Clock;
 use crate::link::Link;
+use crate::machine::Machine;
 use crate::spread::Spread;
 
 /// What a record calls itself.
 pub const SCHEMA: &str = "peervram-peer-copy";
 /// Goes up when a field changes its meaning, comes or goes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -40,24 +41,6 @@ pub struct Record {
     pub figures: Vec<Figure>,
     /// What measuring itself costs, where that was asked for.
     pub overheads: Vec<Overhead>,
-}
-
-/// A machine.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Machine {
-    /// The kernel's release.
-    pub kernel: String,
-    /// The processor's name.
-    pub processor: Option<String>,
-    /// How many CPUs it has.
-    pub cpus: usize,
-    /// The one that everything ran on.
-    pub pinned_cpu: Option<usize>,
-    /// That one's clock, or the range of all.
-    pub cpu_clock: CpuClock,
-    /// What of the PCI tree could not be read, so that limits are missing.
-    pub unread: Vec<String>,
 }
 
 /// A place that memory is in.
@@ -174,7 +157,7 @@ impl FromStr for Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// They did, before and after the copies were timed.
+    /// They did, in the last copy that was timed; its destination had been poisoned before.
     Right,
     /// They did not, whatever the speed.
     Wrong,
@@ -324,20 +307,7 @@ pub mod tests {
             schema: SCHEMA.into(),
             version: VERSION,
             began_unix_s: 1,
-            machine: Machine {
-                kernel: "7.3.4".into(),
-                processor: None,
-                cpus: 2,
-                pinned_cpu: Some(1),
-                cpu_clock: CpuClock {
-                    governor: Some("performance".into()),
-                    now_khz: Some(3_400_000),
-                    least_khz: None,
-                    most_khz: None,
-                    boost: Some(true),
-                },
-                unread: vec!["nothing <&>".into()],
-            },
+            machine: crate::machine::tests::example(),
             verified: true,
             places: vec![
                 Place {

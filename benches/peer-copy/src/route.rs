@@ -40,10 +40,10 @@ pub trait Route: Send {
     /// What its owner's engine says.
     fn prepare(&mut self, round: u64) -> Result<()>;
 
-    /// Copies as often as `pace` wants.
+    /// Does what `pace` wants, step by step, until it wants no more: copies, and [`prepare`](Route::prepare) before the last.
     ///
     /// # Errors
-    /// What the engine says.
+    /// What the engine says, or the owner's.
     fn copy(&mut self, pace: &mut Pace) -> Result<()>;
 
     /// What is wrong with the destination after a round, as its owner sees it.

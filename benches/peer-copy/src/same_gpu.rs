@@ -12,7 +12,7 @@ use peervram::backends::{Engine, HostSlice, Importer};
 
 use crate::attached::Imports;
 use crate::bytes::Wrong;
-use crate::pace::Pace;
+use crate::pace::{Pace, Step};
 use crate::place::Lent;
 use crate::record::Direction;
 use crate::route::{Order, Route, deadline, landing};
@@ -135,13 +135,17 @@ impl Route for Within {
     }
 
     fn copy(&mut self, pace: &mut Pace) -> Result<()> {
-        let engine = self.engine_itself()?;
-        let (far, near) = ((&self.far, 0), (&self.near, 0));
-        let (from, to) = match self.order.direction {
-            Direction::Read => (far, near),
-            _ => (near, far),
-        };
-        while pace.wants_more() {
+        while let Some(step) = pace.next_step() {
+            if let Step::Renew(round) = step {
+                self.prepare(round)?;
+                continue;
+            }
+            let engine = self.engine_itself()?;
+            let (far, near) = ((&self.far, 0), (&self.near, 0));
+            let (from, to) = match self.order.direction {
+                Direction::Read => (far, near),
+                _ => (near, far),
+            };
             pace.time(|| engine.copy(from, to, self.order.size_bytes, deadline()))?;
         }
         Ok(())

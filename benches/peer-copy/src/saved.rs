@@ -1,6 +1,7 @@
-//! `Saved`: records that are kept under a name, in `$XDG_STATE_HOME/peervram/peer-copy`, else below
-//! `~/.local/state`.
+//! `Saved`: records that are kept under a name, in `$XDG_STATE_HOME/peer-copy`, else `~/.local/state/peer-copy`: not beside
+//! the library's certificates, whose folder has nothing else in it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -24,10 +25,15 @@ impl Saved {
     /// # Errors
     /// Neither variable says where.
     pub fn of_user() -> Result<Saved> {
-        let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Saved::of_whom(|name| std::env::var_os(name))
+    }
+
+    /// The same, of whoever has those variables.
+    fn of_whom(variable: impl Fn(&str) -> Option<OsString>) -> Result<Saved> {
+        let from = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let state = from("XDG_STATE_HOME").or_else(|| from("HOME").map(|home| home.join(".local/state")));
         let state = state.context("neither XDG_STATE_HOME nor HOME says where to keep records")?;
-        Ok(Saved::at(&state.join("peervram/peer-copy")))
+        Ok(Saved::at(&state.join("peer-copy")))
     }
 
     /// In that folder.
@@ -135,18 +141,29 @@ mod tests {
     }
 
     #[test]
+    fn the_certificates_folder_is_another() {
+        let of = |wanted: &'static str, value: &'static str| {
+            Saved::of_whom(|name| (name == wanted).then(|| value.into())).map(|saved| saved.folder)
+        };
+        // The library's store has `peervram` below both.
+        assert_eq!(of("XDG_STATE_HOME", "/state").unwrap(), Path::new("/state/peer-copy"));
+        assert_eq!(of("HOME", "/home/a").unwrap(), Path::new("/home/a/.local/state/peer-copy"));
+        assert!(of("HOME", "").is_err());
+    }
+
+    #[test]
     fn another_version_is_refused_with_code_2() {
         let mut value = serde_json::to_value(example()).unwrap();
         value["version"] = 1.into();
         value["something new"] = true.into();
         let ending = parse(&value.to_string()).unwrap_err();
         assert_eq!(ending.code, USAGE);
-        assert!(ending.reason.contains("schema version 1, and this program reads 2"), "{ending}");
+        assert!(ending.reason.contains("schema version 1, and this program reads 3"), "{ending}");
     }
 
     #[test]
     fn what_is_no_record_is_refused() {
-        for text in ["", "{", "[]", "{}", r#"{"schema":"peervram-peer-copy","version":2}"#] {
+        for text in ["", "{", "[]", "{}", r#"{"schema":"peervram-peer-copy","version":3}"#] {
             assert_eq!(parse(text).unwrap_err().code, USAGE, "{text}");
         }
     }

@@ -1,4 +1,4 @@
-//! `Schema`: whether a JSON value is what `schema/peer-copy-2.json` says.
+//! `Schema`: whether a JSON value is what `schema/peer-copy-3.json` says.
 //!
 //! As much of JSON Schema as that file uses: `type`, `const`, `enum`, `minimum`, `required`, `properties`,
 //! `additionalProperties: false`, `items` and `$ref` to `$defs`. A word that is not known here is an error, so
@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 /// The schema of the records that this program writes.
-pub const TEXT: &str = include_str!("../schema/peer-copy-2.json");
+pub const TEXT: &str = include_str!("../schema/peer-copy-3.json");
 
 /// Words that say nothing of a value.
 const COMMENTS: [&str; 5] = ["$schema", "$id", "$defs", "title", "description"];

@@ -230,6 +230,9 @@ fn compared(html: &mut String, name: &str, comparison: &Comparison) -> fmt::Resu
             (change != Change::Same).then_some((before, now, change))
         })
         .collect();
+    if let Some(text) = comparison.conditions() {
+        writeln!(html, "<p>{}</p>", escaped(&text))?;
+    }
     let same = comparison.pairs().len() - moved.len();
     let left_out = comparison.left_out(name).map(|text| format!("; {}", escaped(&text))).unwrap_or_default();
     writeln!(html, "<p class=\"faint\">{same} figures whose spreads touch are the same{left_out}.</p>")?;

@@ -109,7 +109,9 @@ fn what_moved_since_a_record_of_before_is_listed() {
     let time = &mut before.figures[1].time;
     (time.p10_ns, time.p90_ns) = (10.0 * time.p10_ns, 10.0 * time.p90_ns);
     before.figures.remove(0);
+    before.machine.kernel = "6.12 <old>".into();
     let html = page(&now, Some(("before", &before)));
+    assert!(html.contains("the kernel was 6.12 &lt;old&gt; and is 7.3.4"), "{html}");
     is_balanced(&html).unwrap();
     assert!(html.contains("Compared with before") && html.contains(">faster<"), "{html}");
     assert!(html.contains("0 that only before has, 1 that it has not"), "{html}");
