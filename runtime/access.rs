@@ -10,26 +10,29 @@ use peervram_backends::{Importer, Kind, Signal};
 use crate::attachment::Handle;
 use crate::gate::{Closed, InFlight as OfGate};
 use crate::revoke::held;
-use crate::{Error, Import, Outcome, Result, RevokeCause};
+use crate::{Direction, Error, Import, Outcome, Result, RevokeCause, Trust};
 
-/// A refusal: the memory cannot be used now.
+/// Why an access did not begin. As an [`Error`] its kind tells what to do: [`Kind::Revoked`] to wait for the
+/// memory or to take the [current](crate::Attachment::current) import, [`Kind::Gone`] to give up,
+/// [`Kind::Unverified`] to attach with another [`Trust`]; any other is what an owner or an engine said.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Revoked {
+pub struct Refused {
     /// The generation of the memory now.
     pub generation: u64,
-    /// Why the memory was last taken back.
-    pub cause: RevokeCause,
+    /// Why the memory was taken back, where that is the reason.
+    pub cause: Option<RevokeCause>,
     /// Why, in full.
     error: Error,
 }
 
-impl Revoked {
+impl Refused {
     pub(crate) fn away(device: &str, closed: Closed) -> Self {
         let Closed { generation, cause, is_gone } = closed;
         let kind = if is_gone { Kind::Gone } else { Kind::Revoked };
         let error = Error::new(kind, TRIED, cause.to_string()).on(device);
-        Self { generation, cause, error: error.next("an event tells when it is there again, if ever") }
+        let error = error.next("an event tells when it is there again, if ever");
+        Self { generation, cause: Some(cause), error }
     }
 
     pub(crate) fn stale(device: &str, now: Closed, imported: Option<u64>) -> Self {
@@ -41,28 +44,39 @@ impl Revoked {
         let error = Error::new(Kind::Revoked, TRIED, why)
             .on(device)
             .next("take the current import and rebuild what was made of the old one");
-        Self { generation, cause, error }
+        Self { generation, cause: Some(cause), error }
     }
 
     /// The memory is there, and what is in it cannot be brought to the importer.
     pub(crate) fn not_brought(generation: u64, error: Error) -> Self {
-        Self { generation, cause: RevokeCause::DeviceError, error }
+        Self { generation, cause: None, error }
+    }
+
+    /// The attachment is trusted for less than an access in `direction`.
+    pub(crate) fn untested(device: &str, generation: u64, direction: Direction, trust: Trust) -> Self {
+        let tested = trust.allows();
+        let why =
+            format!("it was attached to {tested} only: its path is not tested for an access to {direction}");
+        let error = Error::new(Kind::Unverified, TRIED, why)
+            .on(device)
+            .next("attach with Trust::Verified(Direction::Both), or enter in the direction that was tested");
+        Self { generation, cause: None, error }
     }
 }
 
 const TRIED: &str = "use lent memory";
 
-impl fmt::Display for Revoked {
+impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl std::error::Error for Revoked {}
+impl std::error::Error for Refused {}
 
-impl From<Revoked> for Error {
-    fn from(revoked: Revoked) -> Self {
-        revoked.error
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
     }
 }
 
@@ -75,6 +89,7 @@ pub struct Access<'a, I: Importer> {
     /// Empty only while it ends.
     import: Option<Arc<Import<I>>>,
     generation: u64,
+    direction: Direction,
     /// What is lent is in the importer's memory, where that is a copy.
     is_pulled: bool,
     stays: PhantomData<*const ()>,
@@ -82,14 +97,19 @@ pub struct Access<'a, I: Importer> {
 
 impl<'a, I: Importer> Access<'a, I> {
     /// Of a gate that was entered in `generation`.
-    pub(crate) fn new(handle: &'a Arc<Handle<I>>, import: Arc<Import<I>>, generation: u64) -> Self {
+    pub(crate) fn new(
+        handle: &'a Arc<Handle<I>>,
+        import: Arc<Import<I>>,
+        generation: u64,
+        direction: Direction,
+    ) -> Self {
         held::enter(handle.device());
-        Self { handle, import: Some(import), generation, is_pulled: false, stays: PhantomData }
+        Self { handle, import: Some(import), generation, direction, is_pulled: false, stays: PhantomData }
     }
 
     /// Copies what is lent to the importer's memory, where that is a copy.
     pub(crate) fn pull(&mut self) -> Result<()> {
-        self.import().pull(self.generation)?;
+        self.import().pull(self.generation, self.direction)?;
         self.is_pulled = true;
         Ok(())
     }
@@ -109,11 +129,17 @@ impl<'a, I: Importer> Access<'a, I> {
         self.generation
     }
 
+    /// What the importer may do with the memory meanwhile, as [`Attachment::enter`](crate::Attachment::enter)
+    /// was told.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
     /// Ends the access and says whether the memory stayed the same. Finish when the importing device is
     /// done, not when work is submitted; or else [`Access::finish_when`].
     ///
-    /// On a [staged](crate::Path::Staged) path it first copies back what the importer may have written,
-    /// and blocks for as long as that takes. A revoke that waits for this access waits for the copy, too;
+    /// On a [staged](crate::Path::Staged) path an access that may write is first copied back, which blocks for
+    /// as long as that takes. A revoke that waits for this access waits for the copy, too;
     /// one that does not wait any more (`Torn`) has nothing copied into memory that it took.
     pub fn finish(mut self) -> Outcome {
         self.end()
@@ -122,17 +148,17 @@ impl<'a, I: Importer> Access<'a, I> {
     /// Lasts on until `signal` fires: a fence, a timeline's value, a sync file. The memory is not taken
     /// back by this process before that, or the deadline of whoever takes it.
     ///
-    /// On a [staged](crate::Path::Staged) path what the importer wrote is copied back after the signal, by
+    /// On a [staged](crate::Path::Staged) path an access that may write is copied back after the signal, by
     /// whoever notices it first: [`InFlight::wait`], the next `finish_when`, a revoke, or the end of the
-    /// attachment. Until then the lent memory has the old bytes, and no other access that may write
-    /// copies anew: it finds what is in the importer's memory. So wait, where the bytes are wanted.
+    /// attachment. Until then the lent memory has the old bytes, and no other access copies anew: it finds
+    /// what is in the importer's memory. So wait, where the bytes are wanted.
     pub fn finish_when(mut self, signal: impl Signal + 'static) -> InFlight<I> {
         held::leave(self.handle.device());
         let (import, lent) = (self.import.take(), Arc::clone(self.handle.lent()));
-        let (generation, is_pulled) = (self.generation, self.is_pulled);
+        let (generation, direction, is_pulled) = (self.generation, self.direction, self.is_pulled);
         let on_end = move |is_done| {
-            let is_there =
-                !is_pulled || import.as_ref().is_none_or(|import| import.push(generation, is_done));
+            let push = |import: &Arc<Import<I>>| import.push(generation, direction, is_done);
+            let is_there = !is_pulled || import.as_ref().is_none_or(push);
             lent.invalidate();
             drop(import);
             is_there
@@ -144,7 +170,7 @@ impl<'a, I: Importer> Access<'a, I> {
     fn end(&mut self) -> Outcome {
         let Some(import) = self.import.take() else { return Outcome::Ok };
         held::leave(self.handle.device());
-        let is_there = !self.is_pulled || import.push(self.generation, true);
+        let is_there = !self.is_pulled || import.push(self.generation, self.direction, true);
         drop(import);
         self.handle.lent().invalidate();
         self.handle.gate().leave(self.generation).unless_lost(is_there)
@@ -159,7 +185,11 @@ impl<I: Importer> Drop for Access<'_, I> {
 
 impl<I: Importer> fmt::Debug for Access<'_, I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Access").field("import", &self.import).field("generation", &self.generation).finish()
+        f.debug_struct("Access")
+            .field("import", &self.import)
+            .field("generation", &self.generation)
+            .field("direction", &self.direction)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! `Attachment`: one importer's use of one export.
 //!
 //! The user-space twin of the kernel's `dma_buf_attachment`. Order of calls:
-//! `attach -> enter -> use -> finish -> ... -> detach`. After the memory was taken back and returned,
+//! `attach -> enter(direction) -> use -> finish -> ... -> detach`. After the memory was taken back and returned,
 //! `enter` refuses until [`Attachment::current`] has imported it again: what was made from the old
 //! import (buffers, descriptor sets, framebuffers) is dead then, and is to be rebuilt. Imports that stay
 //! good (mapped memory, drivers that map again by themselves) are simply let in again.
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use peervram_backends::{Importer, OnRevoke};
 
-use crate::access::{Access, Revoked};
+use crate::access::{Access, Refused};
 use crate::export::Lent;
 use crate::gate::Gate;
 use crate::import::Made;
@@ -41,8 +41,7 @@ pub(crate) struct Attached<I: Importer> {
     id: AttachmentId,
     lent: Arc<Lent>,
     importer: Arc<I>,
-    trust: Trust,
-    tests: Tests,
+    options: AttachOptions,
     gate: Arc<Gate>,
     last: Mutex<Last<I>>,
     /// How many imports are alive, whoever holds them.
@@ -59,22 +58,50 @@ struct Last<I: Importer> {
     certificate: Option<Certificate>,
 }
 
-/// How a path is tested where the application wants it verified, and where certificates are kept.
-#[derive(Debug, Default)]
-pub(crate) struct Tests {
-    pub limits: Limits,
+/// How an importer is to be attached: how far its bytes are trusted, how that is tested, and where certificates
+/// are kept. A [`Trust`] alone is enough where the defaults are good: the tests of [`Limits::default`], the
+/// user's certificates.
+#[derive(Debug, Clone)]
+pub struct AttachOptions {
+    trust: Trust,
+    limits: Limits,
     /// None for the user's.
-    pub store: Option<Arc<Store>>,
+    store: Option<Arc<Store>>,
 }
 
-impl Tests {
+impl AttachOptions {
+    /// With [`Limits::default`] and the user's certificates.
+    pub fn new(trust: Trust) -> Self {
+        Self { trust, limits: Limits::default(), store: None }
+    }
+
+    /// Tests within `limits`, where a path is to be verified.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Reads and keeps certificates in `store`, and not with the user's.
+    #[must_use]
+    pub fn with_store(mut self, store: Arc<Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
     fn store(&self) -> &Store {
         self.store.as_deref().unwrap_or_else(|| Store::of_user())
     }
 }
 
+impl From<Trust> for AttachOptions {
+    fn from(trust: Trust) -> Self {
+        Self::new(trust)
+    }
+}
+
 impl<I: Importer> Attachment<I> {
-    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, trust: Trust, tests: Tests) -> Result<Self> {
+    pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, options: AttachOptions) -> Result<Self> {
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         // Inside from the start, so that a revoke waits for the import that follows.
         let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| Attached {
@@ -82,8 +109,7 @@ impl<I: Importer> Attachment<I> {
             gate: Arc::new(Gate::entered(generation)),
             lent: Arc::clone(&lent),
             importer,
-            trust,
-            tests,
+            options,
             last: Mutex::new(Last {
                 import: None,
                 path: Path::Peer,
@@ -102,7 +128,7 @@ impl<I: Importer> Attachment<I> {
                 exporter = attached.lent.device_name(),
                 importer = attached.importer.name(),
                 path = %import.path(),
-                ?trust,
+                trust = ?attached.options.trust,
                 "attached"
             );
         });
@@ -133,7 +159,7 @@ impl<I: Importer> Attachment<I> {
 
     /// What the application was content with.
     pub fn trust(&self) -> Trust {
-        self.attached().trust
+        self.attached().options.trust
     }
 
     /// The generation of the memory now: how often it was taken back.
@@ -146,28 +172,45 @@ impl<I: Importer> Attachment<I> {
         &self.attached().importer
     }
 
-    /// Begins a stretch of use. The memory is not taken back by this process before it is finished.
+    /// Begins a stretch of use, in which the importer reads, writes or does both. The memory is not taken back
+    /// by this process before it is finished. With [`Trust::Verified`] only what was tested may be done.
+    ///
+    /// On a [staged](Path::Staged) path what is lent is copied to the importer's memory, for an access that only
+    /// writes, too: it may leave bytes as they are. An access that only reads is not copied back; what the
+    /// importer writes all the same is lost. On any other path nothing keeps the importer to its word.
+    ///
     /// Does not block but for the owner's flush, for another thread that imports anew, and on a
     /// [staged](Path::Staged) path for the copy, which gives way to a revoke.
     ///
     /// # Errors
-    /// [`Revoked`] while the memory is taken back, or since this attachment's import was made; or with
-    /// the reason why the owner's device cannot show what it wrote, or why it could not be copied.
-    pub fn enter(&self) -> Result<Access<'_, I>, Revoked> {
+    /// [`Kind::Unverified`] where `direction` is not of those that the attachment is verified for;
+    /// [`Kind::Revoked`] while the memory is taken back, or since this attachment's import was made; or the
+    /// reason why the owner's device cannot show what it wrote, or why it could not be copied.
+    pub fn enter(&self, direction: Direction) -> Result<Access<'_, I>, Refused> {
+        let (attached, trust) = (self.attached(), self.trust());
+        if !trust.allows().includes(direction) {
+            let (device, generation) = (attached.lent.device_name(), self.generation());
+            return Err(Refused::untested(device, generation, direction, trust));
+        }
+        self.begin(direction)
+    }
+
+    /// Begins a stretch of use, tested or not.
+    fn begin(&self, direction: Direction) -> Result<Access<'_, I>, Refused> {
         let attached = self.attached();
         let generation =
-            attached.gate.enter().map_err(|closed| Revoked::away(attached.lent.device_name(), closed))?;
+            attached.gate.enter().map_err(|closed| Refused::away(attached.lent.device_name(), closed))?;
         let import = attached.last.lock().import.clone();
         match import {
             Some(import) if import.is_of(generation) => {
                 // From here on, dropping it leaves the gate.
-                let mut access = Access::new(&self.0, import, generation);
-                let not_brought = |error| Revoked::not_brought(generation, error);
+                let mut access = Access::new(&self.0, import, generation, direction);
+                let not_brought = |error| Refused::not_brought(generation, error);
                 attached.lent.flush().map_err(not_brought)?;
                 access.pull().map_err(|error: Error| {
                     if error.kind() == Kind::Revoked && attached.gate.is_closed() {
                         let closed = attached.gate.closed(attached.gate.generation());
-                        return Revoked::away(attached.lent.device_name(), closed);
+                        return Refused::away(attached.lent.device_name(), closed);
                     }
                     not_brought(error)
                 })?;
@@ -177,7 +220,7 @@ impl<I: Importer> Attachment<I> {
                 attached.gate.leave(generation);
                 let now = attached.gate.closed(generation);
                 let imported = other.map(|import| import.generation());
-                Err(Revoked::stale(attached.lent.device_name(), now, imported))
+                Err(Refused::stale(attached.lent.device_name(), now, imported))
             }
         }
     }
@@ -187,12 +230,12 @@ impl<I: Importer> Attachment<I> {
     /// a revoke ([`OnRevoke::FreeBefore`]) is waited for until it is dropped.
     ///
     /// # Errors
-    /// [`Revoked`], as an [`Error`], while the memory is away; else as
+    /// [`Refused`], as an [`Error`], while the memory is away; else as
     /// [`Export::attach`](crate::Export::attach), and it may be tried again.
     pub fn current(&self) -> Result<Arc<Import<I>>> {
         let attached = self.attached();
         let generation =
-            attached.gate.enter().map_err(|closed| Revoked::away(attached.lent.device_name(), closed))?;
+            attached.gate.enter().map_err(|closed| Refused::away(attached.lent.device_name(), closed))?;
         let result = attached.import_of(generation);
         attached.gate.leave(generation);
         result
@@ -213,7 +256,8 @@ impl<I: Importer> Attachment<I> {
         progress: &mut dyn FnMut(&Progress),
     ) -> Result<Certificate> {
         let attached = self.attached();
-        let access = self.enter()?;
+        // Whatever it is trusted for: a test is how trust begins. A copy is not tested, so none is to be copied back.
+        let access = self.begin(Direction::Read)?;
         let path = access.import().path();
         let memory = access.memory();
         let certificate =
@@ -306,7 +350,7 @@ impl<I: Importer> Attached<I> {
     }
 
     pub(crate) fn trust(&self) -> Trust {
-        self.trust
+        self.options.trust
     }
 
     /// What a current certificate, or a test made now, says of bytes in `direction` by `memory`, which was
@@ -322,8 +366,8 @@ impl<I: Importer> Attached<I> {
     ) -> Result<(Known, Certificate)> {
         // A device is the same one tomorrow. Host memory is not.
         let is_device = self.lent.entry().exporter()?.pci_address().is_some();
-        let store = is_device.then(|| self.tests.store());
-        let limits = &self.tests.limits;
+        let store = is_device.then(|| self.options.store());
+        let limits = &self.options.limits;
         verify::assure(store, &self.lent, &*self.importer, memory, path, direction, limits)
     }
 
@@ -334,8 +378,8 @@ impl<I: Importer> Attached<I> {
     pub(crate) fn try_owner_engine(&self) -> Result<()> {
         let ranges = self.lent.aperture().ranges();
         match self.lent.aperture().owner().and_then(|owner| owner.engine()) {
-            Some(engine) if self.trust != Trust::Unverified => {
-                round_trip(engine, ranges, ranges.size_bytes(), self.tests.limits.copy_timeout)
+            Some(engine) if self.options.trust != Trust::Unverified => {
+                round_trip(engine, ranges, ranges.size_bytes(), self.options.limits.copy_timeout)
                     .map_err(|error| error.on(self.lent.device_name()))
             }
             _ => Ok(()),
@@ -350,9 +394,9 @@ impl<I: Importer> Attached<I> {
         let size_bytes = self.lent.aperture().ranges().size_bytes();
         match self.importer.engines().first() {
             Some(&engine)
-                if self.trust != Trust::Unverified && self.importer.host_memory(memory).is_none() =>
+                if self.options.trust != Trust::Unverified && self.importer.host_memory(memory).is_none() =>
             {
-                round_trip(engine, memory, size_bytes, self.tests.limits.copy_timeout)
+                round_trip(engine, memory, size_bytes, self.options.limits.copy_timeout)
                     .map_err(|error| error.on(self.importer.name()))
             }
             _ => Ok(()),

@@ -7,13 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use peervram_backends::topology::{Expected, MapType, Topology};
 use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
-use crate::attachment::{Attachment, Tests};
+use crate::attachment::{AttachOptions, Attachment};
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::ExportId;
 use crate::revoke::{Event, Events, Subscription};
-use crate::verify::{Limits, Store};
-use crate::{Direction, Path, Result, Trust};
+use crate::{Path, Result};
 
 /// An exported range of memory.
 ///
@@ -82,29 +81,18 @@ impl Export {
         self.0.dma_buf.as_ref()
     }
 
-    /// Attaches `importer`, by the first path that works, and keeps the reasons why others did not.
+    /// Attaches `importer`, by the first path that works, and keeps the reasons why others did not. `options` are
+    /// a [`Trust`](crate::Trust), or [`AttachOptions`].
     ///
     /// # Errors
     /// The reasons of all paths, with the kind and errno of the first; [`Kind::Revoked`],
     /// [`Kind::Busy`] or [`Kind::Gone`] where the memory is not there now.
-    pub fn attach<I: Importer>(&self, importer: Arc<I>, trust: Trust) -> Result<Attachment<I>> {
-        Attachment::new(Arc::clone(&self.0), importer, trust, Tests::default())
-    }
-
-    /// As [`attach`](Export::attach) with [`Trust::Verified`], by tests within `limits`, and with certificates of
-    /// `store` rather than the user's.
-    ///
-    /// # Errors
-    /// As [`attach`](Export::attach).
-    pub fn attach_tested<I: Importer>(
+    pub fn attach<I: Importer>(
         &self,
         importer: Arc<I>,
-        direction: Direction,
-        limits: Limits,
-        store: Arc<Store>,
+        options: impl Into<AttachOptions>,
     ) -> Result<Attachment<I>> {
-        let tests = Tests { limits, store: Some(store) };
-        Attachment::new(Arc::clone(&self.0), importer, Trust::Verified(direction), tests)
+        Attachment::new(Arc::clone(&self.0), importer, options.into())
     }
 
     /// Calls back with everything that happens to the memory from now on, until the subscription is
@@ -295,7 +283,7 @@ mod tests {
     use peervram_backends::{DmaRanges, OnRevoke};
 
     use super::*;
-    use crate::Lender;
+    use crate::{Direction, Lender, Trust};
 
     /// Takes any dma-buf and does nothing with it.
     struct Anyone;
@@ -334,7 +322,7 @@ mod tests {
         let (export, error) = export.close().unwrap_err();
         assert_eq!(error.kind(), Kind::StillInUse);
         assert_eq!(error.device(), Some("host memory"));
-        attachment.enter().unwrap().finish();
+        attachment.enter(Direction::Both).unwrap().finish();
         attachment.detach().unwrap();
         export.close().map_err(|(_, error)| error).unwrap();
     }

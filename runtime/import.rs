@@ -133,14 +133,16 @@ impl<I: Importer> Import<I> {
         self.staged.as_ref().map(Staged::how)
     }
 
-    /// Copies what is lent to the importer's memory, where that is a copy, for an access of `generation`.
-    pub(crate) fn pull(&self, generation: u64) -> Result<()> {
-        self.staged.as_ref().map_or(Ok(()), |staged| staged.pull(self.memory(), generation))
+    /// Copies what is lent to the importer's memory, where that is a copy, for an access of `generation`
+    /// in `direction`.
+    pub(crate) fn pull(&self, generation: u64, direction: Direction) -> Result<()> {
+        self.staged.as_ref().map_or(Ok(()), |staged| staged.pull(self.memory(), generation, direction))
     }
 
-    /// The other way at the end of an access that pulled. Says whether what was written is where it belongs.
-    pub(crate) fn push(&self, generation: u64, is_done: bool) -> bool {
-        self.staged.as_ref().is_none_or(|staged| staged.push(self.memory(), generation, is_done))
+    /// Ends an access that pulled: copies back what it may have written. Says whether that is where it belongs.
+    pub(crate) fn push(&self, generation: u64, direction: Direction, is_done: bool) -> bool {
+        let push = |staged: &Staged<I>| staged.push(self.memory(), generation, direction, is_done);
+        self.staged.as_ref().is_none_or(push)
     }
 
     /// Waits until nothing is copied into or out of the lent memory.
@@ -225,7 +227,7 @@ fn stage<I: Importer>(
     let path = kept.as_ref().map(|(path, _)| *path);
     let cpu = lent.cpu_access();
     let mover = |way| plan.mover(way, has_engine && tried.is_ok(), cpu, path);
-    let writes = attached.trust().direction().includes(Direction::Write);
+    let writes = attached.trust().allows().includes(Direction::Write);
     let movers = (mover(Direction::Read), writes.then(|| mover(Direction::Write)));
     let is_wanted = movers.0 == Mover::ImporterEngine || movers.1 == Some(Mover::ImporterEngine);
     let peer = if is_wanted { kept.take().map(|(_, memory)| memory) } else { None };

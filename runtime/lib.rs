@@ -7,7 +7,7 @@
 //! use std::sync::Arc;
 //! use std::time::Duration;
 //! use peervram::backends::{Aperture, DmaRange, DmaRanges, RawBytes, drm, vfio};
-//! use peervram::{Lender, Trust};
+//! use peervram::{Direction, Lender, Trust};
 //!
 //! # fn main() -> peervram::Result<()> {
 //! let lender = Lender::new(vfio::Device::open("0000:01:00.0".parse()?)?);
@@ -18,7 +18,7 @@
 //! let attachment = export.attach(screen, Trust::Unverified)?;
 //! println!("by {}", attachment.path());
 //!
-//! let access = attachment.enter()?; // refused while the memory is taken back
+//! let access = attachment.enter(Direction::Read)?; // refused while the memory is taken back
 //! let _handle = access.memory().raw_handle();
 //! access.finish();
 //!
@@ -54,8 +54,8 @@ pub use peervram_backends::{Error, Kind, Result};
 #[cfg(feature = "nvgrace")]
 pub use peervram_nvgrace as nvgrace;
 
-pub use access::{Access, InFlight, Revoked};
-pub use attachment::Attachment;
+pub use access::{Access, InFlight, Refused};
+pub use attachment::{AttachOptions, Attachment};
 pub use export::Export;
 pub use gate::Outcome;
 pub use import::Import;

@@ -12,8 +12,8 @@ pub enum Path {
     /// are CPUs, or that do DMA to addresses of this process; nothing is copied.
     HostPointer,
     /// Memory of the importer's own, to which lent memory is copied by every
-    /// [`enter`](crate::Attachment::enter) and from which it is copied back at the end of the access where the
-    /// importer may write. [`Attachment::staging`](crate::Attachment::staging) says who copies.
+    /// [`enter`](crate::Attachment::enter), and from which it is copied back at the end of each access that may
+    /// write. [`Attachment::staging`](crate::Attachment::staging) says who copies.
     Staged,
 }
 
@@ -45,17 +45,18 @@ impl fmt::Display for Path {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Trust {
-    /// No byte has been tested on this path. Copies are the last resort, made where nothing else can be
-    /// imported, and in both directions.
+    /// No byte has been tested on this path, and accesses may read and write. Copies are the last resort, made
+    /// where nothing else can be imported.
     Unverified,
     /// Bytes were tested on this path in this direction, as a current certificate says; where there is
-    /// none, one is made while attaching. Where the test fails, another path is taken.
+    /// none, one is made while attaching. Where the test fails, another path is taken. An access in a direction
+    /// that was not tested is refused.
     Verified(Direction),
 }
 
 impl Trust {
-    /// Which way bytes may go.
-    pub(crate) fn direction(self) -> Direction {
+    /// What accesses may do.
+    pub(crate) fn allows(self) -> Direction {
         match self {
             Self::Unverified => Direction::Both,
             Self::Verified(direction) => direction,

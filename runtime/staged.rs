@@ -11,9 +11,9 @@
 //! The mover is the owner's engine, else an engine of the importer's that reaches the lent memory, else this
 //! process's CPU through the BAR, which is slow to read. Both hops are at work at once ([`relay`]).
 //!
-//! One copy serves all accesses of an attachment. Where the importer may write, the first of several that
-//! overlap pulls and the others find what is there, or a pull would overwrite what was not pushed yet; each
-//! pushes at its end. Where it only reads, each pulls.
+//! One copy serves all accesses of an attachment. Each pulls, unless one that may write is inside: a pull would
+//! overwrite what that one has not pushed yet, so the others find what is there. One that may write pushes
+//! at its end; one that only reads does not.
 //!
 //! A revoke never finds a push under way into memory that it took: pieces are moved one by one, each under a
 //! lock and after a look at the gate, and [`Staged::settle`] waits for that lock.
@@ -30,7 +30,7 @@ use crate::export::Lent;
 use crate::gate::Gate;
 use crate::relay::{pieces, relay};
 use crate::sync::Mutex;
-use crate::{Error, Kind, Result};
+use crate::{Direction, Error, Kind, Result};
 
 /// How large a slice is. Measured between two model GPUs: see the book's measurements.
 const SLICE_BYTES: usize = 1 << 20;
@@ -77,7 +77,7 @@ impl fmt::Display for Mover {
 pub struct Staging {
     /// Who copies out of the lent memory when an access begins.
     pub pull: Mover,
-    /// Who copies into it when an access ends; nobody where the importer only reads.
+    /// Who copies into it when an access ends that may write; nobody where none may.
     pub push: Option<Mover>,
     /// Whether the importer works on host memory, rather than on memory of its own that its engine fills.
     pub in_host_memory: bool,
@@ -99,8 +99,8 @@ pub(crate) struct Staged<I: Importer> {
     stage: Option<Arc<Mapping>>,
     /// Made at the first copy; forgotten where one fails, since an engine may still write into them.
     slices: Mutex<Option<Vec<HostSlice>>>,
-    /// Accesses that have pulled and not pushed.
-    inside: Mutex<usize>,
+    /// Accesses that may write, and have pulled and not pushed.
+    writers: Mutex<usize>,
     /// Held while a piece is moved into or out of the lent memory.
     at_work: Mutex<()>,
 }
@@ -165,7 +165,7 @@ impl<I: Importer> Staged<I> {
             bar,
             stage,
             slices: Mutex::default(),
-            inside: Mutex::new(0),
+            writers: Mutex::new(0),
             at_work: Mutex::default(),
         })
     }
@@ -185,26 +185,31 @@ impl<I: Importer> Staged<I> {
         self.peer.take()
     }
 
-    /// Copies what is lent to `memory`, for an access of `generation`.
+    /// Copies what is lent to `memory`, for an access of `generation` in `direction`.
     ///
     /// # Errors
     /// [`Kind::Revoked`] where the memory is taken back meanwhile; what an engine said. The access has not begun
     /// then.
-    pub fn pull(&self, memory: &I::Memory, generation: u64) -> Result<()> {
-        let mut inside = self.inside.lock();
-        if *inside == 0 || self.how.push.is_none() {
+    pub fn pull(&self, memory: &I::Memory, generation: u64, direction: Direction) -> Result<()> {
+        let mut writers = self.writers.lock();
+        if *writers == 0 {
             self.copy(memory, Way::Pull, self.how.pull, generation)?;
         }
-        *inside += 1;
+        if direction.includes(Direction::Write) {
+            *writers += 1;
+        }
         Ok(())
     }
 
-    /// Ends an access of `generation`: copies `memory` back where the importer may have written, and where it is
-    /// known to be done. Says whether what it wrote is there.
-    pub fn push(&self, memory: &I::Memory, generation: u64, is_done: bool) -> bool {
-        let mut inside = self.inside.lock();
-        *inside -= 1;
-        let Some(mover) = self.how.push else { return true };
+    /// Ends an access that pulled, of `generation` in `direction`: copies `memory` back where it may have written,
+    /// and where it is known to be done. Says whether what it wrote is there.
+    pub fn push(&self, memory: &I::Memory, generation: u64, direction: Direction, is_done: bool) -> bool {
+        if !direction.includes(Direction::Write) {
+            return true;
+        }
+        let mut writers = self.writers.lock();
+        *writers -= 1;
+        let Some(mover) = self.how.push else { return false };
         if !is_done {
             tracing::warn!(importer = self.importer.name(), "nobody knows what it wrote: not copied back");
             return false;

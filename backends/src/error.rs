@@ -52,7 +52,8 @@ pub enum Kind {
     Vulkan,
     /// The deadline passed.
     TimedOut,
-    /// A path was tested and is not to be trusted: bytes were wrong, or nobody saw them who could tell.
+    /// A path was tested and is not to be trusted: bytes were wrong, or nobody saw them who could tell;
+    /// or it was not tested for what is to be done.
     Unverified,
     /// The caller would wait for itself.
     WouldDeadlock,

@@ -12,7 +12,7 @@ use peervram::backends::{
     Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Mapping, OnRevoke, RawBytes, Region,
     page_size_bytes,
 };
-use peervram::{Attachment, Lender, Outcome, Trust};
+use peervram::{Attachment, Direction, Lender, Outcome, Trust};
 
 use crate::report::{Report, Unit};
 use crate::samples::Samples;
@@ -84,7 +84,7 @@ pub fn measure<E: Exporter>(
 #[inline(never)]
 fn use_often(attachment: &Attachment<Nothing>) -> peervram::Result<()> {
     for _ in 0..BATCH {
-        let access = black_box(attachment).enter()?;
+        let access = black_box(attachment).enter(Direction::Read)?;
         debug_assert_eq!(access.generation(), 0);
         let outcome = access.finish();
         debug_assert_eq!(black_box(outcome), Outcome::Ok);

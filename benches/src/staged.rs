@@ -87,7 +87,8 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
             eprintln!("staged, {what}: round {round} of {}", report.rounds);
             let (mut ours, mut theirs) = (Samples::default(), Samples::default());
             for _ in 0..CYCLES {
-                let access = ours.time(|| attachment.enter()).map_err(peervram::Error::from)?;
+                let access =
+                    ours.time(|| attachment.enter(Direction::Read)).map_err(peervram::Error::from)?;
                 access.finish();
                 theirs.time(|| by_hand.copy(&stage))?;
             }

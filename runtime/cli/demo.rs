@@ -17,7 +17,7 @@ use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Mapping, PciAddress, RawBytes, page_size_bytes, vfio,
 };
 use peervram::picture::Picture;
-use peervram::{Attachment, Error, Export, Kind, Lender, Outcome, Result, Trust};
+use peervram::{Attachment, Direction, Error, Export, Kind, Lender, Outcome, Result, Trust};
 use serde::Serialize;
 
 use super::arguments::PictureSize;
@@ -156,7 +156,7 @@ fn lend<E: Exporter>(
     let screen = arguments.show.as_deref().map(Node::open).transpose()?.map(Arc::new);
     let shown =
         screen.map(|node| attach(&mut steps, &mut refused, &export, node, "display attaches")).transpose()?;
-    let shown = shown.as_ref().map(Attachment::enter).transpose()?;
+    let shown = shown.as_ref().map(|screen| screen.enter(Direction::Read)).transpose()?;
     let scan_out = match &shown {
         Some(access) => Some(steps.take("display shows it", || {
             let scan_out = ScanOut::start(access.memory(), card.layout())?;
@@ -168,7 +168,7 @@ fn lend<E: Exporter>(
     pause(arguments, "the test card is on the screen")?;
 
     let attachment = attach(&mut steps, &mut refused, &export, importer, "Vulkan attaches")?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let path = Some(attachment.path().name());
     let mut engine = Engine::new(attachment.importer())?;
     steps.take("Vulkan reads: checksum", || {

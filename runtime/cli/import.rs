@@ -246,7 +246,10 @@ fn attach<I: Importer>(
             report.refused = (attachment.refused().iter())
                 .map(|(path, error)| Refusal { path: path.name(), error: error.into() })
                 .collect();
-            let access = attachment.enter()?;
+            // Whoever looks reads. Who does not is inside for what was asked to be tested.
+            let reads = arguments.checksum || arguments.picture.is_some() || arguments.show.is_some();
+            let asked = arguments.verified.filter(|_| !reads).unwrap_or(Direction::Read);
+            let access = attachment.enter(asked)?;
             work(access.memory(), &mut report)?;
             access.finish();
             attachment.detach()?;

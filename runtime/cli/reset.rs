@@ -10,7 +10,7 @@ use clap::Args;
 use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
-use peervram::{AtDeadline, Attachment, Event, Export, Kind, Lender, Result, Terms, Trust, What};
+use peervram::{AtDeadline, Attachment, Direction, Event, Export, Kind, Lender, Result, Terms, Trust, What};
 use serde::Serialize;
 
 use super::ending::{ErrorReport, print_json};
@@ -111,7 +111,7 @@ impl<I: Importer> Attached for Attachment<I> {
             if !self.is_current() {
                 self.current()?;
             }
-            self.enter()?.finish();
+            self.enter(Direction::Read)?.finish();
             Ok(())
         };
         let result = entered();

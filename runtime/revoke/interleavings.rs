@@ -10,7 +10,7 @@ use peervram_backends::{Flag, OnRevoke};
 
 use super::fakes::{Card, Reader};
 use crate::sync::thread;
-use crate::{Attachment, Kind, Lender, Outcome, Result, RevokeCause, Trust};
+use crate::{Attachment, Direction, Kind, Lender, Outcome, Result, RevokeCause, Trust};
 
 /// Long past the end of any scene.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -40,7 +40,7 @@ fn reset(lender: &Lender<Card>, inside: &Arc<AtomicUsize>) -> Result<()> {
 
 /// Uses the memory, or learns that it cannot now.
 fn use_once(attachment: &Attachment<Reader>, inside: &AtomicUsize) {
-    let Ok(access) = attachment.enter() else {
+    let Ok(access) = attachment.enter(Direction::Both) else {
         let _ = attachment.current();
         return;
     };
@@ -116,7 +116,7 @@ fn work_of_a_device_is_waited_for() {
         let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
         let flag = Flag::new();
         inside.fetch_add(1, Ordering::SeqCst);
-        let in_flight = attachment.enter().unwrap().finish_when(flag.clone());
+        let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(flag.clone());
         let device = {
             let (flag, inside) = (flag.clone(), Arc::clone(&inside));
             thread::spawn(move || {

@@ -10,7 +10,9 @@ use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner};
 
 use super::fakes::{Card, Reader};
 use super::machine::Terms;
-use crate::{AtDeadline, Attachment, Error, Kind, Lender, Outcome, Result, RevokeCause, Trust, What};
+use crate::{
+    AtDeadline, Attachment, Direction, Error, Kind, Lender, Outcome, Result, RevokeCause, Trust, What,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
@@ -29,7 +31,7 @@ fn hold_inside(attachment: &Arc<Attachment<Reader>>) -> (mpsc::Sender<()>, threa
     let (entered, is_in) = mpsc::channel();
     let attachment = Arc::clone(attachment);
     let holder = thread::spawn(move || {
-        let access = attachment.enter().unwrap();
+        let access = attachment.enter(Direction::Both).unwrap();
         entered.send(()).unwrap();
         told.recv().ok();
         access.finish()
@@ -42,15 +44,15 @@ fn hold_inside(attachment: &Arc<Attachment<Reader>>) -> (mpsc::Sender<()>, threa
 fn an_import_is_stale_after_a_revoke_until_it_is_taken_anew() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    attachment.enter().unwrap().finish();
+    attachment.enter(Direction::Both).unwrap().finish();
     reset(&lender, PATIENCE).unwrap();
     assert_eq!((export.generation(), attachment.generation()), (1, 1));
-    let revoked = attachment.enter().unwrap_err();
-    assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::Reset));
+    let revoked = attachment.enter(Direction::Both).unwrap_err();
+    assert_eq!((revoked.generation, revoked.cause), (1, Some(RevokeCause::Reset)));
     assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
     assert!(!attachment.is_current());
     assert_eq!(attachment.current().unwrap().generation(), 1);
-    assert_eq!(attachment.enter().unwrap().generation(), 1);
+    assert_eq!(attachment.enter(Direction::Both).unwrap().generation(), 1);
     assert_eq!(attachment.importer().alive(), 1);
 }
 
@@ -59,7 +61,7 @@ fn an_importer_that_heals_is_let_in_as_it_is() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
     reset(&lender, PATIENCE).unwrap();
-    let access = attachment.enter().unwrap();
+    let access = attachment.enter(Direction::Both).unwrap();
     assert_eq!((access.generation(), access.import().generation()), (1, 0));
 }
 
@@ -79,7 +81,7 @@ fn what_must_be_freed_is_freed_before_the_call_and_imported_after_it() {
     assert_eq!(at_the_call.load(Ordering::SeqCst), 0);
     assert_eq!(attachment.importer().alive(), 0);
     attachment.current().unwrap();
-    attachment.enter().unwrap().finish();
+    attachment.enter(Direction::Both).unwrap().finish();
     assert_eq!(attachment.importer().alive(), 1);
 }
 
@@ -129,8 +131,8 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
         "{error}"
     );
     assert_eq!(export.generation(), 0);
-    other.enter().unwrap().finish();
-    late.enter().unwrap().finish();
+    other.enter(Direction::Both).unwrap().finish();
+    late.enter(Direction::Both).unwrap().finish();
     leave.send(()).unwrap();
     assert_eq!(holder.join().unwrap(), Outcome::Ok);
     reset(&lender, SHORT).unwrap();
@@ -164,7 +166,7 @@ fn who_is_late_is_torn_where_the_revoke_goes_on() {
 fn a_thread_that_is_inside_is_not_left_to_wait_for_itself() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    let access = attachment.enter().unwrap();
+    let access = attachment.enter(Direction::Both).unwrap();
     let begun = Instant::now();
     assert_eq!(reset(&lender, PATIENCE).unwrap_err().kind(), Kind::WouldDeadlock);
     assert!(begun.elapsed() < PATIENCE / 2);
@@ -180,7 +182,7 @@ fn an_access_lasts_until_its_signal() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
     let flag = Flag::new();
-    let in_flight = attachment.enter().unwrap().finish_when(flag.clone());
+    let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(flag.clone());
     // This thread is no longer inside: a device is.
     assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::TimedOut);
     assert_eq!(in_flight.wait(Duration::ZERO), None);
@@ -211,8 +213,8 @@ fn a_lost_signal_is_named_and_can_be_given_up() {
             panic!("a signal's own fault")
         }
     }
-    let lost = attachment.enter().unwrap().finish_when(Lost);
-    let broken = attachment.enter().unwrap().finish_when(Broken);
+    let lost = attachment.enter(Direction::Both).unwrap().finish_when(Lost);
+    let broken = attachment.enter(Direction::Both).unwrap().finish_when(Broken);
     let error = reset(&lender, SHORT).unwrap_err();
     assert!(error.kind() == Kind::TimedOut && error.why().contains("inside 2 times"), "{error}");
     assert_eq!((lost.abandon(), broken.abandon()), (Outcome::Ok, Outcome::Ok));
@@ -224,7 +226,7 @@ fn work_that_outlives_its_attachment_keeps_the_import_and_no_longer() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
     let (reader, flag) = (Arc::clone(attachment.importer()), Flag::new());
-    drop(attachment.enter().unwrap().finish_when(flag.clone()));
+    drop(attachment.enter(Direction::Both).unwrap().finish_when(flag.clone()));
     attachment.detach().unwrap();
     assert_eq!(reader.alive(), 1);
     assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::StillInUse);
@@ -242,7 +244,7 @@ fn work_that_outlives_its_attachment_keeps_the_import_and_no_longer() {
 fn giving_work_up_ends_the_wait_for_it() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    let in_flight = attachment.enter().unwrap().finish_when(Flag::new());
+    let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(Flag::new());
     let begun = Instant::now();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -290,13 +292,13 @@ fn memory_is_not_gone_before_it_is() {
     let events = export.events().unwrap();
     let closing = thread::spawn(move || lender.close(PATIENCE).map_err(|(_, error)| error));
     assert!(matches!(events.next_within(PATIENCE).unwrap().unwrap().what, What::Draining { .. }));
-    let revoked = attachment.enter().unwrap_err();
-    assert_eq!(revoked.cause, RevokeCause::ExporterGone);
+    let revoked = attachment.enter(Direction::Both).unwrap_err();
+    assert_eq!(revoked.cause, Some(RevokeCause::ExporterGone));
     assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
     leave.send(()).unwrap();
     holder.join().unwrap();
     closing.join().unwrap().unwrap();
-    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
 }
 
 #[test]
@@ -322,7 +324,7 @@ fn a_call_that_fails_has_revoked() {
     let result = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, refuse);
     assert_eq!(result.unwrap_err().kind(), Kind::Busy);
     assert_eq!(export.generation(), 1);
-    assert_eq!(attachment.enter().unwrap_err().generation, 1);
+    assert_eq!(attachment.enter(Direction::Both).unwrap_err().generation, 1);
 }
 
 #[test]
@@ -342,7 +344,7 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
     assert_eq!(error.kind(), Kind::Stuck);
 
     assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
-    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Revoked);
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Revoked);
     assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::Busy);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Busy);
@@ -371,14 +373,14 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
     let _subscription = export.on_event(move |event| {
         if let What::NotReady(why) = &event.what {
             assert_eq!(why.reason, "it warms up");
-            refused.fetch_add(usize::from(inside.enter().is_err()), Ordering::SeqCst);
+            refused.fetch_add(usize::from(inside.enter(Direction::Both).is_err()), Ordering::SeqCst);
         }
     });
     // Far longer than a kernel's call may take.
     reset(&lender, Terms { call_limit: SHORT, ..Terms::from(PATIENCE) }).unwrap();
     assert_eq!(tried.load(Ordering::SeqCst), 1);
     assert!(!lender.device().is_shadowed.load(Ordering::SeqCst));
-    attachment.enter().unwrap().finish();
+    attachment.enter(Direction::Both).unwrap().finish();
     let codes: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|event| event.what.code()).collect();
     assert_eq!(codes, ["draining", "not-ready", "restored"]);
 }
@@ -392,10 +394,10 @@ fn a_device_that_never_warms_up_keeps_its_memory_away() {
     assert_eq!(export.generation(), 1);
     // What is mapped stays shadow memory: nobody's access waits in the kernel.
     assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
-    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Revoked);
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Revoked);
     lender.device().gets_ready_ms.store(0, Ordering::SeqCst);
     reset(&lender, PATIENCE).unwrap();
-    attachment.enter().unwrap().finish();
+    attachment.enter(Direction::Both).unwrap().finish();
 }
 
 #[test]
@@ -407,8 +409,8 @@ fn memory_that_is_away_is_refused_until_it_is_given_back() {
         Ok(())
     };
     lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE, off).unwrap();
-    let revoked = attachment.enter().unwrap_err();
-    assert_eq!((revoked.generation, revoked.cause), (1, RevokeCause::MemoryDisabled));
+    let revoked = attachment.enter(Direction::Both).unwrap_err();
+    assert_eq!((revoked.generation, revoked.cause), (1, Some(RevokeCause::MemoryDisabled)));
     assert_eq!(attachment.current().unwrap_err().kind(), Kind::Revoked);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Revoked);
@@ -483,7 +485,7 @@ fn a_closed_device_lets_nobody_in() {
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
     let events = attachment.events().unwrap();
     lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
-    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Gone);
     assert!(matches!(events.try_next().unwrap().what, What::Draining { .. }));
@@ -502,7 +504,7 @@ fn a_close_that_somebody_is_late_for_gives_the_lender_back() {
     assert_eq!(error.kind(), Kind::TimedOut);
     leave.send(()).unwrap();
     holder.join().unwrap();
-    attachment.enter().unwrap().finish();
+    attachment.enter(Direction::Both).unwrap().finish();
     lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
 }
 
@@ -516,7 +518,7 @@ fn dropping_a_lender_tears_who_stays_inside() {
     assert!(begun.elapsed() < Duration::from_secs(5));
     leave.send(()).unwrap();
     assert_eq!(holder.join().unwrap(), Outcome::Torn { generation: 1 });
-    assert_eq!(Error::from(attachment.enter().unwrap_err()).kind(), Kind::Gone);
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
 }
 
 #[test]

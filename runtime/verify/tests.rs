@@ -12,7 +12,7 @@ use peervram_backends::{
 };
 
 use super::*;
-use crate::{Attachment, Export, Lender, Trust};
+use crate::{AttachOptions, Attachment, Direction, Export, Lender, Trust};
 
 const MIB: usize = 1 << 20;
 const SIZE_BYTES: usize = 6 * MIB;
@@ -467,7 +467,7 @@ fn a_path_is_tested_once_until_something_changes() {
     let pair = Pair::new(GOOD);
     let importer = pair.attachment.importer();
     let assure = || {
-        let access = pair.attachment.enter().unwrap();
+        let access = pair.attachment.enter(Direction::Both).unwrap();
         let (lent, path) = (pair.attachment.lent(), pair.attachment.path());
         assure(Some(&store), lent, &**importer, access.memory(), path, Direction::Both, &Limits::default())
             .map(|(known, _)| known)
@@ -503,8 +503,43 @@ fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
         let again = Arc::clone(pair.attachment.importer());
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::at(folder.path()));
-        let result = pair.export.attach_tested(again, direction, limits(), store);
+        let options = AttachOptions::new(Trust::Verified(direction)).with_limits(limits()).with_store(store);
+        let result = pair.export.attach(again, options);
         assert_eq!(result.is_ok(), is_taken, "{importer:?}, {direction}: {result:?}");
         assert!(pair.is_put_back());
+    }
+}
+
+#[test]
+fn an_access_does_no_more_than_was_tested() {
+    let (read, write, both) = (Direction::Read, Direction::Write, Direction::Both);
+    let pair = Pair::new(GOOD);
+    for (trust, entered) in [
+        (Trust::Verified(read), vec![read]),
+        (Trust::Verified(write), vec![write]),
+        (Trust::Verified(both), vec![read, write, both]),
+        (Trust::Unverified, vec![read, write, both]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::at(folder.path()));
+        let options = AttachOptions::new(trust).with_limits(limits()).with_store(store);
+        let attachment = pair.export.attach(Arc::clone(pair.attachment.importer()), options).unwrap();
+        for direction in [read, write, both] {
+            match attachment.enter(direction) {
+                Ok(access) => {
+                    assert!(entered.contains(&direction), "{trust:?} let in to {direction}");
+                    assert_eq!(access.direction(), direction);
+                }
+                Err(refused) => {
+                    assert!(!entered.contains(&direction), "{trust:?}, {direction}: {refused}");
+                    assert_eq!((refused.generation, refused.cause), (0, None));
+                    let error = Error::from(refused);
+                    assert_eq!(error.kind(), Kind::Unverified);
+                    assert!(error.next_step().unwrap().contains("Verified(Direction::Both)"), "{error}");
+                }
+            }
+        }
+        // A test is how trust begins: it asks for none.
+        attachment.verify(both, &limits(), &mut |_| ()).unwrap();
     }
 }

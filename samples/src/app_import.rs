@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use ash::vk::{self, Handle};
 use peervram::backends::vulkan::{self, FenceSignal};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, RawBytes, vfio};
-use peervram::{Lender, Outcome, Trust};
+use peervram::{Direction, Lender, Outcome, Trust};
 
 const SIZE_BYTES: usize = 1 << 20;
 const RESETS: u32 = 3;
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
         // a reset would be waited for.
         application.rebuild(attachment.current()?.memory())?;
 
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Both)?;
         let generation = access.generation();
         let in_flight = access.finish_when(application.submit(&importer)?);
         ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "generation {generation} is torn or late");
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
 
         if reset < RESETS {
             // Taken back while the application works: the reset waits for its fence.
-            let in_flight = attachment.enter()?.finish_when(application.submit(&importer)?);
+            let in_flight = attachment.enter(Direction::Both)?.finish_when(application.submit(&importer)?);
             lender.reset(PATIENCE)?;
             ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "the reset did not wait for the fence");
         }

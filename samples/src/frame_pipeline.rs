@@ -32,7 +32,7 @@ use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, RawBytes, Signal, SyncFile, gbm,
     page_size_bytes, vfio,
 };
-use peervram::{Attachment, Lender, Outcome, Trust};
+use peervram::{Attachment, Direction, Lender, Outcome, Trust};
 use peervram_model_driver::{Descriptor, ImportingGpu, ModelGpu, operation};
 use peervram_samples::screendump;
 
@@ -122,20 +122,20 @@ fn main() -> Result<()> {
         let (is_drawn, is_done) = (2 * u64::from(frame) + 1, 2 * u64::from(frame) + 2);
 
         // Waits for `is_drawn`. The access lasts until `is_done`.
-        let access = filtered.enter()?;
+        let access = filtered.enter(Direction::Both)?;
         filter.submit(which, is_drawn, is_done)?;
         // SAFETY: the semaphore is a timeline of this device, and lives as long as `filter`.
         let signal = unsafe { TimelineSignal::from_raw(&importer, filter.timeline.as_raw(), is_done) }?;
         let filtering = access.finish_when(signal);
 
-        let access = drawn.enter()?;
+        let access = drawn.enter(Direction::Write)?;
         let work = Descriptor::draw(operation::DRAW_GRADIENT, 0, WIDTH, HEIGHT, frame, 0);
         let work = work.with_stride(layout.stride_bytes);
         artist.draw(access.memory(), layout.offset_bytes, work, PATIENCE)?;
         ensure!(access.finish() == Outcome::Ok, "frame {frame} was taken away from who draws");
         filter.signal(is_drawn)?;
 
-        let access = shown.enter()?;
+        let access = shown.enter(Direction::Read)?;
         if let Some(sync_file) = filter.sync_file()? {
             ensure!(sync_file.wait(PATIENCE)?, "frame {frame} is not filtered in time");
             sync_files += 1;

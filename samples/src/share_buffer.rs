@@ -16,7 +16,7 @@ use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::vulkan::{Engine, Instance, Selector, checksum};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, RawBytes, page_size_bytes, vfio};
 use peervram::picture::Picture;
-use peervram::{Export, Lender, Trust};
+use peervram::{Direction, Export, Lender, Trust};
 use peervram_samples::screendump;
 
 fn main() -> Result<()> {
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
 fn show(export: &Export, picture: &Picture, node: Node) -> Result<()> {
     let attachment = export.attach(Arc::new(node), Trust::Unverified)?;
     println!("the bytes go by {}", attachment.path());
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let scan_out = ScanOut::start(access.memory(), picture.layout())?;
     screendump("card")?;
     drop(scan_out);
@@ -60,7 +60,7 @@ fn read(export: &Export, picture: &Picture) -> Result<()> {
     let device = Instance::open()?.open_device(&Selector::Any)?;
     let attachment = export.attach(Arc::new(device), Trust::Unverified)?;
     println!("the bytes go by {}", attachment.path());
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let deadline = Instant::now() + Duration::from_secs(60);
     let bytes = 0..picture.layout().end_bytes();
     let seen = Engine::new(attachment.importer())?.checksum(access.memory(), bytes, deadline)?;

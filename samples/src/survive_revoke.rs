@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Mapping, RawBytes, page_size_bytes, vfio};
 use peervram::picture::Picture;
-use peervram::{Attachment, Lender, Outcome, Trust};
+use peervram::{Attachment, Direction, Lender, Outcome, Trust};
 use peervram_samples::screendump;
 
 const RESETS: u64 = 10;
@@ -81,7 +81,7 @@ fn draw(
         };
         // All that was made of the old import goes; the framebuffer is all there is here.
         let scan_out = ScanOut::start(import.memory(), card.layout())?;
-        while let Ok(access) = screen.enter() {
+        while let Ok(access) = screen.enter(Direction::Read) {
             let generation = access.generation();
             memory.write(0, &picture(card, frame, generation))?;
             scan_out.flush()?;

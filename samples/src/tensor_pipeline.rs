@@ -78,7 +78,7 @@ fn main() -> Result<()> {
 
     // Stage two: what A has left, times the weights. Entering flushes A's engine.
     let start = Instant::now();
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let product = gpu_b.multiply(access.memory())?;
     ensure!(access.finish() == Outcome::Ok, "the memory was taken back meanwhile");
     let second = start.elapsed();

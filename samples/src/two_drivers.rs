@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 use peervram::backends::vulkan::{Device, Engine, Instance, PhysicalDevice, Selector, checksum, paint};
 use peervram::backends::{Aperture, DmaRanges, page_size_bytes};
 use peervram::picture::Picture;
-use peervram::{Lender, Outcome, Path, Trust};
+use peervram::{Direction, Lender, Outcome, Path, Trust};
 
 const CANNOT_RUN_HERE: u8 = 4;
 
@@ -95,7 +95,7 @@ fn cross(instance: &Instance, lender: &PhysicalDevice, importer: &PhysicalDevice
     };
 
     here.upload(own, 0, &expected, soon())?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let seen = there.checksum(access.memory(), picture.clone(), soon())?;
     seen_by(other_driver, &format!("{own_driver} copies a picture into it"), seen, &expected)?;
 
@@ -108,7 +108,7 @@ fn cross(instance: &Instance, lender: &PhysicalDevice, importer: &PhysicalDevice
 
     here.paint(own, &layout, 2, soon())?;
     paint(&mut expected, &layout, 2)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let seen = there.checksum(access.memory(), picture, soon())?;
     seen_by(other_driver, &format!("{own_driver} paints over it again"), seen, &expected)?;
 

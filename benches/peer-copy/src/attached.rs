@@ -114,7 +114,7 @@ impl<I: Importer> Direct<I> {
         mut each: impl FnMut(&dyn Fn() -> peervram::Result<Option<Duration>>) -> Result<bool>,
     ) -> Result<()> {
         let engine = self.engine_itself()?;
-        let access = self.attachment.enter().map_err(peervram::Error::from)?;
+        let access = self.attachment.enter(access(self.order.direction)).map_err(peervram::Error::from)?;
         let (far, near) = ((access.memory(), 0), (self.near(), 0));
         let (from, to) = match self.order.direction {
             Direction::Read => (far, near),
@@ -123,6 +123,15 @@ impl<I: Importer> Direct<I> {
         let copy = || engine.copy(from, to, self.order.size_bytes, deadline());
         while each(&copy)? {}
         ended(access.finish())
+    }
+}
+
+/// What an importer does with lent memory that copies in this direction.
+fn access(direction: Direction) -> peervram::Direction {
+    match direction {
+        Direction::Read => peervram::Direction::Read,
+        // Of two places that write to each other, each writes.
+        Direction::Write | Direction::Both => peervram::Direction::Write,
     }
 }
 
@@ -255,7 +264,7 @@ impl<I: Importer> Route for StagedRoute<I> {
                 self.prepare(round)?;
                 continue;
             }
-            let enter = || self.attachment.enter().map_err(peervram::Error::from);
+            let enter = || self.attachment.enter(access(self.order.direction)).map_err(peervram::Error::from);
             if self.order.direction == Direction::Read {
                 let mut access = None;
                 pace.time(|| {

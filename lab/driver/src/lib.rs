@@ -28,7 +28,7 @@
 //! let gpu = Arc::new(ModelGpu::new(&other)?);
 //! let importer = Arc::new(ImportingGpu::new(&other, gpu, 128 << 20..192 << 20)?);
 //! let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Write))?;
-//! let access = attachment.enter()?;
+//! let access = attachment.enter(Direction::Write)?;
 //! importer.store(0, access.memory(), 0, 64 << 20, Duration::from_secs(10))?;
 //! access.finish();
 //! # let _ = Descriptor::nothing(0);

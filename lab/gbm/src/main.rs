@@ -21,7 +21,7 @@ use peervram::backends::{
     page_size_bytes, vfio,
 };
 use peervram::picture::Picture;
-use peervram::{Error, Export, Kind, Lender, Outcome, Trust};
+use peervram::{Direction, Error, Export, Kind, Lender, Outcome, Trust};
 use peervram_lab::link::Link;
 
 /// The BAR that is VRAM.
@@ -105,7 +105,7 @@ fn scan_out(lender: &str, node: &Path) -> Result<()> {
     ensure!(screen.governed_by_p2pdma(), "nobody would ask the kernel about {}", screen.name());
     let attachment = lent.export.attach(screen, Trust::Unverified)?;
     ensure!(attachment.path() == peervram::Path::Peer, "by {}", attachment.path());
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let shown = ScanOut::start(access.memory(), PADDED)?;
     check_screen(&link, &card)?;
     lent.show(&turned)?;
@@ -129,7 +129,7 @@ fn compositor(lender: &str, node: &Path) -> Result<()> {
     let compositor = File::options().read(true).write(true).open(node)?;
     let other = Arc::new(Device::open(node)?.for_images(PADDED));
     let attachment = lent.export.attach(other, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     refused(
         ScanOut::start(access.memory(), PADDED).map(drop),
         Kind::PermissionDenied,
@@ -141,7 +141,7 @@ fn compositor(lender: &str, node: &Path) -> Result<()> {
     ensure!(shared.path() == node, "it is said to be {}", shared.path().display());
     let ours = Arc::new(Device::on(shared)?.for_images(PADDED));
     let attachment = lent.export.attach(ours, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let _shown = ScanOut::start(access.memory(), PADDED)?;
     check_screen(&link, &card)?;
     let null = File::open("/dev/null")?.into();
@@ -156,14 +156,14 @@ fn revoke(lender: &str, node: &Path) -> Result<()> {
     let screen = Arc::new(Device::open(node)?.for_images(PADDED));
     ensure!(screen.on_revoke() == OnRevoke::Reimport, "virtio-gpu needs {:?}", screen.on_revoke());
     let attachment = lent.export.attach(screen, Trust::Unverified)?;
-    let before = attachment.enter()?;
+    let before = attachment.enter(Direction::Read)?;
     drop(ScanOut::start(before.memory(), PADDED)?);
     ensure!(before.finish() == Outcome::Ok, "the first access is torn");
     lent.lender.reset(PATIENCE)?;
-    refused(attachment.enter().map(drop), Kind::Revoked, &[])?;
+    refused(attachment.enter(Direction::Read).map(drop), Kind::Revoked, &[])?;
     lent.show(&turned)?;
     attachment.current()?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let _shown = ScanOut::start(access.memory(), PADDED)?;
     check_screen(&link, &turned)
 }

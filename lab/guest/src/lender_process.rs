@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::{Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, RawBytes, drm, vfio};
-use peervram::{Lender, Trust};
+use peervram::{Direction, Lender, Trust};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -177,7 +177,7 @@ pub fn revoke(function: &str, node: &str) -> Result<()> {
     for round in 0.. {
         lender.reset(PATIENCE)?;
         attachment.current()?;
-        attachment.enter()?.finish();
+        attachment.enter(Direction::Read)?.finish();
         if round == 0 {
             say("taken back")?;
         }

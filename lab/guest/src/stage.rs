@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, Mapping, Owner};
 use peervram::verify::{Limits, Store};
-use peervram::{Attachment, Direction, Export, Kind, Lender};
+use peervram::{AttachOptions, Attachment, Direction, Export, Kind, Lender, Trust};
 use peervram_lab::machine::Iommu;
 use peervram_model_driver::{Descriptor, GpuMemory, ImportingGpu, ModelGpu, VRAM_BAR};
 
@@ -86,7 +86,8 @@ impl<'guest> Stage<'guest> {
         let folder = std::env::temp_dir().join(format!("certificates-{}", std::process::id()));
         std::fs::remove_dir_all(&folder).ok();
         let store = Arc::new(Store::at(&folder));
-        let attachment = self.export.attach_tested(Arc::clone(&self.importer), direction, limits, store);
+        let options = AttachOptions::new(Trust::Verified(direction)).with_limits(limits).with_store(store);
+        let attachment = self.export.attach(Arc::clone(&self.importer), options);
         std::fs::remove_dir_all(&folder).ok();
         Ok(attachment?)
     }

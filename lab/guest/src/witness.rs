@@ -12,7 +12,7 @@ use peervram::backends::drm::{self, BufferObject, ScanOut};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, IovaMapping};
 use peervram::backends::vulkan::{self, Buffer, Engine, Image, ImageOptions, Instance, Selector};
 use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Mapping, OnRevoke, PciAddress};
-use peervram::{Attachment, Error, Kind, Outcome};
+use peervram::{Attachment, Direction, Error, Kind, Outcome};
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
 use crate::crossing::{PATIENCE, check_screen, open_node};
@@ -63,7 +63,7 @@ pub struct Seen {
 impl Seen {
     /// One look, or a try. Wrong bytes that nobody said were torn are an error.
     pub fn look<W: Witness>(&mut self, witness: &mut W, attachment: &Attachment<W::Importer>) -> Result<()> {
-        let access = match attachment.enter() {
+        let access = match attachment.enter(Direction::Read) {
             Ok(access) => access,
             Err(revoked) => {
                 self.gone = Error::from(revoked).kind() == Kind::Gone;

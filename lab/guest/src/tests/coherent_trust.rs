@@ -8,7 +8,7 @@ use peervram::backends::vfio::{self, Interface, IoAddressSpace};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Mapping, Owner, RawBytes};
 use peervram::nvgrace::{Device, USABLE_REGION};
 use peervram::verify::{Limits, Observer, Store};
-use peervram::{Attachment, Direction, Lender, Mover, Outcome, Path};
+use peervram::{AttachOptions, Attachment, Direction, Lender, Mover, Outcome, Path, Trust};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{ImportingGpu, ModelGpu};
 
@@ -66,7 +66,8 @@ impl<'guest> Pair<'guest> {
         limits.copy_timeout = Duration::from_secs(5);
         let folder = std::env::temp_dir().join(format!("certificates-{}", std::process::id()));
         let store = Arc::new(Store::at(&folder));
-        let attachment = export.attach_tested(Arc::clone(&importer), direction, limits, store)?;
+        let options = AttachOptions::new(Trust::Verified(direction)).with_limits(limits).with_store(store);
+        let attachment = export.attach(Arc::clone(&importer), options)?;
         Ok(Self { other_model, attachment, importer, view, _other_device: other_device, _lender: lender })
     }
 
@@ -74,7 +75,7 @@ impl<'guest> Pair<'guest> {
     fn reads(&self, byte: u8) -> Result<()> {
         let bytes = vec![byte; PIECE_BYTES as usize];
         self.view.write(0, &bytes)?;
-        let access = self.attachment.enter()?;
+        let access = self.attachment.enter(Direction::Read)?;
         self.importer.load(access.memory(), 0, SCRATCH, PIECE_BYTES, PATIENCE)?;
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
         let sum = self.other_model.host_checksum(SCRATCH, PIECE_BYTES)?;

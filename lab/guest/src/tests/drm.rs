@@ -7,7 +7,7 @@ use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, RawBytes};
 use peervram::picture::Picture;
-use peervram::{Kind, Outcome, Path, Trust};
+use peervram::{Direction, Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, check_screen, leaks_nothing, open_node, refused};
@@ -50,7 +50,7 @@ fn cross(guest: &Guest, ranges: u64) -> Verdict {
         let crossing = Crossing::new(guest, ranges)?;
         let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
         ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Read)?;
         let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
         check_screen(&guest.screendump()?, &crossing.card)?;
         drop(scan_out);
@@ -73,7 +73,7 @@ fn several_ranges_through_an_iommu(guest: &Guest) -> Verdict {
 fn screen_follows_the_memory(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     // Upside down, written by the owner while it is on the screen.
@@ -99,10 +99,10 @@ fn buffers_take_turns(guest: &Guest) -> Verdict {
     let other = crossing.lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let second = other.attach(Arc::clone(&node), Trust::Unverified)?;
     let foreign = other.attach(open_node(guest)?, Trust::Unverified)?;
-    let (second, foreign) = (second.enter()?, foreign.enter()?);
+    let (second, foreign) = (second.enter(Direction::Read)?, foreign.enter(Direction::Read)?);
 
     let attachment = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let layout = crossing.card.layout();
     let mut scan_out = ScanOut::start(access.memory(), layout)?;
     for _ in 0..3 {
@@ -125,11 +125,14 @@ fn same_dma_buf_twice(guest: &Guest) -> Verdict {
     let node = open_node(guest)?;
     let first = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
     let second = crossing.export.attach(node, Trust::Unverified)?;
-    let handles = (first.enter()?.memory().raw_handle(), second.enter()?.memory().raw_handle());
+    let handles = (
+        first.enter(Direction::Read)?.memory().raw_handle(),
+        second.enter(Direction::Read)?.memory().raw_handle(),
+    );
     ensure!(handles.0 == handles.1, "the kernel gave two handles {handles:?}");
     first.detach()?;
     // The second still works: the handle was not closed under it.
-    let access = second.enter()?;
+    let access = second.enter(Direction::Read)?;
     let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)
 }
@@ -174,7 +177,7 @@ fn old_kernel_is_named(guest: &Guest) -> Verdict {
 fn picture_must_fit(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let large = ScanOut::start(access.memory(), ImageLayout::packed(800, 600))
         .err()
         .context("too large, accepted")?;
@@ -212,16 +215,16 @@ fn import_again_after_reset(guest: &Guest) -> Verdict {
 fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Result<()>) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    attachment.enter()?.finish();
+    attachment.enter(Direction::Read)?.finish();
     match revoke(&crossing) {
         Err(error) if error.kind() == Kind::Unsupported => crate::skip!("{error}"),
         other => other?,
     }
-    refused(attachment.enter(), Kind::Revoked)?;
+    refused(attachment.enter(Direction::Read), Kind::Revoked)?;
     // The content is unknown after a revoke; the owner writes it again.
     crossing.view.write(0, crossing.card.bytes())?;
     attachment.current()?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)
 }
@@ -232,7 +235,7 @@ fn closed_lender_lets_nobody_in(guest: &Guest) -> Verdict {
     let attachment = export.attach(Arc::clone(&node), Trust::Unverified)?;
     drop(view);
     lender.close(PATIENCE).map_err(|(_, error)| error)?;
-    refused(attachment.enter(), Kind::Gone)?;
+    refused(attachment.enter(Direction::Read), Kind::Gone)?;
     attachment.detach()?;
     refused(export.attach(Arc::clone(&node), Trust::Unverified), Kind::Gone)?;
     // The descriptor still is there, and dead for good.
@@ -244,7 +247,7 @@ fn closed_lender_lets_nobody_in(guest: &Guest) -> Verdict {
 fn somebody_inside_stops_a_revoke(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     refused(crossing.lender.set_memory_enabled(false, PATIENCE), Kind::WouldDeadlock)?;
     let short = std::time::Duration::from_millis(20);
     let from_elsewhere =

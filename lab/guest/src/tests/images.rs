@@ -89,7 +89,7 @@ impl<E: Exporter + 'static> Lent<E> {
         let device = Arc::new(open()?.for_images(self.layout, options));
         let attachment = self.export.attach(Arc::clone(&device), Trust::Unverified)?;
         ensure!(attachment.path() == path, "by {}: {:?}", attachment.path(), attachment.refused());
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Both)?;
         let image: &Image = access.memory();
         ensure!(image.is_host_pointer() == (path == Path::HostPointer), "{image:?} came by another path");
         let mut engine = Engine::new(device.device())?;
@@ -167,7 +167,7 @@ fn certificate_counts(guest: &Guest) -> Verdict {
     buffer.detach()?;
     let image = lent.export.attach(Arc::new(device.for_images(PADDED, EXPLICIT)), trust)?;
     ensure!(image.path() == Path::HostPointer, "by {}: {:?}", image.path(), image.refused());
-    let access = image.enter()?;
+    let access = image.enter(Direction::Read)?;
     let mut pixels = vec![0; lent.card.bytes().len()];
     Engine::new(&device)?.read_image(access.memory(), &mut pixels, Instant::now() + SLOW)?;
     ensure!(pixels == lent.card.bytes(), "the image has other pixels");
@@ -190,7 +190,7 @@ fn staged(guest: &Guest) -> Verdict {
         image.refused()
     );
     let mut engine = Engine::new(&device)?;
-    let access = image.enter()?;
+    let access = image.enter(Direction::Both)?;
     let mut pixels = vec![0; card.bytes().len()];
     engine.read_image(access.memory(), &mut pixels, Instant::now() + SLOW)?;
     ensure!(pixels == card.bytes(), "the image has other pixels");
@@ -248,7 +248,7 @@ fn refusals(_: &Guest) -> Verdict {
     says(odd, linear, Kind::InvalidInput, &["the picture is at 0x4, and the driver wants multiples of"])?;
     let device = Arc::new(device);
     let attachment = lent.export.attach(Arc::new(device.for_images(PADDED, EXPLICIT)), Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(&device)?;
     let short = engine.read_image(access.memory(), &mut [0; 4096], Instant::now() + SLOW);
     let error = short.err().map(|error| error.to_string()).unwrap_or_default();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::ScanOut;
 use peervram::backends::{DmaRange, DmaRanges, Exporter, Owner, PciAddress, RawBytes, vfio};
-use peervram::{Kind, Trust};
+use peervram::{Direction, Kind, Trust};
 
 use crate::card::{CardDriver, MEMORY};
 use crate::crossing::{Crossing, VRAM, check_screen, leaks_nothing, open_node};
@@ -71,7 +71,7 @@ fn twins_are_one_group(guest: &Guest) -> Verdict {
 
 fn cross(guest: &Guest, crossing: Crossing) -> Verdict {
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     drop(scan_out);

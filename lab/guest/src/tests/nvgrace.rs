@@ -16,7 +16,7 @@ use peervram::backends::{
 };
 use peervram::nvgrace::{BLOCK_BYTES, DRIVER, Device, RESERVED_REGION, USABLE_REGION, Use};
 use peervram::picture::Picture;
-use peervram::{Kind, Lender, Outcome, Path, Trust};
+use peervram::{Direction, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::{Firmware, Grace};
 use peervram_lab::wire::SHARE;
 use peervram_model::misbehaviour::Misbehaviour;
@@ -227,7 +227,7 @@ fn crosses(guest: &Guest, region: u32) -> Verdict {
         let crossing = Crossing::lend(device, region, 1, Arc::new(RawBytes))?;
         let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
         ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Read)?;
         let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
         check_screen(&guest.screendump()?, &crossing.card)?;
         drop(scan_out);
@@ -249,7 +249,7 @@ fn shaders_read_and_paint(guest: &Guest) -> Verdict {
     let attachment = crossing.export.attach(vulkan, Trust::Unverified)?;
     ensure!(attachment.path() == Path::HostPointer, "the path is {}", attachment.path());
     let layout = crossing.card.layout();
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(attachment.importer())?;
     let sum = engine.checksum(access.memory(), 0..layout.end_bytes(), Instant::now() + SLOW)?;
     ensure!(sum == checksum(crossing.card.bytes()), "the shader sees other bytes: {sum:08x}");
@@ -322,7 +322,7 @@ fn both_ways(guest: &Guest, interface: Interface, region: u32) -> Verdict {
         ],
         PATIENCE,
     )?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     other.write_dma(0, access.memory().iova(), SIZE_BYTES, PATIENCE)?;
     other.read_dma(access.memory().iova(), 2 * SIZE_BYTES, SIZE_BYTES, PATIENCE)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");

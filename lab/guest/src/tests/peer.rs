@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, IovaMapping};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Importer, OnRevoke, vulkan};
-use peervram::{Attachment, Kind, Lender, Outcome, Path, Trust};
+use peervram::{Attachment, Direction, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::Iommu;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
@@ -99,7 +99,7 @@ fn both_ways(guest: &Guest, interface: Interface, path: Path) -> Verdict {
         ],
         PATIENCE,
     )?;
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Both)?;
     pair.copy_both_ways(access.memory(), SIZE_BYTES)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
 
@@ -135,7 +135,7 @@ fn several_ranges_by_type1(guest: &Guest) -> Verdict {
         let pattern = u32::from_ne_bytes([i + 1; 4]);
         pair.other.copy(Descriptor::fill(pattern, u64::from(i) * PIECE, PIECE, 0), PATIENCE)?;
     }
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Write)?;
     pair.other.write_dma(0, access.memory().iova(), 3 * PIECE, PATIENCE)?;
     access.finish();
     for (i, range) in (0..3_u8).zip(several()) {
@@ -164,9 +164,9 @@ fn type1_import_is_freed_before_a_reset(guest: &Guest) -> Verdict {
         pair.attachment.importer().on_revoke()
     );
     pair.lender.reset(PATIENCE)?;
-    refused(pair.attachment.enter(), Kind::Revoked)?;
+    refused(pair.attachment.enter(Direction::Read), Kind::Revoked)?;
     pair.attachment.current()?;
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Write)?;
     pair.other.write_dma(0, access.memory().iova(), 4096, PATIENCE)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     Ok(())
@@ -175,10 +175,10 @@ fn type1_import_is_freed_before_a_reset(guest: &Guest) -> Verdict {
 fn iommufd_import_dies_with_a_reset(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Cdev, &whole())?;
     pair.lender.reset(PATIENCE)?;
-    refused(pair.attachment.enter(), Kind::Revoked)?;
+    refused(pair.attachment.enter(Direction::Read), Kind::Revoked)?;
     pair.attachment.current()?;
     pair.other.copy(Descriptor::fill(0xA5A5_A5A5, 0, 1 << 20, 0), PATIENCE)?;
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Write)?;
     pair.other.write_dma(0, access.memory().iova(), 1 << 20, PATIENCE)?;
     access.finish();
     let bytes = pair.lender_model.host_bytes(SIZE_BYTES, 8)?;
@@ -200,7 +200,7 @@ fn engine_errors_are_told(guest: &Guest) -> Verdict {
 fn private_mirror(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Group, &whole())?;
     pair.other.copy(Descriptor::fill(0x1111_1111, 0, 4096, 0), PATIENCE)?;
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Write)?;
     pair.other.write_dma(0, access.memory().iova(), 4096, PATIENCE)?;
     pair.other_model.misbehave(Misbehaviour::Mirror)?;
     pair.other.copy(Descriptor::fill(0x2222_2222, 0, 4096, 0), PATIENCE)?;
@@ -212,7 +212,7 @@ fn private_mirror(guest: &Guest) -> Verdict {
 
 fn dead_directions(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Group, &whole())?;
-    let access = pair.attachment.enter()?;
+    let access = pair.attachment.enter(Direction::Both)?;
     let iova = access.memory().iova();
     pair.other.copy(Descriptor::fill(0x3333_3333, 0, 4096, 0), PATIENCE)?;
     pair.owner.copy(Descriptor::fill(0x4444_4444, SIZE_BYTES, 4096, 0), PATIENCE)?;

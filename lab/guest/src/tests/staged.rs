@@ -59,7 +59,7 @@ fn two_engines(guest: &Guest) -> Verdict {
     ensure!(is_by_engines, "it says {how:?}");
     for seed in [0x11, 0x31] {
         stage.fill(seed)?;
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Both)?;
         stage.finds(access.memory(), seed)?;
         stage.store(access.memory(), seed + 0x10)?;
         stage.is_lent(seed)?;
@@ -74,7 +74,7 @@ fn host_memory(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, 0..0, Direction::Both)?;
     ensure!(attachment.staging().is_some_and(|how| how.in_host_memory), "it says {:?}", attachment.staging());
     stage.fill(0x21)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.host_has(access.memory(), 0x21)?;
     stage.finds(access.memory(), 0x21)?;
     stage.store(access.memory(), 0x41)?;
@@ -93,7 +93,7 @@ fn by_cpu(guest: &Guest) -> Verdict {
     });
     ensure!(says_so, "it says {how:?}");
     stage.fill(0x12)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x12)?;
     stage.store(access.memory(), 0x42)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
@@ -104,12 +104,17 @@ fn by_cpu(guest: &Guest) -> Verdict {
 fn only_reads(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Read)?;
     stage.fill(0x13)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     stage.store(access.memory(), 0x43)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     stage.is_lent(0x13)?;
+    // Who would write is told that it is not tested, and not copied back.
+    for direction in [Direction::Write, Direction::Both] {
+        let error = refused(attachment.enter(direction), Kind::Unverified)?;
+        ensure!(error.next_step().is_some_and(|next| next.contains("Verified")), "it says {error}");
+    }
     // The next one has what is lent again.
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     stage.finds(access.memory(), 0x13)?;
     access.finish();
     Ok(())
@@ -118,7 +123,7 @@ fn only_reads(guest: &Guest) -> Verdict {
 fn in_flight(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Both)?;
     stage.fill(0x14)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.store(access.memory(), 0x44)?;
     let flag = Flag::new();
     let in_flight = access.finish_when(flag.clone());
@@ -129,7 +134,7 @@ fn in_flight(guest: &Guest) -> Verdict {
     stage.is_lent(0x44)?;
 
     // Work that nobody saw the end of is not copied.
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.store(access.memory(), 0x54)?;
     let outcome = access.finish_when(Flag::new()).abandon();
     ensure!(outcome == Outcome::NotCopiedBack, "it ended as {outcome:?}");
@@ -140,10 +145,10 @@ fn in_flight(guest: &Guest) -> Verdict {
 fn overlapping(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Both)?;
     stage.fill(0x15)?;
-    let first = attachment.enter()?;
+    let first = attachment.enter(Direction::Both)?;
     stage.store(first.memory(), 0x45)?;
     // A copy now would take back what is not pushed yet.
-    let second = attachment.enter()?;
+    let second = attachment.enter(Direction::Both)?;
     stage.finds(second.memory(), 0x45)?;
     ensure!(first.finish() == Outcome::Ok && second.finish() == Outcome::Ok, "they are torn");
     stage.is_lent(0x45)?;
@@ -154,11 +159,11 @@ fn overlapping(guest: &Guest) -> Verdict {
 fn revoke_waits(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Both)?;
     stage.fill(0x16)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.store(access.memory(), 0x46)?;
     thread::scope(|scope| {
         let reset = scope.spawn(|| stage.lender.reset(PATIENCE));
-        while attachment.enter().is_ok() {
+        while attachment.enter(Direction::Both).is_ok() {
             thread::sleep(Duration::from_millis(1));
         }
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
@@ -169,7 +174,7 @@ fn revoke_waits(guest: &Guest) -> Verdict {
     stage.is_lent(0x46)?;
     // A copy is not stale.
     ensure!(attachment.is_current(), "it wants a new import");
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x46)?;
     access.finish();
     Ok(())
@@ -190,7 +195,7 @@ fn torn(guest: &Guest) -> Verdict {
         let (go_on, over) = std::sync::mpsc::channel();
         let (attachment, importer, ranges) = (&attachment, &*stage.importer, &stage.ranges);
         let holder = scope.spawn(move || -> Result<Outcome> {
-            let access = attachment.enter().map_err(Error::from)?;
+            let access = attachment.enter(Direction::Both).map_err(Error::from)?;
             store(importer, ranges, access.memory(), 0x47)?;
             told.send(())?;
             over.recv()?;
@@ -222,7 +227,7 @@ fn gives_way(guest: &Guest) -> Verdict {
     registers.store_u32(ENGINE_RATE as usize, 2)?;
     let begin = Instant::now();
     thread::scope(|scope| {
-        let copy = scope.spawn(|| attachment.enter().map(drop));
+        let copy = scope.spawn(|| attachment.enter(Direction::Both).map(drop));
         thread::sleep(Duration::from_millis(100));
         stage.lender.reset(PATIENCE)?;
         let refused = copy.join().map_err(|_| anyhow::anyhow!("the thread that copies panicked"))?;
@@ -233,7 +238,7 @@ fn gives_way(guest: &Guest) -> Verdict {
     })?;
     ensure!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
     stage.fill(0x18)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x18)?;
     access.finish();
     Ok(())
@@ -243,14 +248,14 @@ fn gives_way(guest: &Guest) -> Verdict {
 fn fails(guest: &Guest) -> Verdict {
     let (attachment, stage) = staged(guest, STAGES, Direction::Both)?;
     stage.fill(0x19)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.store(access.memory(), 0x49)?;
     stage.other_model.misbehave(Misbehaviour::StuckFence)?;
     let outcome = access.finish();
     ensure!(outcome == Outcome::NotCopiedBack, "it ended as {outcome:?}");
     stage.is_lent(0x19)?;
     stage.other_model.behave()?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x19)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     Ok(())

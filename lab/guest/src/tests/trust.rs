@@ -36,12 +36,12 @@ fn crosses(
 ) -> Result<()> {
     if direction.includes(Direction::Read) {
         stage.fill(seed)?;
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Read)?;
         stage.finds(access.memory(), seed)?;
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
     }
     if direction.includes(Direction::Write) {
-        let access = attachment.enter()?;
+        let access = attachment.enter(Direction::Write)?;
         stage.store(access.memory(), seed + 0x10)?;
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
         stage.is_lent(seed + 0x10)?;
@@ -129,7 +129,7 @@ fn mirror(guest: &Guest) -> Verdict {
     let attachment = stage.attach(Direction::Both)?;
     was_found_out(&attachment)?;
     stage.fill(0x61)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     stage.finds(access.memory(), 0x61)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     Ok(())
@@ -142,7 +142,7 @@ fn stuck_fence(guest: &Guest) -> Verdict {
     let attachment = stage.attach(Direction::Read)?;
     was_found_out(&attachment)?;
     stage.fill(0x71)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     stage.host_has(access.memory(), 0x71)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     stage.other_model.behave()?;

@@ -85,7 +85,7 @@ fn one_memory(_: &Guest) -> Verdict {
     let own = lender.device().buffer();
     let mut venus = Engine::new(own.device())?;
     let mut lavapipe = Engine::new(attachment.importer())?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let lent = access.memory();
     let card = Picture::test_card(640, 480);
     let (layout, all) = (card.layout(), 0..card.layout().end_bytes());
@@ -159,7 +159,7 @@ fn vram_is_staged(guest: &Guest) -> Verdict {
     ensure!(kinds == [Kind::ImporterCannot, Kind::Unsupported], "refused before: {refused_paths:?}");
     let mut engine = Engine::new(attachment.importer())?;
     let (layout, mut painted) = (crossing.card.layout(), crossing.card.bytes().to_vec());
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Write)?;
     engine.paint(access.memory(), &layout, 5, soon())?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     vulkan::paint(&mut painted, &layout, 5)?;

@@ -71,7 +71,7 @@ fn read_and_paint(guest: &Guest, ranges: u64) -> Verdict {
     }
 
     let layout = crossing.card.layout();
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(attachment.importer())?;
     let sum = engine.checksum(access.memory(), 0..layout.end_bytes(), Instant::now() + SLOW)?;
     let expected = vulkan::checksum(crossing.card.bytes());
@@ -97,7 +97,7 @@ fn host_memory_crosses_as_dma_buf(_: &Guest) -> Verdict {
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment = export.attach(open()?, Trust::Unverified)?;
     ensure!(attachment.path() == Path::Peer, "the path is {}: {:?}", attachment.path(), attachment.refused());
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let mut engine = Engine::new(attachment.importer())?;
     let sum = engine.checksum(access.memory(), 0..1 << 20, Instant::now() + SLOW)?;
     ensure!(sum == vulkan::checksum(&pattern), "the checksums differ");
@@ -122,7 +122,7 @@ fn own_memory_is_lent(_: &Guest) -> Verdict {
     let mut importers = Engine::new(attachment.importer())?;
     let bytes: Vec<u8> = (0..SIZE_BYTES).map(|at| ((at * 31) >> 3) as u8).collect();
     lenders.upload(lender.device().buffer(), 0, &bytes, Instant::now() + SLOW)?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Read)?;
     let seen = importers.checksum(access.memory(), 0..SIZE_BYTES, Instant::now() + SLOW)?;
     ensure!(seen == vulkan::checksum(&bytes), "the importer sees {seen:08x}");
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
@@ -134,7 +134,7 @@ fn import_outlives_the_device(guest: &Guest) -> Verdict {
     let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
     let attachment = export.attach(open()?, Trust::Unverified)?;
     lender.close(PATIENCE).map_err(|(_, error)| error)?;
-    refused(attachment.enter(), Kind::Gone)?;
+    refused(attachment.enter(Direction::Read), Kind::Gone)?;
     let mut seen = [0; 4];
     view.read(0, &mut seen)?;
     ensure!(seen == [0xFF; 4], "what is left of the mapping shows {seen:x?}");
@@ -202,7 +202,7 @@ fn staged(guest: &Guest) -> Verdict {
         attachment.refused()
     );
     view.write(0, &[3; 3 << 20])?;
-    let access = attachment.enter()?;
+    let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(attachment.importer())?;
     let mut seen = vec![0; 3 << 20];
     engine.read_back(access.memory(), 0, &mut seen, Instant::now() + SLOW)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::vfio::Interface;
 use peervram::backends::{Exporter, RawBytes};
 use peervram::nvgrace::{Device, RESERVED_REGION, USABLE_REGION};
-use peervram::{Kind, Terms, Trust, What};
+use peervram::{Direction, Kind, Terms, Trust, What};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::ModelGpu;
 
@@ -152,7 +152,7 @@ fn a_wait_is_told(guest: &Guest) -> Verdict {
         while let Some(event) = events.next_within(PATIENCE)? {
             match event.what {
                 What::NotReady(why) => {
-                    refused(attachment.enter(), Kind::Revoked)?;
+                    refused(attachment.enter(Direction::Read), Kind::Revoked)?;
                     told.push((*why).clone());
                 }
                 What::Restored => break,
@@ -185,7 +185,7 @@ fn never_ready_stays_away(guest: &Guest) -> Verdict {
     ensure!((limit..limit + 10).contains(&took), "given up after {took} s");
     ensure!(error.next_step().is_some(), "{error}");
     ensure!(painted.export.generation() == 1, "the generation is {}", painted.export.generation());
-    refused(attachment.enter(), Kind::Revoked)?;
+    refused(attachment.enter(Direction::Read), Kind::Revoked)?;
     // It comes up while somebody waits.
     painted.lender.device().wait_until_ready(&mut |_| model.behave().unwrap_or(()))?;
     painted.lender.reset(PATIENCE)?;

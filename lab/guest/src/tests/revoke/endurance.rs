@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::Node;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, RawBytes, page_size_bytes, vulkan};
-use peervram::{Attachment, Export, Lender, Trust};
+use peervram::{Attachment, Direction, Export, Lender, Trust};
 
 use crate::crossing::{PATIENCE, VRAM, open_device, open_node};
 use crate::guest::Guest;
@@ -89,7 +89,7 @@ fn use_each<I: Importer>(attachments: &[Attachment<I>], generation: u64) -> Resu
         if !attachment.is_current() {
             attachment.current()?;
         }
-        ensure!(attachment.enter()?.generation() == generation, "of another generation");
+        ensure!(attachment.enter(Direction::Read)?.generation() == generation, "of another generation");
     }
     Ok(())
 }

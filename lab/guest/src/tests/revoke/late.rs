@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use peervram::backends::holders::Census;
-use peervram::{Kind, Outcome, Terms, Trust, What};
+use peervram::{Direction, Kind, Outcome, Terms, Trust, What};
 
 use crate::crossing::{PATIENCE, open_node, refused};
 use crate::guest::Guest;
@@ -31,7 +31,7 @@ fn who_does_not_answer(guest: &Guest) -> Verdict {
     let inside = {
         let silent = Arc::clone(&silent);
         thread::spawn(move || {
-            let access = silent.enter().map_err(peervram::Error::from)?;
+            let access = silent.enter(Direction::Read).map_err(peervram::Error::from)?;
             entered.send(()).ok();
             told.recv().ok();
             Ok::<_, peervram::Error>(access.finish())
@@ -98,7 +98,7 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     )?;
 
     // Everything else is answered: of this device, with a reason, and of another as ever.
-    refused(attachment.enter(), Kind::Revoked)?;
+    refused(attachment.enter(Direction::Read), Kind::Revoked)?;
     refused(painted.lender.reset(PATIENCE), Kind::Busy)?;
     refused(painted.export.attach(open_node(guest)?, Trust::Unverified), Kind::Busy)?;
     Census::take_during_revoke();
@@ -106,7 +106,7 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     let other = elsewhere.export.attach(open_node(guest)?, Trust::Unverified)?;
     elsewhere.lender.reset(PATIENCE)?;
     other.current()?;
-    other.enter()?.finish();
+    other.enter(Direction::Read)?.finish();
     drop(other);
     elsewhere.close()?;
 

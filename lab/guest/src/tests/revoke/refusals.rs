@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
 use peervram::backends::{DmaRange, DmaRanges, Exporter, RawBytes};
-use peervram::{Kind, Lender, Trust, Watch};
+use peervram::{Direction, Kind, Lender, Trust, Watch};
 use peervram_model::misbehaviour::Misbehaviour;
 
 use crate::crossing::{PATIENCE, VRAM, open_node, refused};
@@ -49,7 +49,7 @@ fn a_refused_reset(guest: &Guest) -> Verdict {
     elsewhere.join().map_err(|_| anyhow!("it panicked"))?.context("the reset through sysfs")?;
     model.behave()?;
     ensure!(painted.export.generation() == 1, "the generation is {}", painted.export.generation());
-    refused(attachment.enter(), Kind::Revoked)?;
+    refused(attachment.enter(Direction::Read), Kind::Revoked)?;
 
     // Tried again, as the error says.
     painted.lender.reset(PATIENCE)?;
@@ -157,7 +157,7 @@ fn owner_ends(guest: &Guest) -> Verdict {
     let view = lender.device().map(&ranges)?;
     let export = lender.export(peervram::backends::Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment = export.attach(open_node(guest)?, Trust::Unverified)?;
-    attachment.enter()?.finish();
+    attachment.enter(Direction::Read)?.finish();
 
     let events = attachment.events()?;
     owner.kill()?;
@@ -167,7 +167,7 @@ fn owner_ends(guest: &Guest) -> Verdict {
             break;
         }
     }
-    refused(attachment.enter(), Kind::Gone)?;
+    refused(attachment.enter(Direction::Read), Kind::Gone)?;
     let mut seen = [0; 4];
     view.read(0, &mut seen)?;
     ensure!(seen == [0xFF; 4], "what is left of the mapping shows {seen:x?}");
