@@ -8,7 +8,7 @@ use std::time::Duration;
 use peervram_backends::{Importer, Kind, Signal};
 
 use crate::attachment::Handle;
-use crate::gate::{Closed, InFlight as OfGate};
+use crate::gate::{Closed, InFlight as OfGate, Inside};
 use crate::revoke::held;
 use crate::{Direction, Error, Import, Outcome, Result, RevokeCause, Trust};
 
@@ -88,6 +88,8 @@ pub struct Access<'a, I: Importer> {
     handle: &'a Arc<Handle<I>>,
     /// Empty only while it ends.
     import: Option<Arc<Import<I>>>,
+    /// The same.
+    inside: Option<Inside<'a>>,
     generation: u64,
     direction: Direction,
     /// What is lent is in the importer's memory, where that is a copy.
@@ -96,15 +98,17 @@ pub struct Access<'a, I: Importer> {
 }
 
 impl<'a, I: Importer> Access<'a, I> {
-    /// Of a gate that was entered in `generation`.
+    /// Of somebody inside the gate of `handle`.
     pub(crate) fn new(
         handle: &'a Arc<Handle<I>>,
         import: Arc<Import<I>>,
-        generation: u64,
+        inside: Inside<'a>,
         direction: Direction,
     ) -> Self {
         held::enter(handle.device());
-        Self { handle, import: Some(import), generation, direction, is_pulled: false, stays: PhantomData }
+        let generation = inside.generation();
+        let (import, inside, stays) = (Some(import), Some(inside), PhantomData);
+        Self { handle, import, inside, generation, direction, is_pulled: false, stays }
     }
 
     /// Copies what is lent to the importer's memory, where that is a copy.
@@ -154,6 +158,7 @@ impl<'a, I: Importer> Access<'a, I> {
     /// what is in the importer's memory. So wait, where the bytes are wanted.
     pub fn finish_when(mut self, signal: impl Signal + 'static) -> InFlight<I> {
         held::leave(self.handle.device());
+        let inside = self.inside.take().expect("it is there until the access ends");
         let (import, lent) = (self.import.take(), Arc::clone(self.handle.lent()));
         let (generation, direction, is_pulled) = (self.generation, self.direction, self.is_pulled);
         let on_end = move |is_done| {
@@ -163,17 +168,19 @@ impl<'a, I: Importer> Access<'a, I> {
             drop(import);
             is_there
         };
-        let of_gate = self.handle.gate().leave_when(self.generation, Box::new(signal), on_end);
+        let of_gate = self.handle.gate().leave_when(inside, signal, on_end);
         InFlight { handle: Arc::clone(self.handle), of_gate }
     }
 
     fn end(&mut self) -> Outcome {
-        let Some(import) = self.import.take() else { return Outcome::Ok };
+        let (Some(inside), Some(import)) = (self.inside.take(), self.import.take()) else {
+            return Outcome::Ok;
+        };
         held::leave(self.handle.device());
         let is_there = !self.is_pulled || import.push(self.generation, self.direction, true);
         drop(import);
         self.handle.lent().invalidate();
-        self.handle.gate().leave(self.generation).unless_lost(is_there)
+        inside.leave().unless_lost(is_there)
     }
 }
 
@@ -200,16 +207,23 @@ pub struct InFlight<I: Importer> {
 }
 
 impl<I: Importer> InFlight<I> {
-    /// Waits for the end, at most `timeout`. Nothing where it goes on, or where its signal is lost and
-    /// nobody can know.
+    /// Waits for the end, at most `timeout`, and says how it ended. Nothing where it goes on, or where its signal
+    /// is lost and nobody can know.
+    ///
+    /// An outcome also says that the signal was dropped and that no thread looks at it: what it is made of, a
+    /// `VkFence` for example, may be destroyed or used again. On a [staged](crate::Path::Staged) path the wait goes
+    /// on beyond `timeout` where this thread is the one that copies back.
     pub fn wait(&self, timeout: Duration) -> Option<Outcome> {
         self.handle.gate().settle(&self.of_gate, timeout)
     }
 
     /// Ends it, signal or not. You say that the device is done: that it was lost, for example. On a staged
     /// path nothing is copied back then.
+    ///
+    /// Blocks until no thread looks at the signal any more, as after [`InFlight::wait`]. One that looks does so for
+    /// up to 50 ms at a time.
     pub fn abandon(self) -> Outcome {
-        self.handle.gate().end(&self.of_gate, false)
+        self.handle.gate().give_up(&self.of_gate)
     }
 }
 

@@ -122,18 +122,17 @@ impl<I: Importer> Attachment<I> {
         // From here on, dropping it detaches.
         let attachment = Self(Arc::new(Handle(attached)));
         let attached = attachment.attached();
-        let generation = attached.gate.generation();
-        let result = attached.import_of(generation).map(|import| {
-            tracing::info!(
-                exporter = attached.lent.device_name(),
-                importer = attached.importer.name(),
-                path = %import.path(),
-                trust = ?attached.options.trust,
-                "attached"
-            );
-        });
-        attached.gate.leave(generation);
-        result.map(|()| attachment)
+        let inside = attached.gate.first();
+        let import = attached.import_of(inside.generation())?;
+        tracing::info!(
+            exporter = attached.lent.device_name(),
+            importer = attached.importer.name(),
+            path = %import.path(),
+            trust = ?attached.options.trust,
+            "attached"
+        );
+        drop(inside);
+        Ok(attachment)
     }
 
     /// How bytes reach the importer, or did while there was an import.
@@ -198,13 +197,14 @@ impl<I: Importer> Attachment<I> {
     /// Begins a stretch of use, tested or not.
     fn begin(&self, direction: Direction) -> Result<Access<'_, I>, Refused> {
         let attached = self.attached();
-        let generation =
+        let inside =
             attached.gate.enter().map_err(|closed| Refused::away(attached.lent.device_name(), closed))?;
+        let generation = inside.generation();
         let import = attached.last.lock().import.clone();
         match import {
             Some(import) if import.is_of(generation) => {
                 // From here on, dropping it leaves the gate.
-                let mut access = Access::new(&self.0, import, generation, direction);
+                let mut access = Access::new(&self.0, import, inside, direction);
                 let not_brought = |error| Refused::not_brought(generation, error);
                 attached.lent.flush().map_err(not_brought)?;
                 access.pull().map_err(|error: Error| {
@@ -217,7 +217,7 @@ impl<I: Importer> Attachment<I> {
                 Ok(access)
             }
             other => {
-                attached.gate.leave(generation);
+                drop(inside);
                 let now = attached.gate.closed(generation);
                 let imported = other.map(|import| import.generation());
                 Err(Refused::stale(attached.lent.device_name(), now, imported))
@@ -234,11 +234,9 @@ impl<I: Importer> Attachment<I> {
     /// [`Export::attach`](crate::Export::attach), and it may be tried again.
     pub fn current(&self) -> Result<Arc<Import<I>>> {
         let attached = self.attached();
-        let generation =
+        let inside =
             attached.gate.enter().map_err(|closed| Refused::away(attached.lent.device_name(), closed))?;
-        let result = attached.import_of(generation);
-        attached.gate.leave(generation);
-        result
+        attached.import_of(inside.generation())
     }
 
     /// Tests whether bytes arrive, by each of the importer's engines, in `direction`, and says what came of it.

@@ -13,15 +13,16 @@
 //! What only a refusal or a drain needs lies beside it under a lock.
 
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Error, Kind, Signal};
+use peervram_backends::{Error, Kind, Signal, deadline_after};
 
 use crate::RevokeCause;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, wait_until};
+use crate::sync::{Condvar, Mutex, MutexGuard, doze, wait_until};
 
 /// How an access ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +51,11 @@ const GENERATION_SHIFT: u32 = 32;
 const GENERATION_MASK: u64 = (1 << 31) - 1;
 const USERS_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
 
-/// Between two looks at work that a device has not finished.
+/// Between two looks at work that a device has not finished, of a drain.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The same, of a thread that nobody waits for but whoever gives the work up.
+const OUTLIVE_INTERVAL: Duration = Duration::from_millis(50);
 
 fn generation_of(state: u64) -> u64 {
     state >> GENERATION_SHIFT & GENERATION_MASK
@@ -83,22 +87,172 @@ pub(crate) struct Closed {
     pub is_gone: bool,
 }
 
-/// An access that ends when a signal fires.
-pub(crate) struct InFlight {
-    signal: Box<dyn Signal>,
-    /// Nobody knows any more whether it fires; said once.
-    is_lost: AtomicBool,
+/// Somebody is inside a gate. Dropping it leaves the gate, also where a panic drops it.
+#[must_use = "the gate is left when this is dropped"]
+#[derive(Debug)]
+pub(crate) struct Inside<'g> {
+    gate: &'g Gate,
     generation: u64,
-    /// How it ended; and until then what the work needs.
-    end: Mutex<Result<Outcome, OnEnd>>,
+}
+
+impl Inside<'_> {
+    /// The generation of the memory when the gate was entered.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Leaves, and says whether the memory stayed the same.
+    pub fn leave(self) -> Outcome {
+        let (gate, generation) = (self.gate, self.stay());
+        gate.leave(generation)
+    }
+
+    /// Stays inside for whoever leaves in its place.
+    fn stay(self) -> u64 {
+        let generation = self.generation;
+        mem::forget(self);
+        generation
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.gate.leave(self.generation);
+    }
+}
+
+/// An access that ends when a signal fires.
+///
+/// ```text
+///   Running ---------------> Ending ----------------> Ended ---------------------> Over
+///           fired, or              copied back, and         nobody looks at the
+///           given up               the gate is left         signal; it is dropped
+/// ```
+/// Several threads look at one signal: who waits for the work, a drain, the thread that outlives an attachment.
+/// Who is told how the work ended may destroy what the signal looks at, so nobody is told before it is over.
+pub(crate) struct InFlight {
+    generation: u64,
+    /// Nobody knows any more whether the signal fires; said once.
+    is_lost: AtomicBool,
+    course: Mutex<Course>,
+    /// The work is over.
+    over: Condvar,
+}
+
+/// How far work in flight is.
+struct Course {
+    stage: Stage,
+    /// None when nobody may look any more.
+    signal: Option<Arc<dyn Signal>>,
+    /// Threads that look at the signal.
+    lookers: usize,
+    /// What is done when the work ends; none when somebody does it.
+    on_end: Option<OnEnd>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Running,
+    Ending,
+    Ended(Outcome),
+    Over(Outcome),
 }
 
 /// What happens when the work is over, before the gate is left. It is told whether the device is known to be
 /// done, and says whether what was written is where it belongs.
-type OnEnd = Option<Box<dyn FnOnce(bool) -> bool + Send>>;
+type OnEnd = Box<dyn FnOnce(bool) -> bool + Send>;
+
+impl InFlight {
+    /// The signal, to look at. Pairs with [`InFlight::looked`], when it is dropped again. None where the work has
+    /// ended.
+    fn look(&self) -> Option<Arc<dyn Signal>> {
+        let mut course = self.course.lock();
+        let signal = course.signal.clone().filter(|_| course.stage == Stage::Running)?;
+        course.lookers += 1;
+        Some(signal)
+    }
+
+    /// A thread does not look any more.
+    fn looked(&self) {
+        let mut course = self.course.lock();
+        course.lookers -= 1;
+        self.end_looking(course);
+    }
+
+    /// What is done when the work ends, for the one who does it.
+    fn begin_end(&self) -> Option<OnEnd> {
+        let mut course = self.course.lock();
+        if course.stage != Stage::Running {
+            return None;
+        }
+        course.stage = Stage::Ending;
+        course.on_end.take()
+    }
+
+    /// The gate was left.
+    fn ended(&self, outcome: Outcome) {
+        let mut course = self.course.lock();
+        course.stage = Stage::Ended(outcome);
+        self.end_looking(course);
+    }
+
+    /// Drops the signal, if the work has ended and nobody looks.
+    fn end_looking(&self, mut course: MutexGuard<'_, Course>) {
+        let (Stage::Ended(outcome), 0) = (course.stage, course.lookers) else { return };
+        let Some(signal) = course.signal.take() else { return };
+        drop(course);
+        // A signal may be somebody else's code.
+        if catch_unwind(AssertUnwindSafe(|| drop(signal))).is_err() {
+            tracing::error!("a signal panicked when it was dropped");
+        }
+        self.course.lock().stage = Stage::Over(outcome);
+        self.over.notify_all();
+    }
+
+    /// Whether the gate was left.
+    fn has_ended(&self) -> bool {
+        matches!(self.course.lock().stage, Stage::Ended(_) | Stage::Over(_))
+    }
+
+    /// How it ended, if it is over.
+    fn outcome(&self) -> Option<Outcome> {
+        match self.course.lock().stage {
+            Stage::Over(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// How it ended. Waits until it is over, at most until `deadline`.
+    fn outcome_by(&self, deadline: Instant) -> Option<Outcome> {
+        let mut course = self.course.lock();
+        let mut timed_out = false;
+        loop {
+            match course.stage {
+                Stage::Over(outcome) => return Some(outcome),
+                _ if timed_out => return None,
+                _ => (course, timed_out) = wait_until(&self.over, course, deadline),
+            }
+        }
+    }
+}
+
+/// The end of work in flight, by the one who ends it. Dropping it leaves the gate, also where a panic drops it.
+struct Ending<'a> {
+    gate: &'a Gate,
+    in_flight: &'a InFlight,
+    /// What was written is where it belongs.
+    is_there: bool,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let outcome = self.gate.leave(self.in_flight.generation);
+        self.in_flight.ended(outcome.unless_lost(self.is_there));
+    }
+}
 
 impl Gate {
-    /// An open gate, with one access inside.
+    /// An open gate to memory of `generation`, with one access inside: [`Gate::first`].
     pub fn entered(generation: u64) -> Self {
         Self {
             state: AtomicU64::new((generation & GENERATION_MASK) << GENERATION_SHIFT | 1),
@@ -111,13 +265,19 @@ impl Gate {
         }
     }
 
-    /// Enters, or says why not. Returns the generation entered; pairs with [`Gate::leave`].
-    pub fn enter(&self) -> Result<u64, Closed> {
+    /// The access that was inside from the beginning. To be asked for once.
+    pub fn first(&self) -> Inside<'_> {
+        Inside { gate: self, generation: self.generation() }
+    }
+
+    /// Enters, or says why not.
+    pub fn enter(&self) -> Result<Inside<'_>, Closed> {
         let state = self.state.fetch_add(1, Ordering::Acquire);
+        let inside = Inside { gate: self, generation: generation_of(state) };
         if state & CLOSED == 0 {
-            return Ok(generation_of(state));
+            return Ok(inside);
         }
-        self.leave(generation_of(state));
+        drop(inside);
         Err(self.closed(generation_of(state)))
     }
 
@@ -128,7 +288,7 @@ impl Gate {
     }
 
     /// Leaves what was entered in `generation`.
-    pub fn leave(&self, generation: u64) -> Outcome {
+    fn leave(&self, generation: u64) -> Outcome {
         let state = self.state.fetch_sub(1, Ordering::Release);
         if state & CLOSED != 0 {
             // The lock orders this against a waiter between its look and its sleep.
@@ -145,37 +305,53 @@ impl Gate {
         }
     }
 
-    /// Leaves what was entered in `generation` when `signal` fires; `on_end` runs just before.
+    /// Leaves when `signal` fires; `on_end` runs just before.
     pub fn leave_when(
         &self,
-        generation: u64,
-        signal: Box<dyn Signal>,
+        inside: Inside<'_>,
+        signal: impl Signal + 'static,
         on_end: impl FnOnce(bool) -> bool + Send + 'static,
     ) -> Arc<InFlight> {
-        let end = Mutex::new(Err(Some(Box::new(on_end) as Box<dyn FnOnce(bool) -> bool + Send>)));
-        let in_flight = Arc::new(InFlight { signal, is_lost: AtomicBool::new(false), generation, end });
+        let course = Course {
+            stage: Stage::Running,
+            signal: Some(Arc::new(signal)),
+            lookers: 0,
+            on_end: Some(Box::new(on_end)),
+        };
+        let in_flight = Arc::new(InFlight {
+            generation: inside.stay(),
+            is_lost: AtomicBool::new(false),
+            course: Mutex::new(course),
+            over: Condvar::new(),
+        });
         // Nobody looks at what is over before the next drain; so that the list stays short, this does.
         self.reap();
         self.beside.lock().in_flight.push(Arc::clone(&in_flight));
+        // A drain that waits for a thread to leave has a signal to look at instead.
+        self.idle.notify_all();
         in_flight
     }
 
-    /// Ends `in_flight` if its signal fires within `timeout`; says how it ended. Nothing where it goes
-    /// on, or where its signal is lost: then nobody knows.
+    /// Ends `in_flight` if its signal fires within `timeout`; says how it ended, and then nobody looks at the
+    /// signal any more. Nothing where it goes on, or where its signal is lost: then nobody knows.
     pub fn settle(&self, in_flight: &InFlight, timeout: Duration) -> Option<Outcome> {
-        if let Ok(outcome) = *in_flight.end.lock() {
-            return Some(outcome);
-        }
+        let deadline = deadline_after(timeout);
+        let Some(signal) = in_flight.look() else { return in_flight.outcome_by(deadline) };
         // A signal may be somebody else's code, which must not end a revoke halfway.
-        let waited = catch_unwind(AssertUnwindSafe(|| in_flight.signal.wait(timeout)));
+        let waited = catch_unwind(AssertUnwindSafe(|| signal.wait(timeout)));
+        drop(signal);
+        in_flight.looked();
         match waited.unwrap_or_else(|_| Err(Error::new(Kind::Os, "wait for a signal", "it panicked"))) {
-            Ok(true) => Some(self.end(in_flight, true)),
-            Ok(false) => None,
+            Ok(true) => {
+                self.end(in_flight, true);
+                in_flight.outcome_by(deadline)
+            }
+            Ok(false) => in_flight.outcome(),
             Err(error) => {
                 if !in_flight.is_lost.swap(true, Ordering::Relaxed) {
                     tracing::error!(%error, "whether a device is done with lent memory cannot be known");
                 }
-                None
+                in_flight.outcome()
             }
         }
     }
@@ -183,36 +359,44 @@ impl Gate {
     /// Waits for the end of what is in flight, for as long as somebody can know of it. Where nobody can, the
     /// device is lost, and what it worked on with it.
     pub fn outlive(&self, in_flight: &InFlight) {
-        while self.settle(in_flight, Duration::from_secs(1)).is_none() {
+        while !in_flight.has_ended() {
+            self.settle(in_flight, OUTLIVE_INTERVAL);
             if in_flight.is_lost.load(Ordering::Relaxed) {
                 self.end(in_flight, false);
             }
         }
     }
 
-    /// Ends `in_flight` now, whatever its signal says; `is_done` says whether it has fired.
-    pub fn end(&self, in_flight: &InFlight, is_done: bool) -> Outcome {
-        let mut end = in_flight.end.lock();
-        match &mut *end {
-            Ok(outcome) => *outcome,
-            Err(on_end) => {
-                let is_there = on_end.take().is_none_or(|on_end| on_end(is_done));
-                let outcome = self.leave(in_flight.generation).unless_lost(is_there);
-                *end = Ok(outcome);
-                outcome
+    /// Ends `in_flight` now, whatever its signal says, and says how; nobody looks at the signal any more.
+    pub fn give_up(&self, in_flight: &InFlight) -> Outcome {
+        self.end(in_flight, false);
+        loop {
+            // Whoever looks at a signal that does not fire does so for a moment at a time.
+            if let Some(outcome) = in_flight.outcome_by(deadline_after(Duration::MAX)) {
+                return outcome;
             }
         }
     }
 
-    /// Ends what is over, and says how much is not.
-    pub fn reap(&self) -> Vec<Arc<InFlight>> {
-        let all = self.beside.lock().in_flight.clone();
-        if all.is_empty() {
-            return all;
+    /// Ends `in_flight`, unless somebody does; `is_done` says whether its signal has fired.
+    fn end(&self, in_flight: &InFlight, is_done: bool) {
+        if let Some(on_end) = in_flight.begin_end() {
+            let mut ending = Ending { gate: self, in_flight, is_there: false };
+            ending.is_there = on_end(is_done);
         }
-        let is_over = |in_flight: &Arc<InFlight>| self.settle(in_flight, Duration::ZERO).is_some();
-        let (over, left): (Vec<_>, Vec<_>) = all.into_iter().partition(is_over);
-        self.beside.lock().in_flight.retain(|one| !over.iter().any(|over| Arc::ptr_eq(one, over)));
+    }
+
+    /// Ends what is over, and says what is not.
+    pub fn reap(&self) -> Vec<Arc<InFlight>> {
+        let mut left = self.beside.lock().in_flight.clone();
+        if left.is_empty() {
+            return left;
+        }
+        left.retain(|in_flight| {
+            self.settle(in_flight, Duration::ZERO);
+            !in_flight.has_ended()
+        });
+        self.beside.lock().in_flight.retain(|in_flight| !in_flight.has_ended());
         left
     }
 
@@ -235,22 +419,23 @@ impl Gate {
     /// Waits until nobody is inside; at most until `deadline`. Says how many are left.
     pub fn drain(&self, deadline: Instant) -> u64 {
         loop {
-            let left = self.reap();
+            self.reap();
             let beside = self.beside.lock();
             let users = self.state.load(Ordering::Acquire) & USERS_MASK;
             let now = Instant::now();
             if users == 0 || now >= deadline {
                 return users;
             }
-            let waits = left.iter().find(|one| !one.is_lost.load(Ordering::Relaxed));
-            match waits {
+            // Under the lock: a thread that leaves its access to a device after this look wakes the wait below.
+            let known = beside.in_flight.iter().find(|one| !one.is_lost.load(Ordering::Relaxed)).cloned();
+            match known {
                 // Only devices are inside: wait for one of them, and look now and then whether it was given up.
-                Some(first) if users == left.len() as u64 => {
+                Some(first) if users == beside.in_flight.len() as u64 => {
                     drop(beside);
-                    self.settle(first, LOOK_INTERVAL.min(deadline - now));
+                    self.settle(&first, LOOK_INTERVAL.min(deadline - now));
                 }
-                Some(_) => drop(wait_until(&self.idle, beside, deadline.min(now + LOOK_INTERVAL))),
-                // A lost one can only be given up, which wakes.
+                Some(_) => doze(&self.idle, beside, LOOK_INTERVAL.min(deadline - now)),
+                // A thread leaves, which wakes; a lost one can only be given up, which wakes, too.
                 None => drop(wait_until(&self.idle, beside, deadline)),
             }
         }
@@ -301,7 +486,7 @@ mod tests {
 
     fn gate() -> Gate {
         let gate = Gate::entered(0);
-        gate.leave(0);
+        gate.first().leave();
         gate
     }
 
@@ -316,8 +501,7 @@ mod tests {
     #[test]
     fn an_open_gate_lets_in_and_out() {
         let gate = gate();
-        let generation = gate.enter().unwrap();
-        assert_eq!(gate.leave(generation), Outcome::Ok);
+        assert_eq!(gate.enter().unwrap().leave(), Outcome::Ok);
         assert_eq!(gate.drain(Instant::now()), 0);
     }
 
@@ -325,36 +509,38 @@ mod tests {
     fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
         let gate = gate();
         gate.close(RevokeCause::Reset);
-        assert_eq!(gate.enter(), Err(Closed { generation: 0, cause: RevokeCause::Reset, is_gone: false }));
+        assert_eq!(
+            gate.enter().unwrap_err(),
+            Closed { generation: 0, cause: RevokeCause::Reset, is_gone: false }
+        );
         assert_eq!(gate.drain(Instant::now()), 0);
     }
 
     #[test]
     fn memory_taken_back_under_an_access_tears_it() {
         let gate = gate();
-        let generation = gate.enter().unwrap();
+        let inside = gate.enter().unwrap();
         gate.close(RevokeCause::Reset);
         assert_eq!(gate.drain(soon()), 1);
         gate.open(1);
-        assert_eq!(gate.leave(generation), Outcome::Torn { generation: 1 });
-        assert_eq!(gate.enter(), Ok(1));
+        assert_eq!(inside.leave(), Outcome::Torn { generation: 1 });
+        assert_eq!(gate.enter().unwrap().generation(), 1);
     }
 
     #[test]
     fn a_revoke_that_was_called_off_tears_nothing() {
         let gate = gate();
-        let generation = gate.enter().unwrap();
+        let inside = gate.enter().unwrap();
         gate.close(RevokeCause::MemoryDisabled);
         gate.open(0);
-        assert_eq!(gate.leave(generation), Outcome::Ok);
+        assert_eq!(inside.leave(), Outcome::Ok);
         assert!(gate.enter().is_ok());
     }
 
     /// A gate that was closed while a device is at work, until the flag.
     fn revoked_under_a_device() -> (Gate, Flag, Arc<InFlight>) {
         let (gate, flag) = (gate(), Flag::new());
-        let generation = gate.enter().unwrap();
-        let in_flight = gate.leave_when(generation, Box::new(flag.clone()), |_| true);
+        let in_flight = gate.leave_when(gate.enter().unwrap(), flag.clone(), |_| true);
         gate.close(RevokeCause::Reset);
         assert_eq!(gate.drain(soon()), 1);
         (gate, flag, in_flight)
@@ -389,19 +575,126 @@ mod tests {
     fn a_device_and_a_thread_inside_are_both_waited_for() {
         let gate = gate();
         let flag = Flag::new();
-        let of_a_device = gate.enter().unwrap();
-        gate.leave_when(of_a_device, Box::new(flag.clone()), |_| true);
+        gate.leave_when(gate.enter().unwrap(), flag.clone(), |_| true);
         let of_a_thread = gate.enter().unwrap();
         gate.close(RevokeCause::Reset);
         thread::scope(|scope| {
-            scope.spawn(|| {
+            scope.spawn(move || {
                 thread::sleep(Duration::from_millis(10));
                 flag.set();
                 thread::sleep(Duration::from_millis(10));
-                assert_eq!(gate.leave(of_a_thread), Outcome::Ok);
+                assert_eq!(of_a_thread.leave(), Outcome::Ok);
             });
             assert_eq!(gate.drain(late()), 0);
         });
+    }
+
+    /// A drain that waits for a thread hears that the thread left its access to a device.
+    #[test]
+    fn an_access_left_to_a_device_in_mid_drain_is_waited_for_by_its_signal() {
+        let (gate, flag) = (gate(), Flag::new());
+        let inside = gate.enter().unwrap();
+        gate.close(RevokeCause::Reset);
+        let begun = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(50));
+                gate.leave_when(inside, flag.clone(), |_| true);
+                thread::sleep(Duration::from_millis(50));
+                flag.set();
+            });
+            assert_eq!(gate.drain(late()), 0);
+        });
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "it slept until its deadline: {:?}",
+            begun.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_panic_at_the_end_of_an_access_leaves_the_gate() {
+        let gate = gate();
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            let _inside = gate.enter().unwrap();
+            panic!("as a test of panics");
+        }));
+        assert!(caught.is_err());
+        let in_flight =
+            gate.leave_when(gate.enter().unwrap(), Flag::new(), |_| panic!("as a test of panics"));
+        assert!(catch_unwind(AssertUnwindSafe(|| gate.give_up(&in_flight))).is_err());
+        assert_eq!(gate.give_up(&in_flight), Outcome::NotCopiedBack);
+        gate.close(RevokeCause::Reset);
+        assert_eq!(gate.drain(Instant::now()), 0);
+    }
+
+    /// Something that may be destroyed once the work on it is over, as a `VkFence`.
+    #[derive(Default)]
+    struct Fence {
+        has_fired: AtomicBool,
+        is_destroyed: AtomicBool,
+        looks: AtomicU64,
+        /// Looks at it, or ends of looks, after it was destroyed.
+        too_late: AtomicU64,
+    }
+
+    impl Fence {
+        fn is_touched(&self) {
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            self.too_late.fetch_add(self.is_destroyed.load(Ordering::SeqCst).into(), Ordering::SeqCst);
+        }
+    }
+
+    struct OfFence(Arc<Fence>);
+
+    impl Signal for OfFence {
+        fn wait(&self, timeout: Duration) -> peervram_backends::Result<bool> {
+            let deadline = deadline_after(timeout);
+            loop {
+                self.0.is_touched();
+                let has_fired = self.0.has_fired.load(Ordering::SeqCst);
+                if has_fired || Instant::now() >= deadline {
+                    // A look takes its time, and touches the fence until its end.
+                    thread::sleep(Duration::from_millis(1));
+                    self.0.is_touched();
+                    return Ok(has_fired);
+                }
+                thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for OfFence {
+        fn drop(&mut self) {
+            self.0.is_touched();
+        }
+    }
+
+    /// However many threads look: who was told the outcome may destroy the fence.
+    #[test]
+    fn nobody_looks_at_a_signal_whose_outcome_was_told() {
+        for round in 0..60 {
+            let (gate, fence) = (gate(), Arc::new(Fence::default()));
+            let in_flight = gate.leave_when(gate.enter().unwrap(), OfFence(Arc::clone(&fence)), |_| true);
+            gate.close(RevokeCause::Reset);
+            thread::scope(|scope| {
+                scope.spawn(|| gate.drain(late()));
+                scope.spawn(|| gate.outlive(&in_flight));
+                scope.spawn(|| gate.reap());
+                let outcome = if round % 2 == 0 {
+                    fence.has_fired.store(true, Ordering::SeqCst);
+                    gate.settle(&in_flight, Duration::from_secs(10)).unwrap()
+                } else {
+                    gate.give_up(&in_flight)
+                };
+                assert_eq!(outcome, Outcome::Ok);
+                fence.is_destroyed.store(true, Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(3));
+                fence.has_fired.store(true, Ordering::SeqCst);
+            });
+            assert!(fence.looks.load(Ordering::SeqCst) > 0);
+            assert_eq!(fence.too_late.load(Ordering::SeqCst), 0, "round {round}");
+        }
     }
 
     #[test]
@@ -409,8 +702,7 @@ mod tests {
         let gate = gate();
         for _ in 0..100 {
             let flag = Flag::new();
-            let generation = gate.enter().unwrap();
-            gate.leave_when(generation, Box::new(flag.clone()), |_| true);
+            gate.leave_when(gate.enter().unwrap(), flag.clone(), |_| true);
             flag.set();
         }
         assert!(gate.beside.lock().in_flight.len() <= 1);
@@ -425,7 +717,7 @@ mod tests {
                 thread::spawn(move || {
                     loop {
                         match gate.enter() {
-                            Ok(generation) => assert_eq!(gate.leave(generation), Outcome::Ok),
+                            Ok(inside) => assert_eq!(inside.leave(), Outcome::Ok),
                             Err(closed) if closed.cause == RevokeCause::ExporterGone => return,
                             Err(_) => thread::yield_now(),
                         }

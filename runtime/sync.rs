@@ -28,6 +28,11 @@ mod real {
         let timed_out = condvar.wait_until(&mut guard, deadline).timed_out();
         (guard, timed_out)
     }
+
+    /// Waits to be woken, or for a moment: until what nobody wakes for is looked at again.
+    pub(crate) fn doze<T>(condvar: &Condvar, mut guard: MutexGuard<'_, T>, moment: Duration) {
+        condvar.wait_for(&mut guard, moment);
+    }
 }
 
 #[cfg(feature = "shuttle")]
@@ -68,6 +73,12 @@ mod real {
             return (guard, true);
         }
         (condvar.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner), false)
+    }
+
+    /// Lets others go on.
+    pub(crate) fn doze<T>(_: &Condvar, guard: MutexGuard<'_, T>, _: Duration) {
+        drop(guard);
+        thread::yield_now();
     }
 }
 

@@ -8,6 +8,7 @@
 //! in the `peervram` crate. Nothing here prints, exits, or keeps state between processes.
 
 mod aperture;
+mod deadline;
 mod dma_buf;
 #[cfg(feature = "drm")]
 pub mod drm;
@@ -35,6 +36,7 @@ pub mod vfio;
 pub mod vulkan;
 
 pub use aperture::{Aperture, Owner, RawBytes};
+pub use deadline::deadline_after;
 pub use dma_buf::DmaBuf;
 pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use peervram_backends::{Flag, OnRevoke};
+use peervram_backends::{Flag, OnRevoke, Signal};
 
 use super::fakes::{Card, Reader};
-use crate::sync::thread;
+use crate::sync::{atomic, thread};
 use crate::{Attachment, Direction, Kind, Lender, Outcome, Result, RevokeCause, Trust};
 
 /// Long past the end of any scene.
@@ -48,6 +48,52 @@ fn use_once(attachment: &Attachment<Reader>, inside: &AtomicUsize) {
     thread::yield_now();
     inside.fetch_sub(1, Ordering::SeqCst);
     assert_eq!(access.finish(), Outcome::Ok);
+}
+
+/// What a device fires when it is done, and its owner destroys then: a `VkFence`, as the scheduler sees one.
+#[derive(Clone, Default)]
+struct Fence(Arc<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    has_fired: atomic::AtomicBool,
+    is_destroyed: atomic::AtomicBool,
+    /// How often somebody touched it after it was destroyed. A signal that panics is only lost.
+    too_late: AtomicUsize,
+}
+
+impl Fence {
+    fn fire(&self) {
+        self.0.has_fired.store(true, Ordering::SeqCst);
+    }
+
+    fn destroy(&self) {
+        self.0.is_destroyed.store(true, Ordering::SeqCst);
+    }
+
+    fn touch(&self) {
+        let is_destroyed = self.0.is_destroyed.load(Ordering::SeqCst);
+        self.0.too_late.fetch_add(is_destroyed.into(), Ordering::SeqCst);
+    }
+}
+
+/// The signal made of a fence.
+struct OfFence(Fence);
+
+impl Signal for OfFence {
+    fn wait(&self, _: Duration) -> Result<bool> {
+        self.0.touch();
+        thread::yield_now();
+        let has_fired = self.0.0.has_fired.load(Ordering::SeqCst);
+        self.0.touch();
+        Ok(has_fired)
+    }
+}
+
+impl Drop for OfFence {
+    fn drop(&mut self) {
+        self.0.touch();
+    }
 }
 
 #[test]
@@ -130,6 +176,61 @@ fn work_of_a_device_is_waited_for() {
         }
         reset(&lender, &inside).unwrap();
         assert_eq!(in_flight.wait(Duration::ZERO), Some(Outcome::Ok));
+    });
+}
+
+/// The drain waits for a thread, which leaves its access to a device meanwhile.
+#[test]
+fn an_access_left_to_a_device_in_mid_drain_is_waited_for() {
+    in_every_order(|| {
+        let (lender, export) = Card::lend();
+        let inside = Arc::new(AtomicUsize::new(0));
+        let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+        let user = {
+            let inside = Arc::clone(&inside);
+            thread::spawn(move || {
+                let Ok(access) = attachment.enter(Direction::Both) else { return };
+                inside.fetch_add(1, Ordering::SeqCst);
+                let fence = Fence::default();
+                let in_flight = access.finish_when(OfFence(fence.clone()));
+                thread::yield_now();
+                inside.fetch_sub(1, Ordering::SeqCst);
+                fence.fire();
+                drop(in_flight);
+            })
+        };
+        reset(&lender, &inside).unwrap();
+        user.join().unwrap();
+    });
+}
+
+/// Whoever is told how work ended destroys what its signal looks at, while a revoke and the end of the attachment
+/// look, too.
+#[test]
+fn nobody_looks_at_a_signal_whose_outcome_was_told() {
+    in_every_order(|| {
+        let (lender, export) = Card::lend();
+        let inside = Arc::new(AtomicUsize::new(0));
+        let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+        let fence = Fence::default();
+        let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(OfFence(fence.clone()));
+        let waiter = {
+            let fence = fence.clone();
+            thread::spawn(move || {
+                while in_flight.wait(Duration::ZERO).is_none() {
+                    thread::yield_now();
+                }
+                fence.destroy();
+            })
+        };
+        let device = {
+            let fence = fence.clone();
+            thread::spawn(move || fence.fire())
+        };
+        let dropper = thread::spawn(move || drop(attachment));
+        reset(&lender, &inside).unwrap();
+        [waiter, device, dropper].into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(fence.0.too_late.load(Ordering::SeqCst), 0);
     });
 }
 

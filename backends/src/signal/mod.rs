@@ -27,7 +27,8 @@ use crate::Result;
 pub trait Signal: Send + Sync {
     /// Waits until it has fired, at most `timeout`; zero only looks. Says whether it has.
     ///
-    /// Several threads may wait at once. Once fired it stays so, and later calls return at once.
+    /// Several threads may wait at once. Once it has fired it stays so: waits that are under way end, and later
+    /// ones return at once. The signal is dropped when its work is over and nobody waits.
     ///
     /// # Errors
     /// The device was lost, the work failed, or the wait itself did. Nobody knows then whether the
