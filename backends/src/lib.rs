@@ -9,6 +9,7 @@
 
 mod aperture;
 mod deadline;
+mod bytes;
 mod dma_buf;
 #[cfg(feature = "drm")]
 pub mod drm;

@@ -4,6 +4,7 @@
 //! bytes come from a kernel driver, possibly an out-of-tree one, so nothing in them is trusted: a
 //! link that points backwards, outside, or into the fixed part ends the walk with an error.
 
+use crate::bytes::{u16_at, u32_at, u64_at};
 use crate::{Error, Kind, Result};
 
 /// Size of the fixed part, `struct vfio_region_info` in `include/uapi/linux/vfio.h`.
@@ -171,22 +172,6 @@ fn parse_capability(bytes: &[u8], offset: usize, id: u16) -> Result<Capability, 
         CAP_MSIX_MAPPABLE => Capability::MsixMappable,
         other => Capability::Unknown(other),
     })
-}
-
-fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
-    bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
-}
-
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    array_at(bytes, offset).map(u16::from_ne_bytes)
-}
-
-fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    array_at(bytes, offset).map(u32::from_ne_bytes)
-}
-
-fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
-    array_at(bytes, offset).map(u64::from_ne_bytes)
 }
 
 #[cfg(test)]

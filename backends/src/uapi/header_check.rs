@@ -12,19 +12,19 @@ use crate::host::udmabuf;
 use crate::uapi::vfio::{
     DEPENDENT_DEVICE_BYTES, DmaBufRequest, HOT_RESET_HEADER_BYTES, IrqSetEventfd, OPCODES,
 };
-use crate::uapi::{dma_buf, sync_file};
+use crate::uapi::{dma_buf, iommufd, sync_file};
 use crate::vfio::header_claims;
 
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
     let mut program = String::from("#include <stddef.h>\n");
-    for header in ["dma-buf", "pci_regs", "sync_file", "udmabuf", "vfio"] {
+    for header in ["dma-buf", "iommufd", "pci_regs", "sync_file", "udmabuf", "vfio"] {
         let _ = writeln!(program, "#include <linux/{header}.h>");
     }
     let mut claim = |text: String| {
         let _ = writeln!(program, "_Static_assert({text}, \"{text}\");");
     };
-    for (name, number) in OPCODES {
+    for (name, number) in OPCODES.into_iter().chain(iommufd::OPCODES) {
         claim(format!("{name} == {number:#x}"));
     }
     let header = "offsetof(struct vfio_device_feature, data)";

@@ -9,8 +9,8 @@ use rustix::ioctl::{IntegerSetter, Ioctl, IoctlOutput, NoArg, Opcode, Updater, i
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, VFIO_GROUP_FLAGS_VIABLE,
     VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD, vfio_device_attach_iommufd_pt,
-    vfio_device_bind_iommufd, vfio_device_feature, vfio_device_info, vfio_group_status, vfio_irq_info,
-    vfio_region_dma_range,
+    vfio_device_bind_iommufd, vfio_device_feature, vfio_device_info, vfio_group_status,
+    vfio_iommu_type1_info, vfio_irq_info, vfio_region_dma_range,
 };
 
 use crate::region::INFO_BYTES;
@@ -21,7 +21,7 @@ const fn vfio_io(number: u8) -> Opcode {
 
 /// The ioctl numbers used here, by their kernel names.
 #[cfg(all(test, feature = "host"))]
-pub const OPCODES: [(&str, Opcode); 14] = [
+pub const OPCODES: [(&str, Opcode); 15] = [
     ("VFIO_SET_IOMMU", SET_IOMMU),
     ("VFIO_GROUP_GET_STATUS", GROUP_GET_STATUS),
     ("VFIO_GROUP_SET_CONTAINER", GROUP_SET_CONTAINER),
@@ -33,6 +33,7 @@ pub const OPCODES: [(&str, Opcode); 14] = [
     ("VFIO_DEVICE_RESET", DEVICE_RESET),
     ("VFIO_DEVICE_GET_PCI_HOT_RESET_INFO", DEVICE_GET_PCI_HOT_RESET_INFO),
     ("VFIO_DEVICE_PCI_HOT_RESET", DEVICE_PCI_HOT_RESET),
+    ("VFIO_IOMMU_GET_INFO", IOMMU_GET_INFO),
     ("VFIO_DEVICE_FEATURE", DEVICE_FEATURE),
     ("VFIO_DEVICE_BIND_IOMMUFD", DEVICE_BIND_IOMMUFD),
     ("VFIO_DEVICE_ATTACH_IOMMUFD_PT", DEVICE_ATTACH_IOMMUFD_PT),
@@ -49,6 +50,7 @@ const DEVICE_SET_IRQS: Opcode = vfio_io(10);
 const DEVICE_RESET: Opcode = vfio_io(11);
 const DEVICE_GET_PCI_HOT_RESET_INFO: Opcode = vfio_io(12);
 const DEVICE_PCI_HOT_RESET: Opcode = vfio_io(13);
+const IOMMU_GET_INFO: Opcode = vfio_io(12);
 const DEVICE_FEATURE: Opcode = vfio_io(17);
 const DEVICE_BIND_IOMMUFD: Opcode = vfio_io(18);
 const DEVICE_ATTACH_IOMMUFD_PT: Opcode = vfio_io(19);
@@ -92,19 +94,30 @@ pub fn device_get_info(device: impl AsFd) -> Result<vfio_device_info> {
 
 /// The description of region `index` with its capability chain, as bytes for `Region::parse`.
 pub fn device_get_region_info(device: impl AsFd, index: u32) -> Result<Vec<u8>> {
+    read_info(device, DEVICE_GET_REGION_INFO, INFO_BYTES, |bytes| {
+        bytes[8..12].copy_from_slice(&index.to_ne_bytes());
+    })
+}
+
+/// The description of a container's IOMMU, `struct vfio_iommu_type1_info` with its capability chain, as bytes.
+pub fn iommu_get_info(container: impl AsFd) -> Result<Vec<u8>> {
+    read_info(container, IOMMU_GET_INFO, size_of::<vfio_iommu_type1_info>(), |_| {})
+}
+
+/// Asks for a description that begins with `argsz` and may be longer than `least_bytes`: the kernel then says by how
+/// much. `fill` writes what the kernel is to read.
+fn read_info(fd: impl AsFd, opcode: Opcode, least_bytes: usize, fill: impl Fn(&mut [u8])) -> Result<Vec<u8>> {
     /// More than any driver describes; an answer beyond it is refused, not allocated.
     const MOST_BYTES: usize = 1 << 20;
-    let mut size_bytes = INFO_BYTES;
+    let mut size_bytes = least_bytes;
     loop {
-        // u64 for the struct's alignment.
+        // u64 for the structs' alignment.
         let mut request = vec![0_u64; size_bytes.div_ceil(8)];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut request);
         bytes[0..4].copy_from_slice(&(size_bytes as u32).to_ne_bytes());
-        bytes[8..12].copy_from_slice(&index.to_ne_bytes());
+        fill(bytes);
         // SAFETY: the kernel writes at most argsz bytes, which is what `request` has.
-        unsafe {
-            ioctl(&device, Raw { opcode: DEVICE_GET_REGION_INFO, argument: request.as_mut_ptr().cast() })
-        }?;
+        unsafe { ioctl(&fd, Raw { opcode, argument: request.as_mut_ptr().cast() }) }?;
         let bytes: &[u8] = bytemuck::cast_slice(&request);
         let needed = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
         if needed <= size_bytes {

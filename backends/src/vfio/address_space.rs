@@ -4,6 +4,7 @@
 //! are to reach each other's memory share one.
 
 use std::fs::OpenOptions;
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use iommufd_ioctls::{IommuFd, IommufdError, IommufdIoas};
 use rustix::io::Errno;
 
 use super::container::{Container, Group, borrow, not_viable};
-use super::iova_allocator::IovaAllocator;
-use crate::uapi::vfio as uapi;
-use crate::{Error, Kind, PciAddress, Result, pci};
+use super::iova_allocator::{self, IovaAllocator};
+use super::iova_ranges::{parse_type1_info, read_bus_addresses, without};
+use crate::{Error, Kind, PciAddress, Result, pci, uapi};
 
 /// VFIO's two ways to open a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,6 +99,41 @@ impl IoAddressSpace {
         }
     }
 
+    /// The IO addresses that mappings are placed at, from 4 GiB on: those that the kernel allows the devices in it now,
+    /// without those that a PCI bus of this machine answers itself (BARs, and windows of bridges). A request to one of
+    /// the latter might reach a neighbour behind the same switch and no IOMMU.
+    ///
+    /// The kernel's part is `IOMMU_IOAS_IOVA_RANGES`, or type1's `VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE`. The windows of
+    /// host bridges are known to root only; without them an address may be one that a device gets which is plugged
+    /// in later.
+    ///
+    /// # Errors
+    /// What the kernel says; or sysfs cannot be read.
+    pub fn usable_iovas(&self) -> Result<Vec<RangeInclusive<u64>>> {
+        let allowed = self.allowed_iovas().map_err(|error| error.on(self.interface().name()))?;
+        let below = [0..=iova_allocator::FIRST - 1];
+        Ok(without(&without(&allowed, &below), &read_bus_addresses()?))
+    }
+
+    /// What the kernel allows the devices that are in it now.
+    fn allowed_iovas(&self) -> Result<Vec<RangeInclusive<u64>>> {
+        const TRIED: &str = "ask which IO addresses may be used";
+        match &self.space {
+            Space::Iommufd { iommufd, ioas } => {
+                let ranges = uapi::iommufd::ioas_iova_ranges(borrow(&**iommufd), ioas.id())
+                    .map_err(|errno| Error::os(TRIED, errno))?;
+                Ok(ranges.into_iter().map(|(first, last)| first..=last).collect())
+            }
+            Space::Container(container) => {
+                let info =
+                    uapi::vfio::iommu_get_info(container.as_fd()).map_err(|errno| Error::os(TRIED, errno))?;
+                let ranges = parse_type1_info(&info).map_err(|why| Error::new(Kind::Os, TRIED, why))?;
+                // Before Linux 5.4 a container did not say; those that export dma-bufs do.
+                Ok(ranges.unwrap_or_else(|| vec![0..=u64::MAX]))
+            }
+        }
+    }
+
     pub(super) fn open_device(&self, address: PciAddress) -> Result<(OwnedFd, Membership)> {
         match &self.space {
             Space::Iommufd { iommufd, ioas } => {
@@ -117,8 +153,8 @@ impl IoAddressSpace {
                         errno => Error::os(TRIED, errno).on(address),
                     }
                 };
-                uapi::device_bind_iommufd(&device, borrow(&**iommufd)).map_err(failed)?;
-                uapi::device_attach_iommufd_pt(&device, ioas.id()).map_err(failed)?;
+                uapi::vfio::device_bind_iommufd(&device, borrow(&**iommufd)).map_err(failed)?;
+                uapi::vfio::device_attach_iommufd_pt(&device, ioas.id()).map_err(failed)?;
                 Ok((device, Membership::Cdev { _ioas: Arc::clone(ioas) }))
             }
             Space::Container(container) => {

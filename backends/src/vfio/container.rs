@@ -110,7 +110,7 @@ impl Container {
         &self.container
     }
 
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         borrow(&self.container)
     }
 }

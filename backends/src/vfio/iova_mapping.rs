@@ -141,7 +141,8 @@ impl IoAddressSpace {
         mapping: Option<Arc<Mapping>>,
         map: impl FnOnce(u64) -> Result<()>,
     ) -> Result<IovaMapping> {
-        let iova = self.iovas.take(length_bytes).ok_or_else(|| {
+        let usable = self.usable_iovas()?;
+        let iova = self.iovas.take(length_bytes, &usable).ok_or_else(|| {
             Error::new(Kind::Busy, TRIED, "no range of IO addresses is long enough").on(self.name())
         })?;
         match map(iova) {

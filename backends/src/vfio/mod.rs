@@ -31,6 +31,7 @@ mod dma_buf_export;
 mod interrupts;
 mod iova_allocator;
 mod iova_mapping;
+mod iova_ranges;
 mod let_go;
 mod live_mappings;
 mod power;
@@ -45,5 +46,8 @@ pub use power::PowerState;
 /// What these modules say of the kernel's headers, for the test that compiles it.
 #[cfg(all(test, feature = "host"))]
 pub(crate) fn header_claims() -> impl Iterator<Item = (&'static str, usize)> {
-    capability::claims().into_iter().chain(power::claims()).chain(reset::claims())
+    (capability::claims().into_iter())
+        .chain(iova_ranges::claims())
+        .chain(power::claims())
+        .chain(reset::claims())
 }

@@ -1,11 +1,12 @@
 //! The exporter on the real kernel: what opens, what exports, and what each refusal says.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, ensure};
-use peervram::backends::vfio::{Device, DmaBufSupport};
-use peervram::backends::{DmaRange, DmaRanges, Exporter, Mapping, Source};
+use peervram::backends::vfio::{Device, DmaBufSupport, Interface, IoAddressSpace};
+use peervram::backends::{DmaRange, DmaRanges, Exporter, Importer, Mapping, Source, pci};
 use peervram::{Kind, backends};
 use peervram_lab::machine::{self, Facts};
 
@@ -31,6 +32,8 @@ pub const TESTS: &[Test] = &[
     Test::new("vfio/mapping-keeps-the-device-open", mapping_keeps_the_device_open),
     Test::new("vfio/a-region-that-cannot-be-mapped-takes-no-memory-of-others", refused_mappings_take_nothing)
         .on_any_topology(),
+    Test::new("vfio/io-addresses-are-no-buss-by-type1", |guest| io_addresses(guest, Interface::Group)),
+    Test::new("vfio/io-addresses-are-no-buss-by-iommufd", |guest| io_addresses(guest, Interface::Cdev)),
     Test::new("vfio/nobody-without-permission-gets-in", nobody_without_permission_gets_in),
     Test::new("vfio/reset-keeps-the-descriptor", reset_keeps_the_descriptor),
 ];
@@ -83,6 +86,47 @@ fn refused_mappings_take_nothing(guest: &Guest) -> Verdict {
         other.join().map_err(|_| anyhow!("the other thread panicked"))??;
         refusals
     })
+}
+
+/// Mappings for DMA lie where the kernel lets the IOMMU of this machine have them, and where no PCI bus answers itself.
+fn io_addresses(guest: &Guest, interface: Interface) -> Verdict {
+    let space = match IoAddressSpace::new(interface) {
+        // Debian's kernels have no iommufd.
+        Err(error) if error.kind() == Kind::NotFound => crate::skip!("{error}"),
+        other => other?,
+    };
+    let _device = Device::open_into(&space, guest.lender()?.parse()?)?;
+    let usable = space.usable_iovas()?;
+    let last = usable.iter().map(|range| *range.end()).max().context("no address is usable")?;
+    // Before a device is in it, or if nobody asked, it would be all addresses.
+    ensure!(last < 1 << 57, "addresses up to {last:#x} are beyond any IOMMU");
+
+    let bars = pci::Function::all()?.into_iter().flat_map(|function| function.bars);
+    let bars: Vec<_> = bars
+        .filter(|bar| bar.is_memory && bar.size_bytes > 0)
+        .map(|bar| bar.address..=bar.address + (bar.size_bytes - 1))
+        .collect();
+    let iomem = std::fs::read_to_string("/proc/iomem")?;
+    let windows = iomem.lines().filter(|line| line.contains("PCI Bus")).map(|line| {
+        let (start, rest) = line.trim().split_once('-').context("a line without a range")?;
+        let (last, _) = rest.split_once(' ').context("a line without a name")?;
+        Ok(u64::from_str_radix(start, 16)?..=u64::from_str_radix(last, 16)?)
+    });
+    let windows: Vec<_> = windows.collect::<anyhow::Result<_>>()?;
+    ensure!(!bars.is_empty() && !windows.is_empty(), "the machine has no PCI memory");
+    let meets =
+        |a: &RangeInclusive<u64>, b: &RangeInclusive<u64>| a.start() <= b.end() && b.start() <= a.end();
+    for taken in bars.iter().chain(&windows) {
+        ensure!(usable.iter().all(|range| !meets(range, taken)), "{taken:x?} is a bus's and in {usable:x?}");
+    }
+
+    let mappings = (0..3).map(|_| space.stage(4 << 20)).collect::<Result<Vec<_>, _>>()?;
+    for mapping in &mappings {
+        let (first, last) = (mapping.iova(), mapping.iova() + (mapping.len() - 1));
+        let is_inside = |range: &RangeInclusive<u64>| range.contains(&first) && range.contains(&last);
+        ensure!(usable.iter().any(is_inside), "{first:#x} to {last:#x} is not in {usable:x?}");
+    }
+    Ok(())
 }
 
 fn device_opens_twice_in_a_row(guest: &Guest) -> Verdict {
