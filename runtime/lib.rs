@@ -73,9 +73,12 @@ struct Readme;
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]
 #[doc = include_str!("../docs/revoke.md")]
 struct Revoke;
-#[cfg(all(doctest, feature = "vulkan"))]
+#[cfg(all(doctest, feature = "vfio", feature = "vulkan", feature = "drm"))]
 #[doc = include_str!("../docs/lend-a-buffer.md")]
 struct LendABuffer;
+#[cfg(all(doctest, feature = "vulkan"))]
+#[doc = include_str!("../docs/verify.md")]
+struct Verify;
 #[cfg(all(doctest, feature = "nvgrace", feature = "drm"))]
 #[doc = include_str!("../docs/nvgrace.md")]
 struct Nvgrace;
