@@ -16,6 +16,7 @@ use crate::access::{Access, Refused};
 use crate::export::Lent;
 use crate::gate::Gate;
 use crate::import::Made;
+use crate::piece_lock::PieceLock;
 use crate::plan::Known;
 use crate::revoke::keeper::Gated;
 use crate::revoke::machine::{AttachmentId, DeviceId};
@@ -23,7 +24,7 @@ use crate::revoke::{Event, Events, Subscription};
 use crate::round_trip::round_trip;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, pause, thread};
-use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store};
+use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store, Target};
 use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Staging, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
@@ -43,6 +44,7 @@ pub(crate) struct Attached<I: Importer> {
     importer: Arc<I>,
     options: AttachOptions,
     gate: Arc<Gate>,
+    pieces: Arc<PieceLock>,
     last: Mutex<Last<I>>,
     /// How many imports are alive, whoever holds them.
     imports: AtomicUsize,
@@ -104,20 +106,24 @@ impl<I: Importer> Attachment<I> {
     pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, options: AttachOptions) -> Result<Self> {
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         // Inside from the start, so that a revoke waits for the import that follows.
-        let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| Attached {
-            id,
-            gate: Arc::new(Gate::entered(generation)),
-            lent: Arc::clone(&lent),
-            importer,
-            options,
-            last: Mutex::new(Last {
-                import: None,
-                path: Path::Peer,
-                refused: Vec::new(),
-                staging: None,
-                certificate: None,
-            }),
-            imports: AtomicUsize::new(0),
+        let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| {
+            let gate = Arc::new(Gate::entered(generation));
+            Attached {
+                id,
+                pieces: Arc::new(PieceLock::new(Arc::clone(&gate), Arc::clone(&lent.entry().name))),
+                gate,
+                lent: Arc::clone(&lent),
+                importer,
+                options,
+                last: Mutex::new(Last {
+                    import: None,
+                    path: Path::Peer,
+                    refused: Vec::new(),
+                    staging: None,
+                    certificate: None,
+                }),
+                imports: AtomicUsize::new(0),
+            }
         })?;
         // From here on, dropping it detaches.
         let attachment = Self(Arc::new(Handle(attached)));
@@ -256,10 +262,7 @@ impl<I: Importer> Attachment<I> {
         let attached = self.attached();
         // Whatever it is trusted for: a test is how trust begins. A copy is not tested, so none is to be copied back.
         let access = self.begin(Direction::Read)?;
-        let path = access.import().path();
-        let memory = access.memory();
-        let certificate =
-            verify::certify(&attached.lent, &*attached.importer, memory, path, direction, limits, progress);
+        let certificate = verify::certify(&self.target(&access), direction, limits, progress);
         match access.finish() {
             // What nobody imported was not tested either: then there is an error to tell.
             Outcome::Ok | Outcome::NotCopiedBack => certificate,
@@ -306,9 +309,9 @@ impl<I: Importer> Attachment<I> {
         import.and_then(Arc::into_inner).map_or(Ok(()), Import::release)
     }
 
-    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
-    pub(crate) fn lent(&self) -> &Lent {
-        &self.attached().lent
+    /// What a test of the path is of, in an access.
+    pub(crate) fn target<'a>(&'a self, access: &'a Access<'_, I>) -> Target<'a, I> {
+        self.attached().target(access.memory(), access.import().path(), access.generation())
     }
 
     fn attached(&self) -> &Arc<Attached<I>> {
@@ -343,16 +346,20 @@ impl<I: Importer> Attached<I> {
         &self.imports
     }
 
-    pub(crate) fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    pub(crate) fn pieces(&self) -> &Arc<PieceLock> {
+        &self.pieces
     }
 
     pub(crate) fn trust(&self) -> Trust {
         self.options.trust
     }
 
+    fn target<'a>(&'a self, memory: &'a I::Memory, path: Path, generation: u64) -> Target<'a, I> {
+        Target { lent: &self.lent, importer: &self.importer, memory, path, pieces: &self.pieces, generation }
+    }
+
     /// What a current certificate, or a test made now, says of bytes in `direction` by `memory`, which was
-    /// imported by `path`.
+    /// imported by `path` in `generation`.
     ///
     /// # Errors
     /// Why `path` is not to be trusted: what was seen, or why nobody could look.
@@ -361,23 +368,24 @@ impl<I: Importer> Attached<I> {
         memory: &I::Memory,
         path: Path,
         direction: Direction,
+        generation: u64,
     ) -> Result<(Known, Certificate)> {
         // A device is the same one tomorrow. Host memory is not.
         let is_device = self.lent.entry().exporter()?.pci_address().is_some();
         let store = is_device.then(|| self.options.store());
-        let limits = &self.options.limits;
-        verify::assure(store, &self.lent, &*self.importer, memory, path, direction, limits)
+        verify::assure(store, &self.target(memory, path, generation), direction, &self.options.limits)
     }
 
-    /// Tries the owner's engine, where there is one and the application wants tests.
+    /// Tries the owner's engine on memory of `generation`, where there is one and the application wants tests.
     ///
     /// # Errors
     /// As [`round_trip`].
-    pub(crate) fn try_owner_engine(&self) -> Result<()> {
+    pub(crate) fn try_owner_engine(&self, generation: u64) -> Result<()> {
         let ranges = self.lent.aperture().ranges();
         match self.lent.aperture().owner().and_then(|owner| owner.engine()) {
             Some(engine) if self.options.trust != Trust::Unverified => {
-                round_trip(engine, ranges, ranges.size_bytes(), self.options.limits.copy_timeout)
+                let timeout = self.options.limits.copy_timeout;
+                round_trip(engine, ranges, ranges.size_bytes(), timeout, || self.pieces.hold(generation))
                     .map_err(|error| error.on(self.lent.device_name()))
             }
             _ => Ok(()),
@@ -394,7 +402,9 @@ impl<I: Importer> Attached<I> {
             Some(&engine)
                 if self.options.trust != Trust::Unverified && self.importer.host_memory(memory).is_none() =>
             {
-                round_trip(engine, memory, size_bytes, self.options.limits.copy_timeout)
+                // Memory of the importer's own stays.
+                let stays = || Ok(());
+                round_trip(engine, memory, size_bytes, self.options.limits.copy_timeout, stays)
                     .map_err(|error| error.on(self.importer.name()))
             }
             _ => Ok(()),
@@ -464,9 +474,9 @@ impl<I: Importer> Gated for Attached<I> {
         if self.must_be_freed() {
             let import = self.last.lock().import.take();
             drop(import);
-        } else if let Some(import) = self.last.lock().import.clone() {
-            import.settle();
         }
+        // Who was torn copies nothing from here on.
+        self.pieces.settle();
     }
 
     fn importer(&self) -> String {

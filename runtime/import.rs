@@ -2,7 +2,7 @@
 //!
 //! What an application makes of it (descriptor sets, framebuffers, addresses) lives as long as it does.
 //! After the memory was taken back an import is stale, unless its driver maps again by itself, it went
-//! through this process's own address space, or it is a copy;
+//! through this process's own address space, or it is a copy that nobody uses for an access that was torn;
 //! [`Attachment::current`](crate::Attachment::current) gives the next one.
 //!
 //! Which path is taken, [`plan`](crate::plan) decides; here it is carried out.
@@ -58,6 +58,13 @@ impl<I: Importer> Import<I> {
         let (mut memory, mut wrong, mut kept, mut staged) = (None, None, None, None);
         let mut certificate: Option<Certificate> = None;
         loop {
+            if attached.pieces().is_torn(generation) {
+                // What came of the paths came of them while the memory went: that says nothing of the next one.
+                let copied = staged.and_then(|mut staged: Staged<I>| staged.take_import());
+                let all = [memory, kept.map(|(_, memory)| memory), copied];
+                all.into_iter().for_each(|memory| give_back(&**importer, memory));
+                return Err(attached.pieces().revoked("attach to lent memory"));
+            }
             match plan.next() {
                 Step::Import(path) => match lent.import(&**importer, path) {
                     Ok(imported) => {
@@ -68,7 +75,7 @@ impl<I: Importer> Import<I> {
                 },
                 Step::Test(path, direction) => {
                     let memory = memory.as_ref().expect("a path is tested after it was imported");
-                    let known = match attached.test(memory, path, direction) {
+                    let known = match attached.test(memory, path, direction, generation) {
                         Ok((known, mut tested)) => {
                             certificate.iter().for_each(|before| tested.inherit(before));
                             certificate = Some(tested);
@@ -90,7 +97,7 @@ impl<I: Importer> Import<I> {
                     }
                     refuse(&mut plan, path, refusal(why, wrong.take()));
                 }
-                Step::Stage => match stage(attached, &plan, &mut kept) {
+                Step::Stage => match stage(attached, &plan, &mut kept, generation) {
                     Ok((made, copy)) => {
                         (memory, staged) = (Some(made), Some(copy));
                         plan.imported(Path::Staged);
@@ -145,13 +152,6 @@ impl<I: Importer> Import<I> {
         self.staged.as_ref().is_none_or(push)
     }
 
-    /// Waits until nothing is copied into or out of the lent memory.
-    pub(crate) fn settle(&self) {
-        if let Some(staged) = &self.staged {
-            staged.settle();
-        }
-    }
-
     /// Whether the importer's driver has the lent memory itself.
     pub(crate) fn holds_lent_memory(&self) -> bool {
         self.staged.as_ref().is_none_or(Staged::holds_import)
@@ -159,11 +159,13 @@ impl<I: Importer> Import<I> {
 
     /// Whether it shows the memory of `generation`.
     pub(crate) fn is_of(&self, generation: u64) -> bool {
-        self.generation == generation || self.outlives_revokes()
+        let is_free = self.staged.as_ref().is_none_or(|staged| staged.is_free_for(generation));
+        is_free && (self.generation == generation || self.outlives_revokes())
     }
 
     /// Whether it is good again after a revoke without being made again. Mapped memory is: the runtime
-    /// itself puts shadow memory under it meanwhile. So is a copy, which every access makes anew.
+    /// itself puts shadow memory under it meanwhile. So is a copy, which every access makes anew, unless an
+    /// access that was torn still uses it.
     fn outlives_revokes(&self) -> bool {
         if !self.holds_lent_memory() {
             return true;
@@ -218,12 +220,13 @@ fn stage<I: Importer>(
     attached: &Arc<Attached<I>>,
     plan: &Plan,
     kept: &mut Option<(Path, I::Memory)>,
+    generation: u64,
 ) -> Result<(I::Memory, Staged<I>)> {
     let (lent, importer) = (attached.lent(), attached.importer());
     let size_bytes = lent.aperture().ranges().size_bytes();
     let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
     // Who wants bytes to be tested does not want them copied by an engine that was not.
-    let tried = attached.try_owner_engine();
+    let tried = attached.try_owner_engine(generation);
     let path = kept.as_ref().map(|(path, _)| *path);
     let cpu = lent.cpu_access();
     let mover = |way| plan.mover(way, has_engine && tried.is_ok(), cpu, path);
@@ -245,7 +248,7 @@ fn stage<I: Importer>(
             return Err(error);
         }
     };
-    match Staged::new(importer, lent, attached.gate(), movers, tried.err(), &memory, peer) {
+    match Staged::new(importer, lent, attached.pieces(), movers, tried.err(), &memory, peer) {
         Ok(staged) => Ok((memory, staged)),
         Err((error, peer)) => {
             [peer, Some(memory)].into_iter().for_each(|memory| give_back(&**importer, memory));

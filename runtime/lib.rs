@@ -40,12 +40,15 @@ mod lender;
 mod path;
 #[cfg(feature = "picture")]
 pub mod picture;
+mod piece_lock;
 mod plan;
 mod relay;
 mod revoke;
 mod round_trip;
 pub mod route;
 mod staged;
+#[cfg(all(test, feature = "host", not(feature = "shuttle")))]
+mod staged_tests;
 mod sync;
 pub mod verify;
 

@@ -16,30 +16,39 @@ use crate::{Error, Kind, Result};
 
 const TRIED: &str = "trust an engine";
 
-/// Has `engine` write to `memory`, of `size_bytes` (a multiple of the page size), and read it again.
+/// Has `engine` write to `memory`, of `size_bytes` (a multiple of the page size), and read it again. `hold` is asked
+/// before each copy for what keeps the memory there meanwhile.
 ///
 /// # Errors
-/// [`Kind::Unverified`] where other bytes come back; what the engine says.
-pub(crate) fn round_trip<M: ?Sized>(
+/// [`Kind::Unverified`] where other bytes come back; what the engine says, or `hold`.
+pub(crate) fn round_trip<M: ?Sized, Held>(
     engine: &dyn Engine<M>,
     memory: &M,
     size_bytes: u64,
     timeout: Duration,
+    hold: impl Fn() -> Result<Held>,
 ) -> Result<()> {
     let page_bytes = page_size_bytes() as usize;
     let mapping = Arc::new(Mapping::of_host_memory(3 * page_bytes)?);
     let slice = |number: usize| HostSlice::new(Arc::clone(&mapping), number * page_bytes, page_bytes);
     let (before, sent, back) = (slice(0)?, slice(1)?, slice(2)?);
     let bytes = pattern(page_bytes);
+    let read = |offset_bytes: u64, host: &HostSlice| {
+        let _held = hold()?;
+        engine.read(memory, offset_bytes, host, Instant::now() + timeout)
+    };
+    let write = |offset_bytes: u64, host: &HostSlice| {
+        let _held = hold()?;
+        engine.write(memory, offset_bytes, host, Instant::now() + timeout)
+    };
     for offset_bytes in [0, size_bytes - page_bytes as u64] {
-        let deadline = || Instant::now() + timeout;
         mapping.write(sent.offset_bytes(), &bytes)?;
         // What does not arrive must not look as if it had.
         mapping.write(back.offset_bytes(), &vec![0; page_bytes])?;
-        engine.read(memory, offset_bytes, &before, deadline())?;
-        engine.write(memory, offset_bytes, &sent, deadline())?;
-        engine.read(memory, offset_bytes, &back, deadline())?;
-        engine.write(memory, offset_bytes, &before, deadline())?;
+        read(offset_bytes, &before)?;
+        write(offset_bytes, &sent)?;
+        read(offset_bytes, &back)?;
+        write(offset_bytes, &before)?;
         let mut seen = vec![0; page_bytes];
         mapping.read(back.offset_bytes(), &mut seen)?;
         if seen != bytes {
@@ -94,7 +103,7 @@ mod tests {
     fn an_honest_engine_passes_and_leaves_what_was_there() {
         let there: Vec<u8> = (0..3 * page_size_bytes()).map(|i| (i * 7) as u8).collect();
         let memory = Mutex::new(there.clone());
-        round_trip(&Liar(|_| ()), &memory, there.len() as u64, Duration::ZERO).unwrap();
+        round_trip(&Liar(|_| ()), &memory, there.len() as u64, Duration::ZERO, || Ok(())).unwrap();
         assert!(*memory.lock().unwrap() == there);
     }
 
@@ -104,7 +113,8 @@ mod tests {
             [|bytes| bytes.fill(0xFF), |bytes| bytes.fill(0), |bytes| bytes[9] ^= 1];
         for lie in lies {
             let memory = Mutex::new(vec![0; page_size_bytes() as usize]);
-            let error = round_trip(&Liar(lie), &memory, page_size_bytes(), Duration::ZERO).unwrap_err();
+            let result = round_trip(&Liar(lie), &memory, page_size_bytes(), Duration::ZERO, || Ok(()));
+            let error = result.unwrap_err();
             assert_eq!(error.kind(), Kind::Unverified);
         }
     }

@@ -15,11 +15,14 @@
 //! overwrite what that one has not pushed yet, so the others find what is there. One that may write pushes
 //! at its end; one that only reads does not.
 //!
-//! A revoke never finds a push under way into memory that it took: pieces are moved one by one, each under a
-//! lock and after a look at the gate, and [`Staged::settle`] waits for that lock.
+//! A copy is of one generation at a time. An access that was torn may have a device that is late and still writes
+//! into the importer's memory; until it has ended, no access of another generation is let in
+//! ([`Staged::is_free_for`]), and the attachment makes another copy, in other memory. A push never ends up in lent
+//! memory of another generation: [`PieceLock`] sees to that.
 //!
 //! Absent on purpose: copying only what changed, which nobody here can know, and copying ahead of time.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +30,7 @@ use std::time::{Duration, Instant};
 use peervram_backends::{CpuAccess, Engine, HostSlice, Importer, Mapping};
 
 use crate::export::Lent;
-use crate::gate::Gate;
+use crate::piece_lock::PieceLock;
 use crate::relay::{pieces, relay};
 use crate::sync::Mutex;
 use crate::{Direction, Error, Kind, Result};
@@ -89,7 +92,7 @@ pub struct Staging {
 pub(crate) struct Staged<I: Importer> {
     importer: Arc<I>,
     lent: Arc<Lent>,
-    gate: Arc<Gate>,
+    pieces: Arc<PieceLock>,
     how: Staging,
     /// The lent memory as the importer has it, where its engine is the mover.
     peer: Option<I::Memory>,
@@ -99,10 +102,18 @@ pub(crate) struct Staged<I: Importer> {
     stage: Option<Arc<Mapping>>,
     /// Made at the first copy; forgotten where one fails, since an engine may still write into them.
     slices: Mutex<Option<Vec<HostSlice>>>,
-    /// Accesses that may write, and have pulled and not pushed.
-    writers: Mutex<usize>,
-    /// Held while a piece is moved into or out of the lent memory.
-    at_work: Mutex<()>,
+    /// Held while accesses begin and end: one copy is made at a time.
+    turn: Mutex<()>,
+    /// Accesses that have pulled and not ended, by the generation that they are of.
+    inside: Mutex<BTreeMap<u64, Inside>>,
+}
+
+/// How many accesses of one generation are inside.
+#[derive(Debug, Default, Clone, Copy)]
+struct Inside {
+    all: usize,
+    /// Of these, how many may write.
+    writers: usize,
 }
 
 /// Which way bytes go.
@@ -122,7 +133,7 @@ impl<I: Importer> Staged<I> {
     pub fn new(
         importer: &Arc<I>,
         lent: &Arc<Lent>,
-        gate: &Arc<Gate>,
+        pieces: &Arc<PieceLock>,
         (pull, push): (Mover, Option<Mover>),
         owner_failed: Option<Error>,
         memory: &I::Memory,
@@ -159,14 +170,14 @@ impl<I: Importer> Staged<I> {
         Ok(Self {
             importer: Arc::clone(importer),
             lent: Arc::clone(lent),
-            gate: Arc::clone(gate),
+            pieces: Arc::clone(pieces),
             how: Staging { pull, push, in_host_memory: stage.is_some(), why_cpu },
             peer,
             bar,
             stage,
             slices: Mutex::default(),
-            writers: Mutex::new(0),
-            at_work: Mutex::default(),
+            turn: Mutex::default(),
+            inside: Mutex::default(),
         })
     }
 
@@ -185,30 +196,54 @@ impl<I: Importer> Staged<I> {
         self.peer.take()
     }
 
+    /// Whether an access of `generation` may use the importer's memory: nobody of another one does.
+    pub fn is_free_for(&self, generation: u64) -> bool {
+        self.inside.lock().keys().all(|&other| other == generation)
+    }
+
     /// Copies what is lent to `memory`, for an access of `generation` in `direction`.
     ///
     /// # Errors
-    /// [`Kind::Revoked`] where the memory is taken back meanwhile; what an engine said. The access has not begun
-    /// then.
+    /// [`Kind::Revoked`] where the memory is taken back meanwhile, or `memory` is in use by an access that was
+    /// torn; what an engine said. The access has not begun then.
     pub fn pull(&self, memory: &I::Memory, generation: u64, direction: Direction) -> Result<()> {
-        let mut writers = self.writers.lock();
-        if *writers == 0 {
+        let _turn = self.turn.lock();
+        if !self.is_free_for(generation) {
+            let why = "a device still uses the copy for an access that was torn";
+            return Err(Error::new(Kind::Revoked, "copy lent memory", why)
+                .on(self.lent.device_name())
+                .next("take the current import, which is another copy"));
+        }
+        let writers = self.inside.lock().get(&generation).map_or(0, |inside| inside.writers);
+        if writers == 0 {
             self.copy(memory, Way::Pull, self.how.pull, generation)?;
+        } else if self.pieces.is_torn(generation) {
+            return Err(self.pieces.revoked("copy lent memory"));
         }
-        if direction.includes(Direction::Write) {
-            *writers += 1;
-        }
+        let mut inside = self.inside.lock();
+        let inside = inside.entry(generation).or_default();
+        inside.all += 1;
+        inside.writers += usize::from(direction.includes(Direction::Write));
         Ok(())
     }
 
     /// Ends an access that pulled, of `generation` in `direction`: copies `memory` back where it may have written,
     /// and where it is known to be done. Says whether what it wrote is there.
     pub fn push(&self, memory: &I::Memory, generation: u64, direction: Direction, is_done: bool) -> bool {
-        if !direction.includes(Direction::Write) {
-            return true;
+        let _turn = self.turn.lock();
+        let is_there = !direction.includes(Direction::Write) || self.copy_back(memory, generation, is_done);
+        let mut inside = self.inside.lock();
+        if let Some(of_generation) = inside.get_mut(&generation) {
+            of_generation.all -= 1;
+            of_generation.writers -= usize::from(direction.includes(Direction::Write));
+            if of_generation.all == 0 {
+                inside.remove(&generation);
+            }
         }
-        let mut writers = self.writers.lock();
-        *writers -= 1;
+        is_there
+    }
+
+    fn copy_back(&self, memory: &I::Memory, generation: u64, is_done: bool) -> bool {
         let Some(mover) = self.how.push else { return false };
         if !is_done {
             tracing::warn!(importer = self.importer.name(), "nobody knows what it wrote: not copied back");
@@ -221,11 +256,6 @@ impl<I: Importer> Staged<I> {
                 false
             }
         }
-    }
-
-    /// Waits until no piece is moved into or out of the lent memory. Who was torn before moves none afterwards.
-    pub fn settle(&self) {
-        drop(self.at_work.lock());
     }
 
     fn copy(&self, memory: &I::Memory, way: Way, mover: Mover, generation: u64) -> Result<()> {
@@ -270,12 +300,11 @@ impl<I: Importer> Staged<I> {
         offset_bytes: u64,
         slice: &HostSlice,
     ) -> Result<()> {
-        let _at_work = self.at_work.lock();
         // A pull gives way to whoever wants the memory; a push is what they wait for.
-        if self.gate.generation() != generation || way == Way::Pull && self.gate.is_closed() {
-            let why = "the memory was taken back, or is about to be";
-            return Err(Error::new(Kind::Revoked, "copy lent memory", why).on(self.lent.device_name()));
-        }
+        let _held = match way {
+            Way::Pull => self.pieces.hold_unless_wanted(generation)?,
+            Way::Push => self.pieces.hold(generation)?,
+        };
         match mover {
             Mover::OwnerEngine => {
                 let engine = self.lent.aperture().owner().and_then(|owner| owner.engine());

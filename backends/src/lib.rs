@@ -8,8 +8,8 @@
 //! in the `peervram` crate. Nothing here prints, exits, or keeps state between processes.
 
 mod aperture;
-mod deadline;
 mod bytes;
+mod deadline;
 mod dma_buf;
 #[cfg(feature = "drm")]
 pub mod drm;

@@ -37,11 +37,14 @@ pub use observer::Observer;
 pub use store::{Ignored, Listing, Store};
 
 use crate::export::Lent;
+use crate::piece_lock::PieceLock;
 use crate::plan::Known;
 use crate::{Direction, Path, Result};
 use faults::FaultWatch;
 use observer::View;
 use run::{Findings, Halves, Run};
+
+const TRIED: &str = "verify a path";
 
 /// How much is tested, for how long, and what counts.
 #[derive(Debug, Clone)]
@@ -108,21 +111,29 @@ pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint
     Fingerprint::now(lender, importer.pci_address(), importer.driver())
 }
 
+/// What is tested: an import of one generation.
+pub(crate) struct Target<'a, I: Importer> {
+    pub lent: &'a Lent,
+    pub importer: &'a I,
+    /// What was imported from `lent`, by `path`. Nobody else uses it meanwhile: what is in it is put back.
+    pub memory: &'a I::Memory,
+    pub path: Path,
+    pub pieces: &'a PieceLock,
+    pub generation: u64,
+}
+
 /// For who wants a path verified: what a current certificate of `store` says, or a test that is made now and
-/// kept there. `memory` was imported from `lent` by `path`, and nobody uses it meanwhile: what is in it is put
-/// back.
+/// kept there.
 ///
 /// # Errors
 /// [`Kind::Unverified`] where the test was made and bytes were wrong; else as [`certify`].
 pub(crate) fn assure<I: Importer>(
     store: Option<&Store>,
-    lent: &Lent,
-    importer: &I,
-    memory: &I::Memory,
-    path: Path,
+    target: &Target<'_, I>,
     direction: Direction,
     limits: &Limits,
 ) -> Result<(Known, Certificate)> {
+    let &Target { lent, importer, path, .. } = target;
     let ranges = lent.aperture().ranges();
     // An old look through the window is not enough where the owner's engine can look now.
     let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
@@ -137,7 +148,7 @@ pub(crate) fn assure<I: Importer>(
             Err(error) => tracing::info!(%error, "a path is tested"),
         }
     }
-    let certificate = certify(lent, importer, memory, path, direction, limits, &mut |_| ())?;
+    let certificate = certify(target, direction, limits, &mut |_| ())?;
     let granted = certificate.grants(direction, path, ranges, true);
     let window_only = window_only(&certificate);
     if let Some(store) = store {
@@ -146,24 +157,20 @@ pub(crate) fn assure<I: Importer>(
     granted.map(|()| (Known::Right { window_only }, certificate))
 }
 
-/// Tests `memory`, which `importer` has from `lent` by `path`, with each of its engines, and says what came of it:
-/// a certificate may tell of failures. What was in the tested places is put back, as the observer saw it.
-///
-/// The caller sees to it that the memory is not taken back and nobody else uses it meanwhile.
+/// Tests a target with each of the importer's engines, and says what came of it: a certificate may tell of
+/// failures. What was in the tested places is put back, as the observer saw it.
 ///
 /// # Errors
 /// Nobody could observe: [`Kind::Unsupported`] where nobody answers for the memory, or the importer has no
-/// engine; or what the owner's side says. Then what was in the tested places may be lost.
+/// engine; or what the owner's side says. Then what was in the tested places may be lost. [`Kind::Revoked`] where
+/// the memory was taken back in the middle: nothing is written to it then.
 pub(crate) fn certify<I: Importer>(
-    lent: &Lent,
-    importer: &I,
-    memory: &I::Memory,
-    path: Path,
+    target: &Target<'_, I>,
     direction: Direction,
     limits: &Limits,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Certificate> {
-    const TRIED: &str = "verify a path";
+    let &Target { lent, importer, memory, path, pieces, generation } = target;
     if path == Path::Staged {
         let why = "bytes are copied for it, so it reaches no memory of the lender's";
         return Err(Error::new(Kind::Unsupported, TRIED, why)
@@ -198,6 +205,8 @@ pub(crate) fn certify<I: Importer>(
         owner,
         ranges,
         memory,
+        pieces,
+        generation,
         halves: Halves::new(longest.min(places::PIECE_BYTES))?,
         seed: limits.seed.unwrap_or_else(random),
         copy_timeout: limits.copy_timeout,
@@ -238,6 +247,10 @@ pub(crate) fn certify<I: Importer>(
                 failure: findings.failure,
             });
         }
+    }
+    if pieces.is_torn(generation) {
+        // What the kernel said of the devices may be of that.
+        return Err(pieces.revoked(TRIED));
     }
     Ok(Certificate::new(subject(lent, importer), limits.outlives_reboots, tests, fingerprint))
 }

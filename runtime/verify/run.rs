@@ -20,6 +20,7 @@ use super::difference::{Difference, Known};
 use super::observer::View;
 use super::pattern::{Pattern, Purpose};
 use super::places::{PIECE_BYTES, Place};
+use crate::piece_lock::PieceLock;
 use crate::{Direction, Result};
 
 /// How many rounds: in the second, what a cache kept of the first is seen.
@@ -58,6 +59,9 @@ pub(crate) struct Run<'a, M> {
     pub owner: &'a dyn Owner,
     pub ranges: &'a DmaRanges,
     pub memory: &'a M,
+    /// Held for each copy: what was saved of one generation is not put back into the next.
+    pub pieces: &'a PieceLock,
+    pub generation: u64,
     pub halves: Halves,
     pub seed: u64,
     /// For one copy.
@@ -153,7 +157,7 @@ impl<M> Run<'_, M> {
         for piece in pieces {
             let host = self.halves.owners(piece.length_bytes)?;
             put(&host, |bytes| laid.fill(piece.offset_bytes, bytes))?;
-            self.view.write(piece.offset_bytes, &host, self.limit())?;
+            self.owner_writes(piece, &host)?;
         }
         self.owner.flush(self.ranges)?;
 
@@ -174,6 +178,7 @@ impl<M> Run<'_, M> {
             let host = self.halves.importers(piece.length_bytes)?;
             let filled = if direction == Direction::Write { sent } else { landing };
             put(&host, |bytes| filled.fill(piece.offset_bytes, bytes))?;
+            let held = self.pieces.hold(self.generation)?;
             let start = Instant::now();
             let copied = match direction {
                 Direction::Write => engine.write(self.memory, piece.offset_bytes, &host, self.limit()),
@@ -181,6 +186,7 @@ impl<M> Run<'_, M> {
             };
             copied.map_err(|error| Broken::Test(Failure::from(&error)))?;
             findings.copied(piece.length_bytes, start.elapsed());
+            drop(held);
             if direction != Direction::Write {
                 compare(piece, &get(&host)?, saved);
             }
@@ -190,7 +196,7 @@ impl<M> Run<'_, M> {
             for (piece, saved) in pieces.iter().zip(saved) {
                 let host = self.halves.owners(piece.length_bytes)?;
                 put(&host, |bytes| landing.fill(piece.offset_bytes, bytes))?;
-                self.view.read(piece.offset_bytes, &host, self.limit())?;
+                self.owner_reads(piece, &host)?;
                 compare(piece, &get(&host)?, saved);
             }
         }
@@ -198,16 +204,26 @@ impl<M> Run<'_, M> {
         wrong.map_or(Ok(()), |wrong| Err(Broken::Test(Failure::WrongBytes(Difference { of_bytes, ..wrong }))))
     }
 
+    fn owner_reads(&self, piece: &Place, host: &HostSlice) -> Result<()> {
+        let _held = self.pieces.hold(self.generation)?;
+        self.view.read(piece.offset_bytes, host, self.limit())
+    }
+
+    fn owner_writes(&self, piece: &Place, host: &HostSlice) -> Result<()> {
+        let _held = self.pieces.hold(self.generation)?;
+        self.view.write(piece.offset_bytes, host, self.limit())
+    }
+
     fn save(&self, piece: &Place) -> Result<Vec<u8>> {
         let host = self.halves.owners(piece.length_bytes)?;
-        self.view.read(piece.offset_bytes, &host, self.limit())?;
+        self.owner_reads(piece, &host)?;
         get(&host)
     }
 
     fn put_back(&self, piece: &Place, bytes: &[u8]) -> Result<()> {
         let host = self.halves.owners(piece.length_bytes)?;
         host.mapping().write(host.offset_bytes(), bytes)?;
-        self.view.write(piece.offset_bytes, &host, self.limit())
+        self.owner_writes(piece, &host)
     }
 
     fn limit(&self) -> Instant {

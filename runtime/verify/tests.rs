@@ -468,9 +468,8 @@ fn a_path_is_tested_once_until_something_changes() {
     let importer = pair.attachment.importer();
     let assure = || {
         let access = pair.attachment.enter(Direction::Both).unwrap();
-        let (lent, path) = (pair.attachment.lent(), pair.attachment.path());
-        assure(Some(&store), lent, &**importer, access.memory(), path, Direction::Both, &Limits::default())
-            .map(|(known, _)| known)
+        let target = pair.attachment.target(&access);
+        assure(Some(&store), &target, Direction::Both, &Limits::default()).map(|(known, _)| known)
     };
     let seed = || store.list().unwrap().certificates[0].1.tests[0].seed;
     assert_eq!(assure().unwrap(), Known::Right { window_only: false });
