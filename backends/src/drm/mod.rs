@@ -8,6 +8,7 @@
 //! Not done here: rendering, page flips that nobody waits for, anything with a driver's own ioctls.
 
 mod buffer_object;
+pub(crate) mod handles;
 mod node;
 mod scan_out;
 

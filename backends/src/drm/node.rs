@@ -1,25 +1,28 @@
 //! `Node`: an open `/dev/dri/card*` or `/dev/dri/renderD*`, as an importer.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use drm::Device as _;
 use drm::buffer::Handle;
 use drm::control::Device as _;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use super::BufferObject;
+use super::handles::{Handles, User};
 use crate::pci::Function;
+use crate::uapi::fcntl::is_same_open_file;
 use crate::{
     DmaBuf, Error, ImportSupport, Importer, Kind, OnRevoke, PciAddress, Result, import_support,
     import_support_of,
 };
 
 /// An open DRM node. Cheap to clone; buffer objects hold it open.
+///
+/// All nodes of one open file are the same value: GEM handles belong to the open file, and each has one owner there.
 #[derive(Debug, Clone)]
 pub struct Node(Arc<Open>);
 
@@ -27,12 +30,14 @@ pub struct Node(Arc<Open>);
 struct Open {
     file: File,
     path: PathBuf,
+    device_number: u64,
     driver: String,
     pci_address: Option<PciAddress>,
-    /// How often each handle was imported: the kernel gives the same handle for the same dma-buf
-    /// (`drm_gem_prime_fd_to_handle`) and one close ends it for all.
-    imports: Mutex<HashMap<Handle, usize>>,
+    handles: Mutex<Handles>,
 }
+
+/// The open nodes of this process.
+static NODES: Mutex<Vec<Weak<Open>>> = Mutex::new(Vec::new());
 
 /// A file that may be a DRM node.
 struct Bare<'a>(BorrowedFd<'a>);
@@ -70,36 +75,68 @@ impl Node {
                 _ => error,
             }
         })?;
-        Self::of(TRIED, file, path.to_owned())
+        let open = Self::describe(TRIED, file, path.to_owned())?;
+        // A new open file, which no other node can have.
+        Ok(Self::register(&mut NODES.lock(), open))
     }
 
     /// Takes over an open node: a duplicate of a compositor's, which shares its open file. GEM handles of both are
-    /// the same then, and so is being DRM master. Nobody else may import the same dma-buf in that open file: it has
-    /// one handle, and whoever closes it first ends it for both.
+    /// the same then, and so is being DRM master. Taken over twice, it is one node.
+    ///
+    /// The compositor must not import the same dma-buf in that open file: it has one handle there, and whoever closes
+    /// it first ends it for both. What this library imports is counted.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] where the file is no DRM node. It is closed in that case.
+    /// [`Kind::InvalidInput`] where the file is no DRM node; [`Kind::Unsupported`] where the process has another node
+    /// of the device, and the kernel, older than Linux 6.10, cannot tell whether it is of the same open file. The
+    /// descriptor is closed in each case.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         const TRIED: &str = "take over a DRM node";
         let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
             .map_err(|error| Error::os(TRIED, error))?;
-        Self::of(TRIED, File::from(fd), path)
+        let open = Self::describe(TRIED, File::from(fd), path)?;
+        // Kept beyond the lock: closing the last descriptor of a node can block.
+        let known: Vec<Arc<Open>>;
+        let mut nodes = NODES.lock();
+        known = nodes.iter().filter_map(Weak::upgrade).collect();
+        for other in known.iter().filter(|other| other.device_number == open.device_number) {
+            match is_same_open_file(&open.file, &other.file) {
+                Ok(true) => return Ok(Self(Arc::clone(other))),
+                Ok(false) => {}
+                Err(errno) => {
+                    let why = "whether it is the open file of another node here cannot be told";
+                    return Err(Error::new(Kind::Unsupported, TRIED, why)
+                        .on(open.path.display())
+                        .errno(errno)
+                        .next("drop the other node first, or boot Linux 6.10 or later"));
+                }
+            }
+        }
+        Ok(Self::register(&mut nodes, open))
     }
 
-    fn of(tried: &'static str, file: File, path: PathBuf) -> Result<Self> {
+    fn register(nodes: &mut Vec<Weak<Open>>, open: Open) -> Self {
+        let open = Arc::new(open);
+        nodes.retain(|other| other.strong_count() > 0);
+        nodes.push(Arc::downgrade(&open));
+        Self(open)
+    }
+
+    fn describe(tried: &'static str, file: File, path: PathBuf) -> Result<Open> {
         let status = rustix::fs::fstat(&file).map_err(|errno| Error::os(tried, errno).on(path.display()))?;
         let driver = Bare(file.as_fd()).get_driver().map_err(|error| {
             Error::new(Kind::InvalidInput, tried, format!("it is no DRM node: {error}"))
                 .on(path.display())
                 .next("ls /dev/dri lists the nodes of this machine")
         })?;
-        Ok(Self(Arc::new(Open {
+        Ok(Open {
+            device_number: status.st_rdev,
             driver: driver.name().to_string_lossy().into_owned(),
             pci_address: pci_address_of(status.st_rdev),
             path,
-            imports: Mutex::default(),
+            handles: Mutex::default(),
             file,
-        })))
+        })
     }
 
     /// Its kernel driver, as DRM names it.
@@ -123,30 +160,22 @@ impl Node {
         function.as_ref().and_then(import_support_of).or_else(|| import_support(self.driver()))
     }
 
-    /// Counts an import; the caller owns one close.
-    fn retain(&self, dma_buf: &DmaBuf) -> Result<Handle, Errno> {
-        // Under the lock: a close of the same handle in between would end our import.
-        let mut imports = self.0.imports.lock();
-        let handle = self
-            .prime_fd_to_buffer(dma_buf.as_fd())
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        *imports.entry(handle).or_default() += 1;
-        Ok(handle)
+    /// The GEM handles of its open file. Whoever opens or closes one holds them meanwhile.
+    pub(crate) fn handles(&self) -> MutexGuard<'_, Handles> {
+        self.0.handles.lock()
+    }
+
+    /// Imports a dma-buf by PRIME: its handle in this open file, whoever else has it.
+    pub(crate) fn handle_of(&self, dma_buf: &DmaBuf) -> Result<Handle> {
+        self.prime_fd_to_buffer(dma_buf.as_fd())
+            .map_err(|error| self.explain(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
     }
 
     /// Gives one import back; the last closes the handle.
     pub(super) fn release_handle(&self, handle: Handle) -> std::io::Result<()> {
-        let mut imports = self.0.imports.lock();
-        match imports.get_mut(&handle) {
-            Some(count) if *count > 1 => {
-                *count -= 1;
-                Ok(())
-            }
-            _ => {
-                imports.remove(&handle);
-                self.close_buffer(handle)
-            }
-        }
+        // Held over the close: an import in between would be given the handle that is being closed.
+        let mut handles = self.handles();
+        if handles.give_back(handle) { self.close_buffer(handle) } else { Ok(()) }
     }
 
     fn explain(&self, errno: Errno) -> Error {
@@ -211,7 +240,10 @@ impl Importer for Node {
     }
 
     fn import(&self, dma_buf: &DmaBuf) -> Result<BufferObject> {
-        let handle = self.retain(dma_buf).map_err(|errno| self.explain(errno))?;
+        let mut handles = self.handles();
+        let handle = self.handle_of(dma_buf)?;
+        handles.take(handle, User::Node).map_err(|error| error.on(self.name()))?;
+        drop(handles);
         Ok(BufferObject::new(self.clone(), handle, dma_buf.size_bytes()))
     }
 

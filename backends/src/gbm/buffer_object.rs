@@ -2,11 +2,14 @@
 #![expect(unsafe_code, reason = "reading the handle out of a union of C")]
 
 use std::fmt;
+use std::num::NonZeroU32;
 
+use drm::buffer::Handle;
 use gbm::AsRaw;
 
 use super::Device;
 use crate::ImageLayout;
+use crate::drm::handles::Handles;
 use crate::drm::{Node, ScanOutBuffer};
 
 /// A `gbm_bo`, destroyed with this value.
@@ -16,16 +19,37 @@ pub struct BufferObject {
     bo: Option<gbm::BufferObject<()>>,
     layout: ImageLayout,
     size_bytes: u64,
+    /// Its handle on the node, counted there; none where libgbm made it without one of its own.
+    handle: Option<Handle>,
 }
 
 impl BufferObject {
+    /// Counts the handle of what libgbm imported under the lock of `handles`.
     pub(super) fn new(
         device: Device,
         bo: gbm::BufferObject<()>,
         layout: ImageLayout,
         size_bytes: u64,
+        handles: &mut Handles,
     ) -> Self {
-        Self { device, bo: Some(bo), layout, size_bytes }
+        let user = device.user();
+        let mut object = Self { device, bo: Some(bo), layout, size_bytes, handle: None };
+        // libgbm's drivers for CPUs map what the kernel does not take, a memfd, and then have no handle: -1, as
+        // gbm.h says.
+        if let Some(raw) = NonZeroU32::new(object.raw_handle()).filter(|raw| raw.get() != u32::MAX) {
+            object.handle = handles.take(Handle::from(raw), user).is_ok().then(|| Handle::from(raw));
+        }
+        object
+    }
+
+    /// Whether it has a handle on the node.
+    pub(super) fn has_handle(&self) -> bool {
+        self.handle.is_some()
+    }
+
+    /// Where gbm has its plane: its offset and stride in bytes.
+    pub(super) fn place(&self) -> (u64, u32) {
+        (u64::from(self.bo().offset(0)), self.bo().stride())
     }
 
     /// `struct gbm_bo *`, for calls of the application's own; they must not run while another thread uses the same
@@ -80,7 +104,10 @@ impl Drop for BufferObject {
     fn drop(&mut self) {
         // libgbm's drivers do not say that they may be called by two threads at once.
         let _guard = self.device.lock();
+        let mut handles = self.device.node().handles();
         drop(self.bo.take());
+        // It was libgbm's to close.
+        self.handle.map(|handle| handles.give_back(handle));
     }
 }
 

@@ -4,12 +4,15 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use drm::control::Device as _;
 use gbm::{BufferObjectFlags, Format, Modifier};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::BufferObject;
 use crate::drm::Node;
+use crate::drm::handles::{Handles, User};
 use crate::{DmaBuf, Error, ImageLayout, Importer, Kind, OnRevoke, PciAddress, Result};
 
 /// A `gbm_device`. Cheap to clone; buffer objects hold it.
@@ -19,6 +22,8 @@ pub struct Device(Arc<Inner>);
 struct Inner {
     node: Node,
     gbm: gbm::Device<Node>,
+    /// Which user of the node's handles it is.
+    number: u64,
     /// Held around every call of libgbm: a revoke may free an import on another thread.
     calls: Mutex<()>,
 }
@@ -47,7 +52,9 @@ impl Device {
             .on(node.name())
             .next("install Mesa's: libgbm1 on Debian and Ubuntu, mesa-libgbm on Fedora")
         })?;
-        Ok(Self(Arc::new(Inner { node, gbm, calls: Mutex::new(()) })))
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(Arc::new(Inner { node, gbm, number, calls: Mutex::new(()) })))
     }
 
     /// The node that it is on.
@@ -62,6 +69,26 @@ impl Device {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
         self.0.calls.lock()
+    }
+
+    pub(super) fn user(&self) -> User {
+        User::Gbm(self.0.number)
+    }
+
+    /// Fails where somebody else has the handle that `dma_buf` has in this open file: libgbm would close it under them.
+    fn check_handle(&self, handles: &Handles, dma_buf: &DmaBuf) -> Result<()> {
+        if !handles.are_used_by_others(self.user()) {
+            return Ok(());
+        }
+        // A refusal of the kernel's is libgbm's to tell.
+        let Ok(handle) = self.node().handle_of(dma_buf) else { return Ok(()) };
+        if handles.is_used(handle) {
+            return handles.check(handle, self.user()).map_err(|error| error.on(self.node().name()));
+        }
+        // It was made by asking.
+        self.node()
+            .close_buffer(handle)
+            .map_err(|error| Error::os("close a GEM handle", error).on(self.node().path().display()))
     }
 }
 
@@ -139,6 +166,8 @@ impl Importer for ImageDevice {
         let offset = narrow("the picture's offset", layout.offset_bytes)?;
         let stride = narrow("the picture's stride", u64::from(layout.stride_bytes))?;
         let guard = self.device.lock();
+        let mut handles = self.device.node().handles();
+        self.device.check_handle(&handles, dma_buf)?;
         let bo = self.device.0.gbm.import_buffer_object_from_dma_buf_with_modifiers::<()>(
             1,
             [Some(dma_buf.as_fd()), None, None, None],
@@ -150,14 +179,14 @@ impl Importer for ImageDevice {
             [offset, 0, 0, 0],
             Modifier::Linear,
         );
-        drop(guard);
+        let bo = bo
+            .map(|bo| BufferObject::new(self.device.clone(), bo, layout, dma_buf.size_bytes(), &mut handles));
+        drop((handles, guard));
         let bo = bo.map_err(|said| self.explain(dma_buf, &said))?;
-        let (offset_bytes, stride_bytes) = (u64::from(bo.offset(0)), bo.stride());
-        let bo = BufferObject::new(self.device.clone(), bo, layout, dma_buf.size_bytes());
-        // libgbm's drivers for CPUs map what the kernel does not take, a memfd, and then have no handle: -1, as
-        // gbm.h says.
-        if [0, u32::MAX].contains(&bo.raw_handle()) {
-            let said = std::io::Error::other("it made a buffer object without a handle on the node");
+        let (offset_bytes, stride_bytes) = bo.place();
+        if !bo.has_handle() {
+            let said =
+                std::io::Error::other("it made a buffer object without a handle of its own on the node");
             return Err(self.explain(dma_buf, &said));
         }
         if (offset_bytes, stride_bytes) != (layout.offset_bytes, layout.stride_bytes) {

@@ -18,7 +18,7 @@ use crate::vfio::header_claims;
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
     let mut program = String::from("#include <stddef.h>\n");
-    for header in ["dma-buf", "iommufd", "pci_regs", "sync_file", "udmabuf", "vfio"] {
+    for header in ["dma-buf", "fcntl", "iommufd", "pci_regs", "sync_file", "udmabuf", "vfio"] {
         let _ = writeln!(program, "#include <linux/{header}.h>");
     }
     let mut claim = |text: String| {
@@ -82,6 +82,8 @@ fn assertions() -> String {
         .chain(sync_file::claims())
         .chain(dma_buf::claims())
         .chain(header_claims());
+    #[cfg(feature = "drm")]
+    let claims = claims.chain(crate::uapi::fcntl::claims());
     for (expression, value) in claims {
         claim(format!("{expression} == {value}"));
     }

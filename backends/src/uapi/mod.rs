@@ -5,6 +5,8 @@
 //! Functions return the errno and explain nothing: that is for the nouns above.
 
 pub mod dma_buf;
+#[cfg(feature = "drm")]
+pub mod fcntl;
 #[cfg(feature = "vfio")]
 pub mod iommufd;
 pub mod sync_file;
