@@ -39,6 +39,11 @@ impl Behind {
         Self { source: None, pieces: Box::default(), is_shadowed: false }
     }
 
+    /// What is mapped, or will be again; none once it was let go for good.
+    pub(super) fn what(&self) -> Option<Arc<dyn Source>> {
+        self.source.clone()
+    }
+
     /// Whether it is shadow memory.
     pub(super) fn is_shadowed(&self) -> bool {
         self.is_shadowed

@@ -15,6 +15,7 @@
 //! kernel with a lock on the mapping, which a swap would wait for in turn.
 #![expect(unsafe_code, reason = "volatile access to memory that a device may change at any time")]
 
+mod barrier;
 mod behind;
 mod ones;
 mod room;
@@ -24,7 +25,9 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 
+use crate::uapi::dma_buf;
 use crate::{Error, Kind, Result};
 use behind::Behind;
 use room::{Room, TRIED};
@@ -44,6 +47,15 @@ pub struct Mapping {
     /// Locked around every change of what lies behind the addresses, and by nobody who reads or writes: the addresses
     /// are mapped at any time, so an access meets the one memory or the other.
     behind: Mutex<Behind>,
+    /// Whether its source is a dma-buf, which is told of each access of the CPU.
+    is_of_dma_buf: bool,
+}
+
+/// What the CPU does with memory.
+#[derive(Debug, Clone, Copy)]
+enum CpuUse {
+    Reads,
+    Writes,
 }
 
 impl Mapping {
@@ -65,8 +77,11 @@ impl Mapping {
             .filter(|&sum| sum > 0)
             .ok_or_else(beyond)?;
         let room = Room::new(length_bytes)?;
+        // By its file system: an ioctl would wake a device that sleeps, where the source is one.
+        let is_of_dma_buf =
+            rustix::fs::fstatfs(source.as_fd()).is_ok_and(|file| file.f_type as u64 == dma_buf::MAGIC);
         let behind = Behind::source(source, pieces, &room).map_err(|errno| Error::os(TRIED, errno))?;
-        Ok(Self { room, behind: Mutex::new(behind) })
+        Ok(Self { room, behind: Mutex::new(behind), is_of_dma_buf })
     }
 
     /// `length_bytes` of ordinary memory, zeros, a multiple of the page size: what devices copy to and from
@@ -91,7 +106,7 @@ impl Mapping {
         let room = Room::new(length_bytes)?;
         room.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
         room.advise_huge_pages();
-        Ok(Self { room, behind: Mutex::new(Behind::nothing()) })
+        Ok(Self { room, behind: Mutex::new(Behind::nothing()), is_of_dma_buf: false })
     }
 
     /// Puts shadow memory over the whole mapping, at the same addresses: reads give all ones, as from a
@@ -156,11 +171,42 @@ impl Mapping {
     ///
     /// Aligned eight-byte accesses where possible: an uncached BAR answers each one separately.
     ///
+    /// Of a dma-buf its exporter is told before and after (`DMA_BUF_IOCTL_SYNC`): caches are seen to, and the first
+    /// waits, without a limit, for work of devices that has left its fence in the dma-buf. Whoever reads or writes
+    /// through [`as_ptr`](Mapping::as_ptr) has that to do.
+    ///
     /// # Errors
-    /// [`Kind::InvalidInput`] where the copy would leave the mapping.
+    /// [`Kind::InvalidInput`] where the copy would leave the mapping; else what the exporter of a dma-buf says.
     pub fn read(&self, offset_bytes: usize, into: &mut [u8]) -> Result<()> {
         self.check(offset_bytes, into.len())?;
-        // SAFETY: `check` found `offset_bytes + into.len()` inside the mapping.
+        self.told(CpuUse::Reads, || self.copy_out(offset_bytes, into))
+    }
+
+    /// Has the exporter of a dma-buf told of what `access` does; of other memory there is nobody to tell.
+    fn told<T>(&self, use_: CpuUse, access: impl FnOnce() -> T) -> Result<T> {
+        if !self.is_of_dma_buf {
+            return Ok(access());
+        }
+        let Some(source) = self.behind.lock().what() else { return Ok(access()) };
+        let flag = match use_ {
+            CpuUse::Reads => dma_buf::SYNC_READ,
+            CpuUse::Writes => dma_buf::SYNC_WRITE,
+        };
+        let tell = |is_end| loop {
+            match dma_buf::sync(source.as_fd(), flag, is_end) {
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                result => break result.map_err(|errno| Error::os("access a dma-buf by CPU", errno)),
+            }
+        };
+        tell(false)?;
+        let done = access();
+        tell(true)?;
+        Ok(done)
+    }
+
+    /// What was checked to lie inside the mapping.
+    fn copy_out(&self, offset_bytes: usize, into: &mut [u8]) {
+        // SAFETY: the caller found `offset_bytes + into.len()` inside the mapping.
         let mut from = unsafe { self.room.as_ptr().add(offset_bytes) };
         let (head, words) = into.split_at_mut(edge(from, into.len()));
         for byte in head {
@@ -185,16 +231,20 @@ impl Mapping {
                 from = from.add(1);
             }
         }
-        Ok(())
     }
 
     /// Copies `bytes` into the mapping, beginning `offset_bytes` into it. As [`Mapping::read`].
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] where the copy would leave the mapping.
+    /// As [`Mapping::read`].
     pub fn write(&self, offset_bytes: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset_bytes, bytes.len())?;
-        // SAFETY: `check` found `offset_bytes + bytes.len()` inside the mapping.
+        self.told(CpuUse::Writes, || self.copy_in(offset_bytes, bytes))
+    }
+
+    /// What was checked to lie inside the mapping.
+    fn copy_in(&self, offset_bytes: usize, bytes: &[u8]) {
+        // SAFETY: the caller found `offset_bytes + bytes.len()` inside the mapping.
         let mut to = unsafe { self.room.as_ptr().add(offset_bytes) };
         let (head, words) = bytes.split_at(edge(to, bytes.len()));
         for &byte in head {
@@ -219,29 +269,32 @@ impl Mapping {
                 to = to.add(1);
             }
         }
-        Ok(())
     }
 
-    /// Reads one 32-bit word in one access, as a device's registers want it.
+    /// Reads one 32-bit word in one access, as a device's registers want it, before everything that is read after it:
+    /// what the device had stored when it set a status is seen by who has seen the status.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] where `offset_bytes` is no multiple of four or beyond the mapping.
+    /// [`Kind::InvalidInput`] where `offset_bytes` is no multiple of four or beyond the mapping; else as
+    /// [`Mapping::read`].
     pub fn load_u32(&self, offset_bytes: usize) -> Result<u32> {
+        let word = self.word(offset_bytes)?;
         // SAFETY: `word` found it inside the mapping and aligned.
-        Ok(u32::from_le(unsafe { self.word(offset_bytes)?.read_volatile() }))
+        let value = self.told(CpuUse::Reads, || unsafe { word.read_volatile() })?;
+        barrier::after_status();
+        Ok(u32::from_le(value))
     }
 
-    /// Writes one 32-bit word in one access, after everything that was written before it.
+    /// Writes one 32-bit word in one access, after everything that was written before it: a doorbell does not overtake
+    /// the descriptors that it announces, in host memory or in write-combined memory of a device.
     ///
     /// # Errors
     /// As [`Mapping::load_u32`].
     pub fn store_u32(&self, offset_bytes: usize, value: u32) -> Result<()> {
         let word = self.word(offset_bytes)?;
-        // A doorbell must not overtake the descriptors that it announces.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        barrier::before_doorbell();
         // SAFETY: `word` found it inside the mapping and aligned.
-        unsafe { word.write_volatile(value.to_le()) };
-        Ok(())
+        self.told(CpuUse::Writes, || unsafe { word.write_volatile(value.to_le()) })
     }
 
     fn word(&self, offset_bytes: usize) -> Result<*mut u32> {

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_void};
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use rustix::io::Result;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, Setter, Updater, ioctl, opcode};
 
 /// `DMA_BUF_SET_NAME_B`: the number says eight bytes, on every architecture, and means a pointer.
 const SET_NAME: Opcode = opcode::write::<u64>(b'b', 1);
@@ -40,6 +40,28 @@ unsafe impl Ioctl for SetName<'_> {
     }
 }
 
+/// `DMA_BUF_IOCTL_SYNC`.
+const SYNC: Opcode = opcode::write::<Sync>(b'b', 0);
+/// `DMA_BUF_SYNC_END`; a start is its absence.
+const SYNC_END: u64 = 1 << 2;
+
+/// `struct dma_buf_sync`.
+#[repr(C)]
+struct Sync {
+    flags: u64,
+}
+
+/// Begins CPU access to a mapped dma-buf, or ends it: `access` is [`SYNC_READ`], [`SYNC_WRITE`] or both. A beginning
+/// waits for the fences of those whose work conflicts. EINTR and EAGAIN ask for another try; ENOTTY is no dma-buf.
+pub fn sync(dma_buf: impl AsFd, access: u32, is_end: bool) -> Result<()> {
+    let flags = u64::from(access) | if is_end { SYNC_END } else { 0 };
+    // SAFETY: the kernel reads one dma_buf_sync.
+    unsafe { ioctl(dma_buf, Setter::<SYNC, _>::new(Sync { flags })) }
+}
+
+/// `DMA_BUF_MAGIC` of `include/uapi/linux/magic.h`: the file system that dma-bufs are files of.
+pub const MAGIC: u64 = 0x444d_4142;
+
 /// `DMA_BUF_IOCTL_EXPORT_SYNC_FILE`.
 const EXPORT_SYNC_FILE: Opcode = opcode::read_write::<ExportSyncFile>(b'b', 2);
 
@@ -66,10 +88,14 @@ pub fn export_sync_file(dma_buf: impl AsFd, flags: u32) -> Result<OwnedFd> {
 
 /// What the above says of the kernel's header, for the test that compiles it.
 #[cfg(all(test, feature = "vfio", feature = "host"))]
-pub fn claims() -> [(&'static str, usize); 7] {
+pub fn claims() -> [(&'static str, usize); 11] {
     use std::mem::offset_of;
     [
         ("DMA_BUF_SET_NAME_B", SET_NAME as usize),
+        ("DMA_BUF_IOCTL_SYNC", SYNC as usize),
+        ("DMA_BUF_SYNC_END", SYNC_END as usize),
+        ("sizeof(struct dma_buf_sync)", size_of::<Sync>()),
+        ("DMA_BUF_MAGIC", MAGIC as usize),
         ("DMA_BUF_IOCTL_EXPORT_SYNC_FILE", EXPORT_SYNC_FILE as usize),
         ("DMA_BUF_SYNC_READ", SYNC_READ as usize),
         ("DMA_BUF_SYNC_WRITE", SYNC_WRITE as usize),

@@ -18,7 +18,7 @@ use crate::vfio::header_claims;
 /// The C statements that fail to compile where a number or a layout differs.
 fn assertions() -> String {
     let mut program = String::from("#include <stddef.h>\n");
-    for header in ["dma-buf", "fcntl", "iommufd", "pci_regs", "sync_file", "udmabuf", "vfio"] {
+    for header in ["dma-buf", "fcntl", "iommufd", "magic", "pci_regs", "sync_file", "udmabuf", "vfio"] {
         let _ = writeln!(program, "#include <linux/{header}.h>");
     }
     let mut claim = |text: String| {

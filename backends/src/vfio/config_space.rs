@@ -7,11 +7,15 @@
 //! Every access wakes a device that sleeps in low power, and does not bring its dma-bufs back. So nothing
 //! here touches one; nor an adopted device, which is another process's to wake.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 use vfio_bindings::bindings::vfio::VFIO_PCI_CONFIG_REGION_INDEX;
 
 use super::Device;
 use super::capability::find_capability;
-use crate::Result;
+use crate::{PciAddress, Result};
 
 // include/uapi/linux/pci_regs.h
 const PCI_COMMAND: u64 = 0x04;
@@ -54,9 +58,22 @@ impl Device {
     }
 
     fn set_command(&self, bit: u16, on: bool) -> Result<()> {
-        let command = self.command()?;
-        let command = if on { command | bit } else { command & !bit };
-        self.write_config(PCI_COMMAND, &command.to_le_bytes())
+        self.change_config_word(PCI_COMMAND, |command| if on { command | bit } else { command & !bit })
+    }
+
+    /// Reads a word, and writes what `change` makes of it, while no other thread of this process does the same with
+    /// this device: what it changed in between would be undone.
+    ///
+    /// Another process has no part in it: a device has one owner, and an adopted one's configuration is not written.
+    pub(super) fn change_config_word(
+        &self,
+        offset_bytes: u64,
+        change: impl FnOnce(u16) -> u16,
+    ) -> Result<()> {
+        let lock = change_lock(self.address());
+        let _guard = lock.lock();
+        let word = self.read_config_word(offset_bytes)?;
+        self.write_config(offset_bytes, &change(word).to_le_bytes())
     }
 
     fn command(&self) -> Result<u16> {
@@ -76,9 +93,11 @@ impl Device {
         Ok(u16::from_le_bytes(word))
     }
 
+    /// What is to be changed and not replaced goes by [`Device::change_config_word`].
+    ///
     /// The kernel takes it apart into aligned pieces of four, two or one bytes, and acts on each
     /// (`vfio_pci_config_rw_single`): what is to be one action is to be one such piece.
-    pub(super) fn write_config(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+    fn write_config(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
         self.check_owned_and_awake("write a device's configuration")?;
         self.write(VFIO_PCI_CONFIG_REGION_INDEX, offset_bytes, bytes)
     }
@@ -86,5 +105,35 @@ impl Device {
     fn check_owned_and_awake(&self, tried: &'static str) -> Result<()> {
         self.check_owned(tried)?;
         self.check_awake(tried)
+    }
+}
+
+/// The lock around changes of a device's configuration space. By address: a group gives out several descriptors of one
+/// device. One for each, because a write that takes memory back may block.
+fn change_lock(address: PciAddress) -> Arc<Mutex<()>> {
+    static LOCKS: Mutex<BTreeMap<PciAddress, Weak<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+    let mut locks = LOCKS.lock();
+    locks.retain(|_, lock| lock.strong_count() > 0);
+    if let Some(lock) = locks.get(&address).and_then(Weak::upgrade) {
+        return lock;
+    }
+    let lock = Arc::default();
+    locks.insert(address, Arc::downgrade(&lock));
+    lock
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_one_device_take_turns_and_of_two_do_not() {
+        let address = |text: &str| text.parse().unwrap();
+        let first = change_lock(address("00fe:01:00.0"));
+        let held = first.lock();
+        assert!(change_lock(address("00fe:01:00.0")).try_lock().is_none());
+        assert!(change_lock(address("00fe:02:00.0")).try_lock().is_some());
+        drop(held);
+        assert!(change_lock(address("00fe:01:00.0")).try_lock().is_some());
     }
 }

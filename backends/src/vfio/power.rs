@@ -133,9 +133,8 @@ impl Device {
             PowerState::D0 => D0,
             PowerState::D3hot => D3HOT,
         };
-        let value = self.read_config_word(control)? & !PCI_PM_CTRL_STATE_MASK | bits;
         // One piece: vfio_pm_config_write acts on a write that begins here.
-        self.write_config(control, &value.to_le_bytes())?;
+        self.change_config_word(control, |value| value & !PCI_PM_CTRL_STATE_MASK | bits)?;
         let seen = self.power_state()?;
         if seen == state {
             return Ok(());

@@ -79,8 +79,8 @@ impl Device {
     /// [`Kind::Unsupported`] where the function has no such bit, and of an adopted device;
     /// [`Kind::MemoryDisabled`] in low power; else what its configuration space says.
     pub fn function_level_reset(&self) -> Result<()> {
-        let (at, value) = self.function_reset_bit()?;
-        self.write_config(at, &value.to_le_bytes())
+        let (at, bit) = self.function_reset_bit()?;
+        self.change_config_word(at, |word| word | bit)
     }
 
     /// Fails as [`Device::function_level_reset`] would before it takes anything back.
@@ -91,15 +91,14 @@ impl Device {
         self.function_reset_bit().map(drop)
     }
 
-    /// Where the bit is in configuration space, and the word to write there.
+    /// In which word of configuration space the bit is, and which it is.
     fn function_reset_bit(&self) -> Result<(u64, u16)> {
         self.check_owned(FUNCTION)?;
         if let Some(express) = self.capability(PCI_CAP_ID_EXP)?.map(u64::from) {
             // The kernel resets only where this says so; the bit is in the upper word.
             let able = self.read_config_word(express + PCI_EXP_DEVCAP + 2)?;
             if u32::from(able) << 16 & PCI_EXP_DEVCAP_FLR != 0 {
-                let control = self.read_config_word(express + PCI_EXP_DEVCTL)?;
-                return Ok((express + PCI_EXP_DEVCTL, control | PCI_EXP_DEVCTL_BCR_FLR));
+                return Ok((express + PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_BCR_FLR));
             }
         }
         if let Some(advanced) = self.capability(PCI_CAP_ID_AF)?.map(u64::from) {

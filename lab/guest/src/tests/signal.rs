@@ -1,10 +1,13 @@
 //! Sync files of the real kernel: they fire with their fences, and say so when those failed.
 
 use anyhow::{Result, ensure};
+use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::signal::Before;
-use peervram::backends::{DmaBuf, Exporter, Signal, SyncFile};
+use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, Mapping, Signal, SyncFile, page_size_bytes};
 use peervram_lab::machine::Facts;
 use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::crossing::{PATIENCE, open_device, scattered};
@@ -21,6 +24,9 @@ pub const TESTS: &[Test] = &[
         .on_any_topology(),
     Test::new("signal/fences-in-a-dma-buf-come-before-its-next-use", fences_in_a_dma_buf)
         .on(|facts| has_sw_sync(facts) && facts.exports_dma_bufs())
+        .on_any_topology(),
+    Test::of_all("signal/cpu-access-to-a-dma-buf-waits-for-its-fences", cpu_access_waits)
+        .on(has_sw_sync)
         .on_any_topology(),
     Test::new("signal/idle-dma-buf-has-fired", idle_dma_buf).on(Facts::exports_dma_bufs).on_any_topology(),
 ];
@@ -79,6 +85,42 @@ fn fences_in_a_dma_buf(guest: &Guest) -> Verdict {
         timeline.advance(1)?;
         ensure!(reading.wait(PATIENCE)? && writing.wait(PATIENCE)?, "not fired after the work that {work:?}");
     }
+    Ok(())
+}
+
+/// The CPU reads a mapped dma-buf when a device has written to it, as its fence says, and not before.
+fn cpu_access_waits(_guest: &Guest) -> Verdict {
+    let size_bytes = page_size_bytes();
+    let memory = HostMemory::with_backing(size_bytes, Backing::Udmabuf)?;
+    let ranges = DmaRanges::new(memory.region(), &[DmaRange::new(0, size_bytes)])?;
+    let buffer = memory.export(&ranges)?;
+    let mapping = Mapping::new(Arc::new(memory.export(&ranges)?), &[(0, size_bytes)])?;
+    mapping.write(0, b"before")?;
+    for work in [Work::Writes, Work::Reads] {
+        let timeline = Timeline::open()?;
+        leave(timeline.fence(1)?, &buffer, work)?;
+        let is_over = AtomicBool::new(false);
+        let pause = Duration::from_millis(100);
+        std::thread::scope(|scope| -> Verdict {
+            let access = scope.spawn(|| -> Result<bool> {
+                let mut seen = [0; 6];
+                match work {
+                    Work::Writes => mapping.read(0, &mut seen)?,
+                    Work::Reads => mapping.write(0, b"after")?,
+                }
+                Ok(is_over.load(Ordering::SeqCst))
+            });
+            std::thread::sleep(pause);
+            is_over.store(true, Ordering::SeqCst);
+            timeline.advance(1)?;
+            let waited = access.join().map_err(|_| anyhow::anyhow!("the CPU's thread panicked"))??;
+            ensure!(waited, "the CPU did not wait for work that {work:?}");
+            Ok(())
+        })?;
+    }
+    let mut seen = [0; 5];
+    mapping.read(0, &mut seen)?;
+    ensure!(&seen == b"after", "{seen:?}");
     Ok(())
 }
 

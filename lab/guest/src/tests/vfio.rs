@@ -34,6 +34,8 @@ pub const TESTS: &[Test] = &[
         .on_any_topology(),
     Test::new("vfio/io-addresses-are-no-buss-by-type1", |guest| io_addresses(guest, Interface::Group)),
     Test::new("vfio/io-addresses-are-no-buss-by-iommufd", |guest| io_addresses(guest, Interface::Cdev)),
+    Test::new("vfio/changes-of-the-command-register-take-turns", command_changes_take_turns)
+        .on_any_topology(),
     Test::new("vfio/nobody-without-permission-gets-in", nobody_without_permission_gets_in),
     Test::new("vfio/reset-keeps-the-descriptor", reset_keeps_the_descriptor),
 ];
@@ -85,6 +87,36 @@ fn refused_mappings_take_nothing(guest: &Guest) -> Verdict {
         is_over.store(true, Ordering::Relaxed);
         other.join().map_err(|_| anyhow!("the other thread panicked"))??;
         refusals
+    })
+}
+
+/// Two threads that switch a bit each find it as they left it: none writes back what the other had changed.
+fn command_changes_take_turns(guest: &Guest) -> Verdict {
+    const ROUNDS: usize = 300;
+    let device = open_device(guest)?;
+    // Of the command register, as the kernel shows it to user space: memory decoding, and bus mastering.
+    let is_set = |bit: u8| -> anyhow::Result<bool> {
+        let mut command = [0; 2];
+        device.read(VFIO_PCI_CONFIG_REGION, 4, &mut command)?;
+        Ok(command[0] & 1 << bit != 0)
+    };
+    std::thread::scope(|scope| {
+        let mastering = scope.spawn(|| {
+            (0..ROUNDS).try_for_each(|round| {
+                let on = round % 2 == 0;
+                device.set_bus_master(on)?;
+                ensure!(is_set(2)? == on, "round {round}: bus mastering is not as it was set");
+                Ok(())
+            })
+        });
+        let memory = (0..ROUNDS).try_for_each(|round| {
+            let on = round % 2 == 1;
+            device.set_memory_enabled(on)?;
+            ensure!(is_set(1)? == on, "round {round}: memory decoding is not as it was set");
+            Ok(())
+        });
+        mastering.join().map_err(|_| anyhow!("the other thread panicked"))??;
+        memory
     })
 }
 

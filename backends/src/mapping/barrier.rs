@@ -1,0 +1,54 @@
+//! Barriers between memory and a device's registers.
+//!
+//! A processor may let a store to ordinary memory be seen after a later store to a register, and a load of ordinary
+//! memory be made before an earlier load of one. `std::sync::atomic::fence` orders them for other *processors* only: on
+//! arm64 it is `dmb ish`, which does not reach the outer shareable domain where devices are. What stands here is what
+//! Linux has before `writel` and after `readl` (`arch/*/include/asm/io.h`).
+#![expect(unsafe_code, reason = "barriers that only the processor's own instructions are")]
+
+/// Before a register is written that announces what was stored (a *doorbell*): all earlier stores, to host memory and
+/// to write-combined device memory, come first.
+#[inline]
+pub(super) fn before_doorbell() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: an instruction of every x86-64 processor. Stores to uncached memory come after those to cached memory
+    // by themselves, and not after those to write-combined memory, whose buffers this empties.
+    unsafe {
+        std::arch::asm!("sfence", options(nostack, preserves_flags));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a barrier, which changes no register. Outer shareable, stores (`__io_bw`, which is `dma_wmb`).
+    unsafe {
+        std::arch::asm!("dmb oshst", options(nostack, preserves_flags));
+    }
+    #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
+    // SAFETY: a barrier, which changes no register. Stores to memory before output (`__io_bw`).
+    unsafe {
+        std::arch::asm!("fence w, o", options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_arch = "riscv64",
+        target_arch = "riscv32"
+    )))]
+    compile_error!("which barrier comes before a doorbell is not known for this architecture");
+}
+
+/// After a register was read that tells of what a device stored: all later loads come after it.
+#[inline]
+pub(super) fn after_status() {
+    #[cfg(target_arch = "x86_64")]
+    // Loads stay in order, of uncached memory and of cached; the compiler is to be held, too.
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a barrier, which changes no register. Outer shareable, loads (`__io_ar`, which is `dma_rmb`).
+    unsafe {
+        std::arch::asm!("dmb oshld", options(nostack, preserves_flags));
+    }
+    #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
+    // SAFETY: a barrier, which changes no register. Input before loads of memory (`__io_ar`).
+    unsafe {
+        std::arch::asm!("fence i, r", options(nostack, preserves_flags));
+    }
+}
