@@ -8,6 +8,8 @@
 //! Read in Linux 7.3 and, for NVIDIA's, in its open modules 595.45. Paths are below `drivers/gpu/drm` where
 //! nothing else is said.
 
+use std::fmt;
+
 use crate::pci::Function;
 use crate::topology::Release;
 
@@ -26,6 +28,8 @@ pub struct ImportSupport {
     pub source: &'static str,
     /// What decides whether it reaches the memory.
     pub governed_by: Governor,
+    /// Whether it shows an import on a screen.
+    pub scan_out: ScanOutSupport,
     /// The release from which on it is known to hold.
     pub since: Release,
 }
@@ -39,6 +43,29 @@ pub enum Governor {
     Iommu,
 }
 
+/// Whether a driver shows an import on a screen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ScanOutSupport {
+    /// It does.
+    Shows,
+    /// On integrated GPUs only, whose screens read system memory; where that stands in the kernel's source. A discrete
+    /// one says EINVAL.
+    IntegratedOnly(&'static str),
+    /// It has no screens, or takes no import at all.
+    Never,
+}
+
+impl fmt::Display for ScanOutSupport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shows => f.write_str("on a screen"),
+            Self::IntegratedOnly(source) => write!(f, "on integrated GPUs only ({source})"),
+            Self::Never => f.write_str("never"),
+        }
+    }
+}
+
 /// `VIRTIO_GPU_F_VIRGL` and `VIRTIO_GPU_F_RESOURCE_BLOB` of `include/uapi/linux/virtio_gpu.h`: 3D, and blob resources.
 const VIRTIO_GPU_F_VIRGL: u64 = 1 << 0;
 const VIRTIO_GPU_F_RESOURCE_BLOB: u64 = 1 << 3;
@@ -50,16 +77,22 @@ const SHMEM: &str = "drm_gem_shmem_helper.c: drm_gem_shmem_prime_import_no_map";
 const PRIME: &str = "drm_prime.c: drm_gem_prime_import";
 
 const TABLE: [ImportSupport; 33] = [
-    can(
-        "amdgpu",
-        "it attaches dynamically and maps again by itself after a revoke",
-        "amdgpu/amdgpu_dma_buf.c: amdgpu_dma_buf_attach_ops",
-    ),
-    can(
-        "xe",
-        "it attaches dynamically; free its imports before any reset, because it unmaps late",
-        "xe/xe_dma_buf.c: xe_dma_buf_attach_ops",
-    ),
+    ImportSupport {
+        scan_out: ScanOutSupport::IntegratedOnly("amdgpu_display_user_framebuffer_create"),
+        ..can(
+            "amdgpu",
+            "it attaches dynamically; free its imports before any reset, because submissions with them fail meanwhile",
+            "amdgpu/amdgpu_dma_buf.c: amdgpu_dma_buf_attach_ops",
+        )
+    },
+    ImportSupport {
+        scan_out: ScanOutSupport::IntegratedOnly("__xe_pin_fb_vma"),
+        ..can(
+            "xe",
+            "it attaches dynamically; free its imports before any reset, because it unmaps late",
+            "xe/xe_dma_buf.c: xe_dma_buf_attach_ops",
+        )
+    },
     virtio("virtio_gpu"),
     virtio("virtio-pci"),
     virtio_3d("virtio_gpu"),
@@ -129,6 +162,7 @@ const fn can(driver: &'static str, because: &'static str, source: &'static str) 
         because,
         source,
         governed_by: Governor::MapType,
+        scan_out: ScanOutSupport::Never,
         since: FIRST,
     }
 }
@@ -140,6 +174,7 @@ const fn cannot(driver: &'static str, because: &'static str, source: &'static st
 const fn virtio(driver: &'static str) -> ImportSupport {
     ImportSupport {
         mode: Some("blob resources, no 3D"),
+        scan_out: ScanOutSupport::Shows,
         ..can(
             driver,
             "with blob resources and without virgl; its imports are for scan-out",
@@ -245,6 +280,16 @@ mod tests {
         // Without blob resources.
         assert!(!support(Some(0x0103_3000_0002)).can_import);
         assert!(support(None).can_import);
+    }
+
+    #[test]
+    fn who_shows_an_import_is_known() {
+        let scan_out = |driver: &str| import_support(driver).unwrap().scan_out;
+        assert_eq!(scan_out("virtio_gpu"), ScanOutSupport::Shows);
+        for driver in ["amdgpu", "xe"] {
+            assert!(matches!(scan_out(driver), ScanOutSupport::IntegratedOnly(_)), "{driver}");
+        }
+        assert!(TABLE.iter().all(|row| row.can_import || row.scan_out == ScanOutSupport::Never));
     }
 
     #[test]

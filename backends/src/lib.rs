@@ -43,7 +43,9 @@ pub use engine::{Engine, HostSlice};
 pub use error::{Error, Kind, Result};
 pub use exporter::{CpuAccess, Exporter, Interrupts, NotReady};
 pub use image::ImageLayout;
-pub use import_support::{Governor, ImportSupport, import_modes, import_support, import_support_of};
+pub use import_support::{
+    Governor, ImportSupport, ScanOutSupport, import_modes, import_support, import_support_of,
+};
 pub use importer::{Importer, OnRevoke};
 pub use mapping::{Mapping, Source};
 pub use pci::PciAddress;

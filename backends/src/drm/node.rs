@@ -34,6 +34,10 @@ struct Open {
     driver: String,
     pci_address: Option<PciAddress>,
     handles: Mutex<Handles>,
+    /// Whether this process opened it here, and so may give up being DRM master.
+    is_ours: bool,
+    /// How many show something, for which the open file has to be DRM master.
+    screens: Mutex<usize>,
 }
 
 /// The open nodes of this process.
@@ -62,6 +66,9 @@ impl drm::control::Device for Node {}
 impl Node {
     /// Opens the node at `path`.
     ///
+    /// Whoever opens a card node that nobody else has is DRM master at once, and a display manager that starts later
+    /// finds no screen. That is given up here: only a [`ScanOut`](super::ScanOut) takes the screen.
+    ///
     /// # Errors
     /// [`Kind::NotFound`], [`Kind::PermissionDenied`], or [`Kind::InvalidInput`] where the file is
     /// no DRM node.
@@ -75,7 +82,9 @@ impl Node {
                 _ => error,
             }
         })?;
-        let open = Self::describe(TRIED, file, path.to_owned())?;
+        let open = Open { is_ours: true, ..Self::describe(TRIED, file, path.to_owned())? };
+        // EINVAL where it was not, and of a render node: there is nothing to give up then.
+        let _ = Bare(open.file.as_fd()).release_master_lock();
         // A new open file, which no other node can have.
         Ok(Self::register(&mut NODES.lock(), open))
     }
@@ -135,6 +144,8 @@ impl Node {
             pci_address: pci_address_of(status.st_rdev),
             path,
             handles: Mutex::default(),
+            is_ours: false,
+            screens: Mutex::new(0),
             file,
         })
     }
@@ -158,6 +169,29 @@ impl Node {
     pub fn import_support(&self) -> Option<&'static ImportSupport> {
         let function = self.0.pci_address.and_then(|address| Function::read(address).ok());
         function.as_ref().and_then(import_support_of).or_else(|| import_support(self.driver()))
+    }
+
+    /// Has the open file be DRM master, until as many have given that back.
+    pub(super) fn take_master(&self) -> Result<(), Errno> {
+        let mut screens = self.0.screens.lock();
+        // Asked each time, for it may have been lost to a switch of consoles. Nothing happens where it is.
+        self.acquire_master_lock().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        *screens += 1;
+        Ok(())
+    }
+
+    /// The last gives it up, unless the open file is a compositor's.
+    pub(super) fn give_master_back(&self) -> std::io::Result<()> {
+        let mut screens = self.0.screens.lock();
+        *screens -= 1;
+        if *screens > 0 || !self.0.is_ours {
+            return Ok(());
+        }
+        match self.release_master_lock() {
+            // It was lost before, to a switch of consoles.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Ok(()),
+            result => result,
+        }
     }
 
     /// The GEM handles of its open file. Whoever opens or closes one holds them meanwhile.
@@ -226,13 +260,7 @@ impl Importer for Node {
     }
 
     fn on_revoke(&self) -> OnRevoke {
-        match self.driver() {
-            // Validates again at the next submission (amdgpu_cs.c).
-            "amdgpu" => OnRevoke::SelfHeals,
-            // Unmaps only at its next validation (xe_bo.c), for which the reset would wait.
-            "xe" => OnRevoke::FreeBefore,
-            _ => OnRevoke::Reimport,
-        }
+        on_revoke(self.driver())
     }
 
     fn governed_by_p2pdma(&self) -> bool {
@@ -261,10 +289,37 @@ impl Importer for Node {
     }
 }
 
+/// What an import needs around a revoke, by the kernel's driver.
+fn on_revoke(driver: &str) -> OnRevoke {
+    match driver {
+        // Unmaps when it is told, and is told at once (virtgpu_dma_buf_move_notify in virtgpu_prime.c). It maps again
+        // only for a framebuffer's next commit.
+        "virtio_gpu" => OnRevoke::Reimport,
+        // amdgpu unmaps when it is told (amdgpu_dma_buf_move_notify), and as long as the memory is away refuses with
+        // ENODEV every submission whose list has the import: user-space drivers put all that is resident there. xe
+        // unmaps only at its next validation (xe_bo_move), for which the reset would wait. What others do is not known,
+        // and what was freed is right for all.
+        _ => OnRevoke::FreeBefore,
+    }
+}
+
 /// The PCI function above a DRM node: the last address in its path through sysfs. For virtio-gpu
 /// the node's own device is a virtio one, a level below.
 fn pci_address_of(device_number: u64) -> Option<PciAddress> {
     let (major, minor) = (rustix::fs::major(device_number), rustix::fs::minor(device_number));
     let path = std::fs::canonicalize(format!("/sys/dev/char/{major}:{minor}/device")).ok()?;
     path.iter().rev().find_map(|component| component.to_str()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_import_is_freed_before_a_revoke_unless_its_driver_is_known_to_let_go() {
+        assert_eq!(on_revoke("virtio_gpu"), OnRevoke::Reimport);
+        for driver in ["amdgpu", "xe", "nova", "unheard_of", ""] {
+            assert_eq!(on_revoke(driver), OnRevoke::FreeBefore, "{driver}");
+        }
+    }
 }

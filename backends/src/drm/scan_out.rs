@@ -8,8 +8,10 @@ use drm::control::{ClipRect, Device as _, FbCmd2Flags, Mode, connector, crtc, fr
 
 use std::num::NonZeroU32;
 
+use rustix::io::Errno;
+
 use super::Node;
-use crate::{Error, ImageLayout, Kind, Result};
+use crate::{Error, ImageLayout, Kind, Result, ScanOutSupport};
 
 /// What a screen can show: a GEM handle on a node.
 pub trait ScanOutBuffer {
@@ -25,17 +27,66 @@ pub trait ScanOutBuffer {
 
 /// A framebuffer on a screen, from [`start`](ScanOut::start) until dropped.
 ///
-/// Needs to be DRM master: no compositor may run on the node.
+/// Meanwhile the node's open file is DRM master, and no compositor can show on the device: one that has the screen is to
+/// be ended before, or to give its own open file ([`Node::from_fd`]).
 #[derive(Debug)]
 pub struct ScanOut<'a> {
     /// The buffer's, which so outlives this.
     node: &'a Node,
     connector: connector::Handle,
     mode: Mode,
-    framebuffer: framebuffer::Handle,
     crtc: crtc::Handle,
     /// All of the picture, for `flush`.
     whole: ClipRect,
+    // In the order in which they go, after the screen was switched off.
+    framebuffer: Framebuffer<'a>,
+    _master: Master<'a>,
+}
+
+/// A framebuffer of a node, removed with this value: it would keep the import, whatever else became of it.
+#[derive(Debug)]
+struct Framebuffer<'a> {
+    node: &'a Node,
+    handle: framebuffer::Handle,
+}
+
+impl Drop for Framebuffer<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.node.destroy_framebuffer(self.handle) {
+            tracing::error!(%error, node = %self.node.path().display(), "could not remove a framebuffer");
+        }
+    }
+}
+
+/// Being DRM master, until dropped.
+#[derive(Debug)]
+struct Master<'a>(&'a Node);
+
+impl<'a> Master<'a> {
+    fn take(node: &'a Node) -> Result<Self> {
+        node.take_master().map_err(|errno| match errno {
+            // drm_setmaster_ioctl: BUSY where another is, ACCESS (or PERM before Linux 5.8) where this file never was.
+            Errno::BUSY | Errno::ACCESS | Errno::PERM | Errno::INVAL => {
+                let why = "another program has the screen (it is DRM master)";
+                Error::new(Kind::PermissionDenied, "take the screen", why)
+                    .on(node.path().display())
+                    .errno(errno)
+                    .next("end the compositor on this node, open the node anew, or show by the compositor's own open file")
+            }
+            errno => Error::os("take the screen", errno)
+                .on(node.path().display())
+                .next("scan-out needs a card node, not a render node"),
+        })?;
+        Ok(Self(node))
+    }
+}
+
+impl Drop for Master<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.give_master_back() {
+            tracing::error!(%error, node = %self.0.path().display(), "could not give the screen back");
+        }
+    }
 }
 
 /// A linear XRGB8888 picture, as the drm crate wants to be told.
@@ -78,16 +129,19 @@ impl<'a> ScanOut<'a> {
     /// # Errors
     /// [`Kind::InvalidInput`] where the picture does not fit the buffer or no mode has its size;
     /// [`Kind::NotFound`] without a screen; [`Kind::PermissionDenied`] where another program is
-    /// DRM master. Some drivers map the buffer only now, so a refused route can also show here.
+    /// DRM master; [`Kind::ImporterCannot`] (EINVAL) where the driver does not show the buffer: of imports amdgpu and xe
+    /// show none on a discrete GPU. Some drivers map the buffer only now, so a refused route can also show here.
+    /// Nothing is left of it in each case, and the screen shows what it showed.
     pub fn start(buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<Self> {
         let node = buffer.node();
         let (connector, crtc) = find_screen(node)?;
         let mode = find_mode(node, &connector, layout)?;
-        let framebuffer = make_framebuffer(buffer, layout)?;
-        // From here on, dropping it undoes the framebuffer.
+        let master = Master::take(node)?;
+        let framebuffer = Framebuffer { node, handle: make_framebuffer(buffer, layout)? };
+        let connector = connector.handle();
+        set(node, crtc, connector, mode, &framebuffer)?;
         let whole = ClipRect::new(0, 0, layout.width as u16, layout.height as u16);
-        let scan_out = Self { node, connector: connector.handle(), mode, framebuffer, crtc, whole };
-        scan_out.set(framebuffer)?;
+        let scan_out = Self { node, connector, mode, crtc, whole, framebuffer, _master: master };
         scan_out.flush()?;
         Ok(scan_out)
     }
@@ -108,22 +162,11 @@ impl<'a> ScanOut<'a> {
         if !self.node.is_same(buffer.node()) {
             return refuse("its handle is of another open file");
         }
-        let framebuffer = make_framebuffer(buffer, layout)?;
-        if let Err(error) = self.set(framebuffer) {
-            let _ = self.node.destroy_framebuffer(framebuffer);
-            return Err(error);
-        }
-        let before = std::mem::replace(&mut self.framebuffer, framebuffer);
-        self.node
-            .destroy_framebuffer(before)
-            .map_err(|error| Error::os("free a framebuffer", error).on(self.node.path().display()))?;
+        let framebuffer = Framebuffer { node: self.node, handle: make_framebuffer(buffer, layout)? };
+        set(self.node, self.crtc, self.connector, self.mode, &framebuffer)?;
+        // The one before goes, now that it is on no screen.
+        self.framebuffer = framebuffer;
         self.flush()
-    }
-
-    fn set(&self, framebuffer: framebuffer::Handle) -> Result<()> {
-        self.node
-            .set_crtc(self.crtc, Some(framebuffer), (0, 0), &[self.connector], Some(self.mode))
-            .map_err(|error| explain(self.node, "show a framebuffer", error))
     }
 
     /// Tells the device that the picture changed. Devices that scan memory out by themselves do
@@ -133,19 +176,29 @@ impl<'a> ScanOut<'a> {
     /// What the driver says.
     pub fn flush(&self) -> Result<()> {
         self.node
-            .dirty_framebuffer(self.framebuffer, &[self.whole])
+            .dirty_framebuffer(self.framebuffer.handle, &[self.whole])
             .map_err(|error| Error::os("show a changed picture", error).on(self.node.path().display()))
     }
 }
 
 impl Drop for ScanOut<'_> {
     fn drop(&mut self) {
-        let node = self.node;
-        let off = node.set_crtc(self.crtc, None, (0, 0), &[], None);
-        if let Err(error) = off.and_then(|()| node.destroy_framebuffer(self.framebuffer)) {
-            tracing::error!(%error, node = %node.path().display(), "could not end a scan-out");
+        // Refused where the screen was lost, by a switch of consoles: removing the framebuffer takes it off then.
+        if let Err(error) = self.node.set_crtc(self.crtc, None, (0, 0), &[], None) {
+            tracing::warn!(%error, node = %self.node.path().display(), "could not switch a screen off");
         }
     }
+}
+
+fn set(
+    node: &Node,
+    crtc: crtc::Handle,
+    connector: connector::Handle,
+    mode: Mode,
+    framebuffer: &Framebuffer<'_>,
+) -> Result<()> {
+    node.set_crtc(crtc, Some(framebuffer.handle), (0, 0), &[connector], Some(mode))
+        .map_err(|error| explain(node, "show a framebuffer", error))
 }
 
 fn make_framebuffer(buffer: &impl ScanOutBuffer, layout: ImageLayout) -> Result<framebuffer::Handle> {
@@ -165,8 +218,23 @@ fn explain(node: &Node, tried: &'static str, error: std::io::Error) -> Error {
     let error = Error::os(tried, error).on(node.path().display());
     match error.kind() {
         Kind::PermissionDenied => error.next("end the compositor on this node; one program shows at a time"),
+        // The layout and the mode were checked before.
+        Kind::InvalidInput => refuses(node, tried).errno(Errno::INVAL),
         _ => error,
     }
+}
+
+/// Why a driver shows no import, as far as that is known.
+fn refuses(node: &Node, tried: &'static str) -> Error {
+    let known = node.import_support().map(|row| row.scan_out);
+    let why = match known {
+        Some(support @ ScanOutSupport::IntegratedOnly(_)) => {
+            format!("the driver {} shows imported memory {support}", node.driver())
+        }
+        _ => format!("the driver {} refuses to show this buffer", node.driver()),
+    };
+    let next = "have the GPU copy it to a buffer of its own, and show that; the kernel's log may say more (drm.debug=0x4)";
+    Error::new(Kind::ImporterCannot, tried, why).on(node.path().display()).next(next)
 }
 
 fn find_screen(node: &Node) -> Result<(connector::Info, crtc::Handle)> {

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::gbm::Device;
 use peervram::backends::host::{Backing, HostMemory};
@@ -143,6 +143,14 @@ fn compositor(lender: &str, node: &Path) -> Result<()> {
     let attachment = lent.export.attach(ours, Trust::Unverified)?;
     let access = attachment.enter(Direction::Read)?;
     let _shown = ScanOut::start(access.memory(), PADDED)?;
+    check_screen(&link, &card)?;
+    // Its handle is gbm's in this open file: a node would close it under gbm.
+    let node_of_file = Node::from_fd(compositor.as_fd().try_clone_to_owned()?)?;
+    refused(
+        node_of_file.import(lent.export.dma_buf().map_err(|error| anyhow!("{error}"))?).map(drop),
+        Kind::Busy,
+        &["a gbm device has imported it"],
+    )?;
     check_screen(&link, &card)?;
     let null = File::open("/dev/null")?.into();
     refused(Node::from_fd(null).map(drop), Kind::InvalidInput, &["/dev/null", "no DRM node"])

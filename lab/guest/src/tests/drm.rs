@@ -1,13 +1,14 @@
 //! A picture crosses: from the VFIO device's VRAM to another GPU's screen, through the real kernel.
 
+use std::fs::File;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, RawBytes};
 use peervram::picture::Picture;
-use peervram::{Direction, Kind, Outcome, Path, Trust};
+use peervram::{Attachment, Direction, Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, check_screen, leaks_nothing, open_node, refused};
@@ -23,6 +24,7 @@ pub const TESTS: &[Test] = &[
     Test::new("drm/screen-follows-the-memory", screen_follows_the_memory).on(Facts::allows_peers),
     Test::new("drm/buffers-take-turns-on-a-screen", buffers_take_turns).on(Facts::allows_peers),
     Test::new("drm/same-dma-buf-twice-is-closed-once", same_dma_buf_twice).on(Facts::allows_peers),
+    Test::new("drm/one-open-file-is-one-node", one_open_file_is_one_node).on(Facts::allows_peers),
     Test::new("drm/route-that-the-kernel-refuses-is-named", refused_route_is_named)
         .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
     Test::new("drm/importer-that-cannot-is-named", importer_that_cannot_is_named).on(Facts::exports_dma_bufs),
@@ -134,6 +136,28 @@ fn same_dma_buf_twice(guest: &Guest) -> Verdict {
     // The second still works: the handle was not closed under it.
     let access = second.enter(Direction::Read)?;
     let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    check_screen(&guest.screendump()?, &crossing.card)
+}
+
+/// Two nodes that were made of one open file have one handle, and the first that goes leaves it to the other.
+fn one_open_file_is_one_node(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
+    let first = Arc::new(Node::from_fd(file.try_clone()?.into())?);
+    let second = Arc::new(Node::from_fd(file.try_clone()?.into())?);
+    let first = crossing.export.attach(first, Trust::Unverified)?;
+    let second = crossing.export.attach(second, Trust::Unverified)?;
+    let handle = |attachment: &Attachment<Node>| -> anyhow::Result<u32> {
+        Ok(attachment.enter(Direction::Read)?.memory().raw_handle())
+    };
+    ensure!(handle(&first)? == handle(&second)?, "the kernel gave two handles");
+    first.detach()?;
+    let access = second.enter(Direction::Read)?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    check_screen(&guest.screendump()?, &crossing.card)?;
+    // Another open file of the same device is another node, with handles of its own.
+    let other = Node::open(&guest.virtio_gpu_node()?)?;
+    drop(other.import(crossing.export.dma_buf().map_err(|error| anyhow!("{error}"))?)?);
     check_screen(&guest.screendump()?, &crossing.card)
 }
 
