@@ -8,10 +8,10 @@ use crate::{DmaBuf, Engine, Error, Kind, Mapping, PciAddress, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnRevoke {
-    /// The import must be freed *before* the revoking call: either the call would wait for it (xe), or
-    /// the kernel would not take it away at all (type1).
+    /// The import must be freed *before* the revoking call: the call would wait for it (xe), or the kernel would not
+    /// take it away at all (type1), or while it is away everything else of the device fails (amdgpu). Right for all.
     FreeBefore,
-    /// The driver maps again by itself at its next use (amdgpu, mlx5).
+    /// The driver maps again by itself at its next use, and what else its device does is not disturbed meanwhile (mlx5).
     SelfHeals,
     /// The import is dead afterwards and must be made again (virtio-gpu, iommufd, host pointers).
     Reimport,

@@ -89,11 +89,17 @@ impl PhysicalDevice {
     /// the revoke is right for all.
     pub fn on_revoke(&self) -> OnRevoke {
         match vk::DriverId::from_raw(self.driver_id) {
-            // A CPU's mapping does not come back by itself.
+            // lavapipe maps the dma-buf itself (llvmpipe_import_memory_fd in lp_texture.c, Mesa 25.0.7). What is
+            // revocable it cannot map, and a mapping does not come back by itself.
             _ if self.is_cpu => OnRevoke::Reimport,
-            // amdgpu maps again at its next command submission (amdgpu_cs.c, amdgpu_cs_parser_bos).
-            vk::DriverId::MESA_RADV | vk::DriverId::AMD_OPEN_SOURCE => OnRevoke::SelfHeals,
-            // xe keeps its mapping until its buffer is used or destroyed (xe_bo.c, xe_bo_move).
+            // - RADV: the kernel's amdgpu would map again by itself. But every submission of the device lists every
+            //   import that is resident, whatever it works on (global_bo_list in radv_amdgpu_cs.c, Mesa 25.0.7; seen with
+            //   26.1.6). While one of them is revoked the kernel says ENODEV to each, and RADV sets the device lost.
+            // - AMDVLK lists what is resident, too, and was not read.
+            // - ANV on xe: the kernel keeps its mapping until the buffer is used or destroyed (xe_bo_move in xe_bo.c).
+            //   A bind that is refused loses the device (anv_device_import_bo in anv_allocator.c, Mesa 25.0.7; seen with
+            //   26.1.6), so nothing is imported while it is away, either.
+            // - Others: not known.
             _ => OnRevoke::FreeBefore,
         }
     }
@@ -250,7 +256,8 @@ mod tests {
             device.on_revoke()
         };
         assert_eq!(on_revoke(vk::DriverId::MESA_LLVMPIPE, true), OnRevoke::Reimport);
-        assert_eq!(on_revoke(vk::DriverId::MESA_RADV, false), OnRevoke::SelfHeals);
+        assert_eq!(on_revoke(vk::DriverId::MESA_RADV, false), OnRevoke::FreeBefore);
+        assert_eq!(on_revoke(vk::DriverId::AMD_OPEN_SOURCE, false), OnRevoke::FreeBefore);
         assert_eq!(on_revoke(vk::DriverId::INTEL_OPEN_SOURCE_MESA, false), OnRevoke::FreeBefore);
         assert_eq!(on_revoke(vk::DriverId::from_raw(0), false), OnRevoke::FreeBefore);
     }
