@@ -1,7 +1,7 @@
 //! PCI functions as sysfs shows them.
 //!
 //! [`PciAddress`] is a value; [`Function`] is what `/sys/bus/pci/devices` said when it was read.
-//! Nothing here needs a privilege, opens a device or changes anything.
+//! Nothing here needs a privilege, opens a device, wakes one or changes anything.
 
 use std::fmt;
 use std::fs;
@@ -176,11 +176,12 @@ pub struct Function {
     pub numa_node: Option<u32>,
     /// Its base address registers, empty ones left out.
     pub bars: Vec<Bar>,
-    /// Its PCI Express link, where it has one.
+    /// Its PCI Express link, where it has one and could be asked without waking anything.
     pub link: Option<Link>,
     /// DRM nodes made for it: `card0`, `renderD128`.
     pub drm_nodes: Vec<String>,
-    /// Whether memory decoding is on (`PCI_COMMAND_MEMORY`); unknown where config space is unreadable.
+    /// Whether memory decoding is on (`PCI_COMMAND_MEMORY`; of a virtual function always). Unknown where configuration
+    /// space is unreadable, or reading it would wake something.
     pub memory_enabled: Option<bool>,
     /// The features that a virtio device and its driver have agreed on, the first 64 bits of them; none for other
     /// devices, and where there is no driver. Trees that were captured before it was read lack it.
@@ -229,6 +230,8 @@ impl Function {
                 Error::new(Kind::Os, "read sysfs", format!("{name} says {:?}", text.trim())).on(address)
             })
         };
+        let sleeper = sleeper(&folder);
+        let is_virtual = folder.join("physfn").exists();
         Ok(Self {
             address,
             vendor_id: number("vendor")? as u16,
@@ -238,13 +241,19 @@ impl Function {
             iommu_group: link_name(&folder.join("iommu_group")).and_then(|name| name.parse().ok()),
             numa_node: decimal(&folder.join("numa_node")),
             bars: parse_bars(&fs::read_to_string(folder.join("resource")).map_err(missing)?),
-            link: read_link(&folder),
+            link: if sleeper.is_none() { read_link(&folder) } else { None },
             drm_nodes: list(&folder.join("drm"), |name| {
                 name.starts_with("card") || name.starts_with("render")
             }),
-            memory_enabled: fs::read(folder.join("config"))
-                .ok()
-                .and_then(|config| Some(config.get(4)? & 1 << 1 != 0)),
+            memory_enabled: if is_virtual {
+                // It has no such bit (it reads as zero): its memory is there as long as it is (pci_iov_add_virtfn sets
+                // no_command_memory).
+                Some(true)
+            } else if sleeper.is_some() {
+                None
+            } else {
+                fs::read(folder.join("config")).ok().and_then(|config| Some(config.get(4)? & 1 << 1 != 0))
+            },
             virtio_features: virtio_features(&folder),
         })
     }
@@ -287,6 +296,31 @@ fn parse_bars(resource: &str) -> Vec<Bar> {
         })
     };
     resource.lines().take(BAR_COUNT).enumerate().filter_map(parse).collect()
+}
+
+/// Who sleeps and would be woken by a read of the configuration space of the function in `folder`, or of its link, as the
+/// files `config` and `current_link_*` do (`pci_config_pm_runtime_get`): the function itself, in D3cold, or a bridge above
+/// it that is suspended. A read would also end the low power that a virtual machine monitor has chosen for it.
+pub(crate) fn sleeper(folder: &Path) -> Option<String> {
+    let folder = fs::canonicalize(folder).ok()?;
+    // Neither file asks the device.
+    let says = |folder: &Path, name: &str, word: &str| {
+        fs::read_to_string(folder.join(name)).is_ok_and(|text| text.trim() == word)
+    };
+    if says(&folder, "power_state", "D3cold") {
+        return Some("it sleeps in D3cold, and reading would wake it".into());
+    }
+    let bridges = folder.ancestors().skip(1).map_while(|above| {
+        let name: PciAddress = above.file_name()?.to_str()?.parse().ok()?;
+        Some((above, name))
+    });
+    let mut asleep = bridges.filter(|(above, _)| {
+        says(above, "power_state", "D3cold")
+            || says(above, "power/runtime_status", "suspended")
+            || says(above, "power/runtime_status", "suspending")
+    });
+    let (_, bridge) = asleep.next()?;
+    Some(format!("the bridge {bridge} above it sleeps, and reading would wake that"))
 }
 
 fn read_link(folder: &Path) -> Option<Link> {

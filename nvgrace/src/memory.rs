@@ -226,6 +226,17 @@ mod tests {
         assert_eq!(as_it_is(&shown, Some(&memory)).size_bytes, 512 * MIB);
     }
 
+    #[test]
+    fn a_page_that_is_there_in_part_is_left_out() {
+        let page = page_size_bytes();
+        for (shown, real) in
+            [(page, page), (3 * page, 3 * page), (3 * page + 1, 3 * page), (4 * page - 1, 3 * page)]
+        {
+            let memory = Memory::of(&region(4, 8 * page, Some(vec![area(0, shown)]))).unwrap().unwrap();
+            assert_eq!(memory.length_bytes, real, "{shown:#x}");
+        }
+    }
+
     proptest! {
         #[test]
         fn whatever_is_accepted_lies_inside(size in 1_u64..64, areas in prop::collection::vec((0_u64..80, 0_u64..80), 0..3)) {

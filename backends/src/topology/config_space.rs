@@ -454,6 +454,15 @@ pub(crate) mod tests {
         let port = root_port(0x148, 0x1d);
         assert_eq!(port.is_bridge(), Some(true));
         assert_eq!(port.port_type(), Search::Found(PortType::RootPort));
+        // Without the bit for a slot, and with it.
+        assert_eq!(port.is_slot(), Search::Found(false));
+        let mut slot = port.clone();
+        Arc::make_mut(&mut slot.bytes)[0x53] = 0x01;
+        assert_eq!(slot.is_slot(), Search::Found(true));
+        assert_eq!(slot.port_type(), Search::Found(PortType::RootPort));
+        assert_eq!(port.is_multifunction(), Some(false));
+        Arc::make_mut(&mut slot.bytes)[PCI_HEADER_TYPE] = 0x81;
+        assert_eq!((slot.is_multifunction(), slot.is_bridge()), (Some(true), Some(true)));
         let acs = port.acs().found().unwrap();
         assert_eq!((acs.offset, acs.control), (0x148, 0x1d));
         assert!(acs.redirects());

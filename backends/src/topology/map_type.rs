@@ -229,23 +229,51 @@ impl Topology {
         }
     }
 
-    /// `__host_bridge_whitelist`.
+    /// `__host_bridge_whitelist`, by the first function on the root bus. Where that is not known, every function there
+    /// may be it, and they may all come out the same.
     fn host_bridge_listed(&self, host_bridge: &str, same_host_bridge: bool) -> Decision {
-        let root = match self.host_bridge_device(host_bridge) {
-            Ok((root, true)) => root,
-            Ok((first, false)) => {
+        let mut functions = self.root_bus(host_bridge);
+        let why = match &self.order {
+            Reading::Known(()) => {
+                return match functions.next() {
+                    Some(first) => self.listed_by(first, same_host_bridge),
+                    None => Decision::Unknown(vec![format!("{host_bridge} has no functions")]),
+                };
+            }
+            Reading::Unread(why) => {
+                format!("which function is the first on {host_bridge} is not known: {why}")
+            }
+        };
+        let mut decisions = functions.map(|first| self.listed_by(first, same_host_bridge));
+        match decisions.next() {
+            Some(Decision::Known(map_type, reason))
+                if self.is_whole
+                    && decisions
+                        .all(|other| matches!(other, Decision::Known(answer, _) if answer == map_type)) =>
+            {
+                Decision::Known(map_type, reason)
+            }
+            _ => Decision::Unknown(vec![why]),
+        }
+    }
+
+    /// Whether the host bridge is on the list, if this is the first function on its root bus.
+    fn listed_by(&self, first: &Place, same_host_bridge: bool) -> Decision {
+        match names_its_host_bridge(first) {
+            Ok(true) => {}
+            Ok(false) => {
                 let reason = Reason::HostBridgeNameless(first.address());
                 return Decision::Known(MapType::NotSupported, reason);
             }
             Err(why) => return Decision::Unknown(vec![why]),
-        };
-        let (vendor_id, device_id) = (root.function.vendor_id, root.function.device_id);
+        }
+        let (vendor_id, device_id) = (first.function.vendor_id, first.function.device_id);
         let answer = |release: Release| match listed(vendor_id, device_id, release) {
             Some(HostBridge { same_host_bridge: true, .. }) if !same_host_bridge => {
-                Decision::Known(MapType::NotSupported, Reason::NeedsSameHostBridge(root.address()))
+                Decision::Known(MapType::NotSupported, Reason::NeedsSameHostBridge(first.address()))
             }
             Some(_) => Decision::Known(MapType::ThroughHostBridge, Reason::HostBridgesListed),
-            None => Decision::Known(MapType::NotSupported, Reason::HostBridgeNotListed(root.address())),
+            None => Decision::Known(MapType::NotSupported, Reason::HostBridgeNotListed(first.address())),
         };
         let release = match &self.kernel_release {
             Reading::Known(text) => {
@@ -265,29 +293,22 @@ impl Topology {
             }
         }
     }
+}
 
-    /// `pci_host_bridge_dev`: the first function on the root bus, and whether the kernel takes its ids for
-    /// the host bridge's.
-    fn host_bridge_device(&self, host_bridge: &str) -> Result<(&Place, bool), String> {
-        if let Reading::Unread(why) = &self.order {
-            return Err(format!("which function is the first on {host_bridge} is not known: {why}"));
-        }
-        let first = self.root_bus(host_bridge).next();
-        let Some(first) = first else { return Err(format!("{host_bridge} has no functions")) };
-        if (first.address().device, first.address().function) == (0, 0) {
-            return Ok((first, true));
-        }
-        let unread =
-            |why: &str| Err(format!("whether {} is a root port is not known: {why}", first.address()));
-        match &first.config {
-            Reading::Known(config) if config.is_all_ones() => unread("it does not answer"),
-            Reading::Known(config) => match config.port_type() {
-                Search::Found(port_type) => Ok((first, port_type == PortType::RootPort)),
-                Search::Absent => Ok((first, false)),
-                Search::Unread => unread("its configuration space was not read as far"),
-            },
-            Reading::Unread(why) => unread(why),
-        }
+/// Whether the kernel takes the ids of the first function on a root bus for the host bridge's (`pci_host_bridge_dev`).
+fn names_its_host_bridge(first: &Place) -> Result<bool, String> {
+    if (first.address().device, first.address().function) == (0, 0) {
+        return Ok(true);
+    }
+    let unread = |why: &str| Err(format!("whether {} is a root port is not known: {why}", first.address()));
+    match &first.config {
+        Reading::Known(config) if config.is_all_ones() => unread("it does not answer"),
+        Reading::Known(config) => match config.port_type() {
+            Search::Found(port_type) => Ok(port_type == PortType::RootPort),
+            Search::Absent => Ok(false),
+            Search::Unread => unread("its configuration space was not read as far"),
+        },
+        Reading::Unread(why) => unread(why),
     }
 }
 

@@ -29,6 +29,7 @@ impl Tree {
             cpu: Reading::Known(cpu),
             places: Vec::new(),
             order: Reading::Known(()),
+            is_whole: true,
         });
         tree.endpoint("00:00.0", "pci0000:00").with_id("00:00.0", 0x8086, 0x29c0)
     }
@@ -222,15 +223,51 @@ fn a_machine_that_was_not_read_whole_makes_it_unknown_where_it_decides() {
     let listed = no_cpu.with_id("00:00.0", 0x8086, 0x2030);
     listed.expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
 
+    // Whichever of three is the first on the root bus, none is on the list.
     let mut no_order = root_ports(INTEL);
     no_order.0.order = Reading::Unread("no /proc".into());
+    no_order.expect("01:00.0", "02:00.0", NotSupported, Reason::HostBridgeNotListed(address(NOT_LISTED)));
+    // One is, and two are not.
+    let no_order = no_order.with_id("00:00.0", 0x8086, 0x2030);
     assert!(no_order.unknown("01:00.0", "02:00.0").1.contains("first on pci0000:00"));
+    // All are; but there may be more on the bus than was read.
+    let mut all = no_order.with_id("00:02.0", 0x8086, 0x2031).with_id("00:03.0", 0x8086, 0x2032);
+    all.expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+    all.0.is_whole = false;
+    assert!(all.unknown("01:00.0", "02:00.0").1.contains("first on pci0000:00"));
 
     let no_bridge = Tree::new(zen()).endpoint("01:00.0", "00:02.0");
     let (possible, because) = no_bridge.unknown("01:00.0", "00:00.0");
     assert_eq!(possible.len(), 3);
     assert_eq!(because, "the bridge 0000:00:02.0 above 0000:01:00.0 is missing");
     assert!(no_bridge.unknown("0a:00.0", "00:00.0").1.contains("no 0000:0a:00.0"));
+}
+
+#[test]
+fn without_a_release_the_answer_is_known_where_every_list_gives_it() {
+    let without = |vendor_id: u16, device_id: u16| {
+        let mut tree = root_ports(INTEL).with_id("00:00.0", vendor_id, device_id);
+        tree.0.kernel_release = Reading::Unread("no /proc".into());
+        tree
+    };
+    without(0x8086, 0x2030).expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+    let not_listed = Reason::HostBridgeNotListed(address(NOT_LISTED));
+    without(0x8086, 0x29c0).expect("01:00.0", "02:00.0", NotSupported, not_listed);
+    // NVIDIA's are on the list from 7.3 on.
+    assert!(without(0x10de, 0x2f95).unknown("01:00.0", "02:00.0").1.contains("release is not known"));
+}
+
+#[test]
+fn a_first_function_that_does_not_answer_says_nothing_of_its_host_bridge() {
+    let ones = || Reading::Known(ConfigSpace::new(vec![0xff; 4096], 4096).unwrap());
+    let mut tree = root_ports(INTEL);
+    // In the place of what is at 00.0, which the kernel takes whatever it answers.
+    tree.0.places.retain(|place| place.address() != address(NOT_LISTED));
+    let port = tree.0.places.iter_mut().find(|place| place.address() == address("00:02.0")).unwrap();
+    port.config = ones();
+    let (possible, because) = tree.unknown("01:00.0", "02:00.0");
+    assert_eq!(possible, [ThroughHostBridge, NotSupported]);
+    assert!(because.contains("whether 0000:00:02.0 is a root port is not known"), "{because}");
 }
 
 #[test]
@@ -303,6 +340,27 @@ fn groups_merge_where_ports_do_not_isolate() {
     assert_eq!(group_of(&isolated, "03:00.0"), ["0000:03:00.0"]);
     let merged = isolated.without_redirects(&[address("02:00.0")]);
     assert_eq!(group_of(&merged, "03:00.0"), ["0000:02:00.0", "0000:03:00.0"]);
+    let unread = switch(INTEL, 0x1d, 0x1d).add("09:00.0", "02:01.0", Reading::Unread("asleep".into()));
+    assert!(unread.0.predicted_iommu_groups().unwrap_err().contains("asleep"));
+}
+
+#[test]
+fn functions_of_a_slot_share_a_group_unless_one_isolates() {
+    // Of root ports, whose number of functions their header's type tells, and that isolate by ACS.
+    let of = |first: u16, second: u16| {
+        let tree =
+            Tree::new(INTEL).port("00:02.0", "pci0000:00", first).port("00:02.1", "pci0000:00", second);
+        group_of(&tree.0, "00:02.1")
+    };
+    assert_eq!(of(0x1d, 0x1d), ["0000:00:02.1"]);
+    assert_eq!(of(0, 0x1d), ["0000:00:02.1"]);
+    assert_eq!(of(0x1d, 0), ["0000:00:02.1"]);
+    assert_eq!(of(0, 0), ["0000:00:02.0", "0000:00:02.1"]);
+    // What says that it is alone in its slot joins nobody there, though it does not isolate.
+    let alone = Tree::new(INTEL).port("00:02.1", "pci0000:00", 0).port("00:02.0", "pci0000:00", 0);
+    let says_several = alone.0.place(address("00:02.0")).unwrap().config.known().unwrap().is_multifunction();
+    assert_eq!(says_several, Some(false));
+    assert_eq!(group_of(&alone.0, "00:02.0"), ["0000:00:02.0"]);
     let unread = switch(INTEL, 0x1d, 0x1d).add("09:00.0", "02:01.0", Reading::Unread("asleep".into()));
     assert!(unread.0.predicted_iommu_groups().unwrap_err().contains("asleep"));
 }

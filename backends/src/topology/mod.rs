@@ -111,6 +111,8 @@ pub struct Topology {
     places: Vec<Place>,
     /// Whether that order is the kernel's own, and not that of addresses.
     order: Reading<()>,
+    /// Whether every function of the machine is there.
+    is_whole: bool,
 }
 
 impl Topology {

@@ -1,8 +1,8 @@
 //! Reads the topology of this machine, out of sysfs and procfs.
 //!
 //! Nothing is opened but files, and nothing changes. Devices may come and go meanwhile: one that is gone
-//! before it was read whole is left out. A device in D3cold is left asleep, since reading its configuration
-//! space would wake it (`pci_config_pm_runtime_get`).
+//! before it was read whole is left out. A device in D3cold is left asleep, and so is a bridge that is suspended, since
+//! reading configuration space would wake them.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::config_space::{ConfigSpace, MAX_BYTES};
 use super::{Above, Cpu, Place, Reading, Topology};
-use crate::pci::{Bar, Function};
+use crate::pci::{Bar, Function, sleeper};
 use crate::{Error, Kind, PciAddress, Result};
 
 const SYSFS_DEVICES: &str = "sys/bus/pci/devices";
@@ -51,7 +51,8 @@ impl Topology {
                 places.push(place);
             }
         }
-        Ok(Self::of(root, places, Reading::Unread("not all functions were read".into())))
+        let order = Reading::Unread("not all functions were read".into());
+        Ok(Self { is_whole: false, ..Self::of(root, places, order) })
     }
 
     /// Of a machine whose `sys` and `proc` are below `root`.
@@ -98,6 +99,7 @@ impl Topology {
             },
             places,
             order,
+            is_whole: true,
         }
     }
 }
@@ -135,9 +137,8 @@ fn above(folder: &Path) -> Option<Above> {
 }
 
 fn read_config(folder: &Path) -> Reading<ConfigSpace> {
-    let power = fs::read_to_string(folder.join("power_state")).unwrap_or_default();
-    if power.trim() == "D3cold" {
-        return Reading::Unread("it sleeps in D3cold, and reading would wake it".into());
+    if let Some(why) = sleeper(folder) {
+        return Reading::Unread(why);
     }
     let read = || -> std::io::Result<Reading<ConfigSpace>> {
         let file = File::open(folder.join("config"))?;

@@ -169,6 +169,137 @@ fn a_device_that_vanishes_is_left_out() {
     assert_eq!(topology.order, Reading::Known(()));
 }
 
+/// The files in `folder` that were opened while something ran.
+fn opened_in(folder: &Path, mut run: impl FnMut()) -> Vec<String> {
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&watch, folder, inotify::WatchFlags::OPEN).unwrap();
+    run();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 16 << 10];
+    let mut events = inotify::Reader::new(watch, &mut buffer);
+    let mut names = Vec::new();
+    while let Ok(event) = events.next() {
+        names.extend(event.file_name().map(|name| name.to_str().unwrap().to_owned()));
+    }
+    names
+}
+
+#[test]
+fn what_sleeps_is_not_asked() {
+    // In the kernel these read configuration space, and wake what they are of.
+    const WAKING: [&str; 5] =
+        ["config", "current_link_speed", "current_link_width", "max_link_speed", "max_link_width"];
+    let machine = MadeUp::new();
+    let put = |folder: &Path, name: &str, text: &str| {
+        let file = folder.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+    };
+    let mut rows = Vec::new();
+    // A port with a function below it; how each sleeps; and who is left alone.
+    let cases = [
+        (2, "D0", "active", "D0", None),
+        (3, "D0", "active", "D3hot", None),
+        (4, "D0", "active", "D3cold", Some("it sleeps in D3cold")),
+        (5, "D3hot", "suspended", "D0", Some("the bridge 0000:00:05.0 above it sleeps")),
+        (6, "D3hot", "suspending", "D0", Some("the bridge 0000:00:06.0 above it sleeps")),
+        (7, "D3cold", "active", "D0", Some("the bridge 0000:00:07.0 above it sleeps")),
+    ];
+    let mut folders = Vec::new();
+    for (number, port_power, port_status, power, why) in cases {
+        let port = machine.function(&format!("pci0000:00/0000:00:{number:02x}.0"), 0);
+        put(&port, "power_state", port_power);
+        put(&port, "power/runtime_status", port_status);
+        let folder =
+            machine.function(&format!("pci0000:00/0000:00:{number:02x}.0/0000:{number:02x}:00.0"), 0);
+        put(&folder, "power_state", power);
+        for name in &WAKING[1..] {
+            put(&folder, name, if name.ends_with("speed") { "16.0 GT/s PCIe\n" } else { "8\n" });
+        }
+        rows.extend([(format!("00{:02x}", number << 3), 0), (format!("{number:02x}00"), 0)]);
+        folders.push((folder, why));
+    }
+    machine.order(&rows.iter().map(|(place, bar)| (place.as_str(), *bar)).collect::<Vec<_>>());
+    for (folder, why_not) in folders {
+        let mut topology = None;
+        let opened = opened_in(&folder, || topology = Some(machine.read()));
+        let topology = topology.unwrap();
+        let asked: Vec<&str> =
+            WAKING.into_iter().filter(|name| opened.iter().any(|file| file == name)).collect();
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let place = topology.place(address(name)).unwrap();
+        match why_not {
+            None => {
+                assert_eq!(asked, WAKING, "{name}");
+                assert!(place.function.link.is_some() && place.function.memory_enabled.is_some(), "{name}");
+            }
+            Some(said) => {
+                assert_eq!(asked, [""; 0], "{name}");
+                assert!(why(&place.config).starts_with(said), "{name}: {}", why(&place.config));
+                assert!(place.function.link.is_none() && place.function.memory_enabled.is_none(), "{name}");
+            }
+        }
+        // What asks nothing of the device is read of each.
+        assert!(opened.iter().any(|file| file == "resource"), "{name}: {opened:?}");
+    }
+}
+
+#[test]
+fn a_virtual_functions_memory_is_on_without_a_bit_for_it() {
+    let machine = MadeUp::new();
+    let physical = machine.function("pci0000:00/0000:00:02.0", 0);
+    let function = machine.function("pci0000:00/0000:00:02.1", 0);
+    let mut config = root_port(0x148, 0x1d).bytes().to_vec();
+    config[4] = 0;
+    for folder in [&physical, &function] {
+        fs::write(folder.join("config"), &config).unwrap();
+    }
+    symlink(&physical, function.join("physfn")).unwrap();
+    machine.order(&[("0010", 0), ("0011", 0)]);
+    let topology = machine.read();
+    let memory_enabled = |name: &str| topology.place(address(name)).unwrap().function.memory_enabled;
+    assert_eq!(memory_enabled("00:02.0"), Some(false));
+    assert_eq!(memory_enabled("00:02.1"), Some(true));
+}
+
+#[test]
+fn several_domains_have_verdicts_where_the_order_decides_nothing() {
+    let machine = MadeUp::new();
+    machine.put("proc/cpuinfo", "processor\t: 0\n");
+    for domain in ["0008", "0009"] {
+        let port = format!("pci{domain}:00/{domain}:00:00.0");
+        let folder = machine.function(&port, 0);
+        // A Grace's root port, on the kernel's list as its own host bridge since 7.3.
+        fs::write(folder.join("vendor"), "0x10de\n").unwrap();
+        fs::write(folder.join("device"), "0x2f95\n").unwrap();
+        machine.function(&format!("{port}/{domain}:01:00.0"), 0);
+    }
+    machine.put(
+        "proc/bus/pci/devices",
+        "0000\t10de2f95\t0\t0\t0\t0\t0\t0\t0\n0100\t1b36000c\t0\t0\t0\t0\t0\t0\t0\n".repeat(2),
+    );
+    let topology = machine.read();
+    assert!(why(&topology.order).contains("look the same"));
+    let verdict = topology.expected_map_type(address("0008:01:00.0"), address("0009:01:00.0"));
+    assert_eq!(verdict.expected.known(), Some(MapType::ThroughHostBridge), "{verdict:?}");
+    assert_eq!(Topology::from_json(&topology.to_json()).unwrap(), topology);
+
+    // A second function on one root bus that would come out otherwise: now the order decides.
+    machine.function("pci0008:00/0008:00:01.0", 0x1000_0000);
+    machine.put(
+        "proc/bus/pci/devices",
+        "0000\t10de2f95\t0\t0\t0\t0\t0\t0\t0\n0100\t1b36000c\t0\t0\t0\t0\t0\t0\t0\n".repeat(2)
+            + "0008\t1b36000c\t0\t10000000\t0\t0\t0\t0\t0\n",
+    );
+    let topology = machine.read();
+    let verdict = topology.expected_map_type(address("0008:01:00.0"), address("0009:01:00.0"));
+    assert_eq!(verdict.expected.known(), None, "{verdict:?}");
+    // And what was read in part says nothing of who else is on the bus.
+    let part = Topology { is_whole: false, ..topology };
+    let verdict = part.expected_map_type(address("0009:01:00.0"), address("0009:00:00.0"));
+    assert_eq!(verdict.expected.known(), None, "{verdict:?}");
+}
+
 #[test]
 fn what_sleeps_is_left_asleep_and_what_is_locked_is_said() {
     let machine = MadeUp::new();

@@ -24,7 +24,7 @@ pub(super) fn fixes(topology: &Topology, route: &Route, client: PciAddress) -> V
         let address = place.address();
         let folder = format!("/sys/bus/pci/devices/{address}");
         match &place.config {
-            Reading::Unread(why) if why.contains("D3cold") => wake(
+            Reading::Unread(why) if why.contains("would wake") => wake(
                 format!("{address} sleeps. Wake it, and ask again"),
                 vec![format!("echo on > {folder}/power/control")],
                 "it draws power until that is auto again",
