@@ -2,23 +2,24 @@
 //!
 //! Closing the last descriptor of a VFIO dma-buf takes the device's memory lock
 //! (`vfio_pci_dma_buf_release`), which a revoke holds until every importer has unmapped: it can
-//! block without a limit. So a dropped `DmaBuf` goes to the *reaper*, one thread that does nothing
-//! but close, and [`DmaBuf::close`] is there for callers that want to wait.
+//! block without a limit. So a dropped `DmaBuf` goes to the *reaper*, whose threads do nothing but
+//! close, and [`DmaBuf::close`] is there for callers that want to wait.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{LazyLock, OnceLock};
-use std::thread;
+use std::sync::OnceLock;
 
+use crate::reaper::{Lane, Reaper};
 use crate::uapi::dma_buf as uapi;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, PciAddress, Result};
 
 /// A dma-buf, or what an importer takes for one (a memfd, for Vulkan drivers that map it by CPU).
 #[derive(Debug)]
 pub struct DmaBuf {
     fd: OnceLock<OwnedFd>,
     size_bytes: u64,
+    /// Whose memory it is, where this process exports it.
+    exporter: Option<PciAddress>,
 }
 
 impl DmaBuf {
@@ -37,14 +38,14 @@ impl DmaBuf {
             return Err(Error::new(Kind::InvalidInput, TRIED, "it has no size")
                 .next("pass the descriptor of a dma-buf, udmabuf or memfd"));
         }
-        Ok(Self { fd: OnceLock::from(fd), size_bytes })
+        Ok(Self { fd: OnceLock::from(fd), size_bytes, exporter: None })
     }
 
-    /// Takes ownership of `fd`, a dma-buf that the kernel just made of that many bytes: there is
+    /// Takes ownership of `fd`, a dma-buf that the kernel just made of that many bytes of `exporter`: there is
     /// nothing to find out, and no system call is spent on it.
     #[cfg(feature = "vfio")]
-    pub(crate) fn of_size(fd: OwnedFd, size_bytes: u64) -> Self {
-        Self { fd: OnceLock::from(fd), size_bytes }
+    pub(crate) fn of_device(fd: OwnedFd, size_bytes: u64, exporter: PciAddress) -> Self {
+        Self { fd: OnceLock::from(fd), size_bytes, exporter: Some(exporter) }
     }
 
     /// Takes a copy of descriptor `number` of this process, as a parent process or a service
@@ -121,32 +122,19 @@ impl AsFd for DmaBuf {
 impl Drop for DmaBuf {
     fn drop(&mut self) {
         if let Some(fd) = self.fd.take() {
-            reap(fd);
+            let inode = || rustix::fs::fstat(&fd).map_or(0, |stat| stat.st_ino);
+            let lane = self.exporter.map_or_else(|| Lane::of_inode(inode()), Lane::Device);
+            Reaper::of_process().add(lane, fd);
         }
-    }
-}
-
-/// Closes `fd` on the reaper's thread; on this one if there is no such thread.
-fn reap(fd: OwnedFd) {
-    static REAPER: LazyLock<Option<Sender<OwnedFd>>> = LazyLock::new(|| {
-        let (sender, receiver) = channel::<OwnedFd>();
-        thread::Builder::new()
-            .name("peervram-reaper".into())
-            .spawn(move || receiver.into_iter().for_each(drop))
-            .inspect_err(|error| tracing::error!(%error, "no thread to close dma-bufs on"))
-            .ok()
-            .map(|_| sender)
-    });
-    match &*REAPER {
-        // A sender whose receiver is gone gives the descriptor back, and it is closed here.
-        Some(reaper) => drop(reaper.send(fd)),
-        None => drop(fd),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deadline_after;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::MetadataExt;
     use std::time::{Duration, Instant};
 
     fn memfd(size_bytes: u64) -> OwnedFd {
@@ -171,11 +159,21 @@ mod tests {
 
     #[test]
     fn the_reaper_closes_what_is_dropped() {
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        reap(write);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        // End of file on the pipe proves that its only writer was closed.
-        assert_eq!(rustix::io::read(&read, &mut [0; 1]).unwrap(), 0);
-        assert!(Instant::now() < deadline);
+        let fd = memfd(4096);
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let other = std::fs::File::open(path).unwrap();
+        drop(DmaBuf::from_fd(fd).unwrap());
+        let deadline = deadline_after(Duration::from_secs(10));
+        let inode = rustix::fs::fstat(&other).unwrap().st_ino;
+        while open_descriptors(inode) > 1 {
+            assert!(Instant::now() < deadline, "it stays open");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// How many descriptors of this process are of the file `inode`.
+    fn open_descriptors(inode: u64) -> usize {
+        let entries = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok());
+        entries.filter(|entry| std::fs::metadata(entry.path()).is_ok_and(|file| file.ino() == inode)).count()
     }
 }

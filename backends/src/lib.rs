@@ -27,6 +27,7 @@ mod importer;
 mod mapping;
 pub mod pci;
 mod ranges;
+mod reaper;
 mod region;
 pub mod signal;
 pub mod topology;

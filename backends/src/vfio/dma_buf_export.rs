@@ -67,7 +67,7 @@ impl Device {
         )
         .map_err(|errno| self.explain(errno, ranges))?;
         // vfio_pci_core_feature_dma_buf gives it the sum of its ranges.
-        let dma_buf = DmaBuf::of_size(fd, ranges.size_bytes());
+        let dma_buf = DmaBuf::of_device(fd, ranges.size_bytes(), self.address());
         // So that whoever looks at /proc/PID/fdinfo or at bufinfo can tell whose memory it is.
         if let Err(error) = dma_buf.set_name(&self.dma_buf_name) {
             tracing::debug!(%error, name = ?self.dma_buf_name, "could not name a dma-buf");
