@@ -164,9 +164,9 @@ impl<'a, I: Importer> Access<'a, I> {
         let on_end = move |is_done| {
             let push = |import: &Arc<Import<I>>| import.push(generation, direction, is_done);
             let is_there = !is_pulled || import.as_ref().is_none_or(push);
-            lent.invalidate();
             drop(import);
-            is_there
+            let is_seen = lent.invalidate() || !direction.includes(Direction::Write);
+            is_there && is_seen
         };
         let of_gate = self.handle.gate().leave_when(inside, signal, on_end);
         InFlight { handle: Arc::clone(self.handle), of_gate }
@@ -179,8 +179,8 @@ impl<'a, I: Importer> Access<'a, I> {
         held::leave(self.handle.device());
         let is_there = !self.is_pulled || import.push(self.generation, self.direction, true);
         drop(import);
-        self.handle.lent().invalidate();
-        inside.leave().unless_lost(is_there)
+        let is_seen = self.handle.lent().invalidate() || !self.direction.includes(Direction::Write);
+        inside.leave().unless_lost(is_there && is_seen)
     }
 }
 

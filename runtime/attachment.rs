@@ -15,6 +15,7 @@ use peervram_backends::{Importer, OnRevoke};
 use crate::access::{Access, Refused};
 use crate::export::Lent;
 use crate::gate::Gate;
+use crate::hook::{self, Guarded, Hook};
 use crate::import::Made;
 use crate::piece_lock::PieceLock;
 use crate::plan::Known;
@@ -23,7 +24,7 @@ use crate::revoke::machine::{AttachmentId, DeviceId};
 use crate::revoke::{Event, Events, Subscription};
 use crate::round_trip::round_trip;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Mutex, pause, thread};
+use crate::sync::{self, Mutex, Thread, pause};
 use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store, Target};
 use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Staging, Trust};
 
@@ -41,7 +42,7 @@ pub(crate) struct Handle<I: Importer>(Arc<Attached<I>>);
 pub(crate) struct Attached<I: Importer> {
     id: AttachmentId,
     lent: Arc<Lent>,
-    importer: Arc<I>,
+    importer: Arc<Guarded<I>>,
     options: AttachOptions,
     gate: Arc<Gate>,
     pieces: Arc<PieceLock>,
@@ -104,6 +105,7 @@ impl From<Trust> for AttachOptions {
 
 impl<I: Importer> Attachment<I> {
     pub(crate) fn new(lent: Arc<Lent>, importer: Arc<I>, options: AttachOptions) -> Result<Self> {
+        let importer = Arc::new(Guarded::new(importer));
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         // Inside from the start, so that a revoke waits for the import that follows.
         let attached = Arc::clone(&lent).keeper().attach(&lent, free_before, |id, generation| {
@@ -174,7 +176,7 @@ impl<I: Importer> Attachment<I> {
 
     /// The importer.
     pub fn importer(&self) -> &Arc<I> {
-        &self.attached().importer
+        self.attached().importer.inner()
     }
 
     /// Begins a stretch of use, in which the importer reads, writes or does both. The memory is not taken back
@@ -262,7 +264,11 @@ impl<I: Importer> Attachment<I> {
         let attached = self.attached();
         // Whatever it is trusted for: a test is how trust begins. A copy is not tested, so none is to be copied back.
         let access = self.begin(Direction::Read)?;
-        let certificate = verify::certify(&self.target(&access), direction, limits, progress);
+        let mut progress = |done: &Progress| {
+            let whose = || attached.importer.name();
+            hook::ask(Hook::Progress, whose, (), || progress(done));
+        };
+        let certificate = verify::certify(&self.target(&access), direction, limits, &mut progress);
         match access.finish() {
             // What nobody imported was not tested either: then there is an error to tell.
             Outcome::Ok | Outcome::NotCopiedBack => certificate,
@@ -287,6 +293,7 @@ impl<I: Importer> Attachment<I> {
     /// Calls back with everything that happens to the memory from now on, until the subscription is
     /// dropped. At [`What::Restored`](crate::What::Restored), rebuild if not
     /// [`is_current`](Attachment::is_current).
+    #[track_caller]
     pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
         self.attached().lent.entry().subscribers.call(callback)
     }
@@ -310,7 +317,7 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// What a test of the path is of, in an access.
-    pub(crate) fn target<'a>(&'a self, access: &'a Access<'_, I>) -> Target<'a, I> {
+    pub(crate) fn target<'a>(&'a self, access: &'a Access<'_, I>) -> Target<'a, Guarded<I>> {
         self.attached().target(access.memory(), access.import().path(), access.generation())
     }
 
@@ -338,7 +345,7 @@ impl<I: Importer> Attached<I> {
         &self.lent
     }
 
-    pub(crate) fn importer(&self) -> &Arc<I> {
+    pub(crate) fn importer(&self) -> &Arc<Guarded<I>> {
         &self.importer
     }
 
@@ -354,7 +361,7 @@ impl<I: Importer> Attached<I> {
         self.options.trust
     }
 
-    fn target<'a>(&'a self, memory: &'a I::Memory, path: Path, generation: u64) -> Target<'a, I> {
+    fn target<'a>(&'a self, memory: &'a I::Memory, path: Path, generation: u64) -> Target<'a, Guarded<I>> {
         Target { lent: &self.lent, importer: &self.importer, memory, path, pieces: &self.pieces, generation }
     }
 
@@ -504,8 +511,8 @@ impl<I: Importer> Drop for Handle<I> {
         }
         let gate = Arc::clone(&self.0.gate);
         let outlive = move || left.iter().for_each(|in_flight| gate.outlive(in_flight));
-        if let Err(error) = thread::Builder::new().name("peervram-outlive".into()).spawn(outlive) {
-            tracing::error!(%error, "no thread to wait for a device: what it works on is kept");
+        if let Err(error) = sync::start(Thread::Outlive, outlive) {
+            tracing::error!(%error, "no thread to wait for a device: what it works on is kept until the next revoke");
         }
     }
 }

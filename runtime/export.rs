@@ -8,6 +8,7 @@ use peervram_backends::topology::{Expected, MapType, Topology};
 use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::attachment::{AttachOptions, Attachment};
+use crate::hook::guard_owner;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
 use crate::revoke::machine::ExportId;
@@ -45,6 +46,7 @@ impl Export {
             other => Ok(other?),
         };
         let (keeper, entry) = (Arc::clone(keeper), Arc::clone(entry));
+        let aperture = guard_owner(aperture);
         Ok(Self(Arc::clone(&keeper).export(&Arc::clone(&entry), |id| Lent {
             id,
             keeper,
@@ -97,6 +99,7 @@ impl Export {
 
     /// Calls back with everything that happens to the memory from now on, until the subscription is
     /// dropped. See [`Event`] for what a callback may do.
+    #[track_caller]
     pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
         self.0.entry.subscribers.call(callback)
     }
@@ -237,14 +240,18 @@ impl Lent {
         self.aperture.owner().map_or(Ok(()), |owner| owner.flush(self.aperture.ranges()))
     }
 
-    /// Makes what an importer wrote visible to the device.
-    pub(crate) fn invalidate(&self) {
-        self.tell("invalidate", |owner| owner.invalidate(self.aperture.ranges()));
+    /// Makes what an importer wrote visible to the device; says whether it is.
+    pub(crate) fn invalidate(&self) -> bool {
+        let told = self.tell("invalidate", |owner| owner.invalidate(self.aperture.ranges()));
+        told.is_ok()
     }
 
     /// Stops the device's own work on the memory.
-    pub(crate) fn quiesce(&self) {
-        self.tell("quiesce", |owner| owner.quiesce(self.aperture.ranges()));
+    ///
+    /// # Errors
+    /// What the owner says, which is in the log.
+    pub(crate) fn quiesce(&self) -> Result<()> {
+        self.tell("quiesce", |owner| owner.quiesce(self.aperture.ranges()))
     }
 
     /// Has the device's own work start again on memory whose content is unknown.
@@ -252,12 +259,10 @@ impl Lent {
         self.aperture.owner().map_or(Ok(()), |owner| owner.resume(self.aperture.ranges()))
     }
 
-    fn tell(&self, hook: &str, call: impl FnOnce(&dyn Owner) -> Result<()>) {
-        if let Some(owner) = self.aperture.owner()
-            && let Err(error) = call(owner)
-        {
-            tracing::error!(%error, owner = owner.name(), hook, "an owner failed");
-        }
+    fn tell(&self, hook: &str, call: impl FnOnce(&dyn Owner) -> Result<()>) -> Result<()> {
+        let Some(owner) = self.aperture.owner() else { return Ok(()) };
+        call(owner)
+            .inspect_err(|error| tracing::error!(%error, owner = owner.name(), hook, "an owner failed"))
     }
 }
 

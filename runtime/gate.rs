@@ -14,13 +14,13 @@
 
 use std::fmt;
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Error, Kind, Signal, deadline_after};
+use peervram_backends::{Signal, deadline_after};
 
 use crate::RevokeCause;
+use crate::hook::{self, Hook};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, doze, wait_until};
 
@@ -201,10 +201,7 @@ impl InFlight {
         let (Stage::Ended(outcome), 0) = (course.stage, course.lookers) else { return };
         let Some(signal) = course.signal.take() else { return };
         drop(course);
-        // A signal may be somebody else's code.
-        if catch_unwind(AssertUnwindSafe(|| drop(signal))).is_err() {
-            tracing::error!("a signal panicked when it was dropped");
-        }
+        hook::ask(Hook::SignalDrop, nobody, (), || drop(signal));
         self.course.lock().stage = Stage::Over(outcome);
         self.over.notify_all();
     }
@@ -234,6 +231,11 @@ impl InFlight {
             }
         }
     }
+}
+
+/// Whose a signal is: it has no name.
+fn nobody() -> String {
+    "a device at work".into()
 }
 
 /// The end of work in flight, by the one who ends it. Dropping it leaves the gate, also where a panic drops it.
@@ -337,11 +339,10 @@ impl Gate {
     pub fn settle(&self, in_flight: &InFlight, timeout: Duration) -> Option<Outcome> {
         let deadline = deadline_after(timeout);
         let Some(signal) = in_flight.look() else { return in_flight.outcome_by(deadline) };
-        // A signal may be somebody else's code, which must not end a revoke halfway.
-        let waited = catch_unwind(AssertUnwindSafe(|| signal.wait(timeout)));
+        let waited = hook::call(Hook::SignalWait, nobody, || signal.wait(timeout));
         drop(signal);
         in_flight.looked();
-        match waited.unwrap_or_else(|_| Err(Error::new(Kind::Os, "wait for a signal", "it panicked"))) {
+        match waited {
             Ok(true) => {
                 self.end(in_flight, true);
                 in_flight.outcome_by(deadline)
@@ -482,6 +483,7 @@ impl fmt::Debug for Gate {
 mod tests {
     use super::*;
     use peervram_backends::Flag;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::thread;
 
     fn gate() -> Gate {
@@ -491,11 +493,11 @@ mod tests {
     }
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_millis(1)
+        deadline_after(Duration::from_millis(1))
     }
 
     fn late() -> Instant {
-        Instant::now() + Duration::from_secs(30)
+        deadline_after(Duration::from_secs(30))
     }
 
     #[test]

@@ -8,13 +8,13 @@
 //! Which path is taken, [`plan`](crate::plan) decides; here it is carried out.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use peervram_backends::{Importer, OnRevoke};
 
 use crate::attachment::Attached;
 use crate::export::Lent;
+use crate::hook::Guarded;
 use crate::plan::{Known, Plan, Refusal, Step};
 use crate::staged::Staged;
 use crate::sync::atomic::Ordering;
@@ -30,7 +30,7 @@ pub struct Import<I: Importer> {
     generation: u64,
     path: Path,
     /// How `memory` is kept in step, where it is a copy.
-    staged: Option<Staged<I>>,
+    staged: Option<Staged<Guarded<I>>>,
 }
 
 /// An import, and how it came to it.
@@ -60,7 +60,7 @@ impl<I: Importer> Import<I> {
         loop {
             if attached.pieces().is_torn(generation) {
                 // What came of the paths came of them while the memory went: that says nothing of the next one.
-                let copied = staged.and_then(|mut staged: Staged<I>| staged.take_import());
+                let copied = staged.and_then(|mut staged: Staged<Guarded<I>>| staged.take_import());
                 let all = [memory, kept.map(|(_, memory)| memory), copied];
                 all.into_iter().for_each(|memory| give_back(&**importer, memory));
                 return Err(attached.pieces().revoked("attach to lent memory"));
@@ -148,7 +148,7 @@ impl<I: Importer> Import<I> {
 
     /// Ends an access that pulled: copies back what it may have written. Says whether that is where it belongs.
     pub(crate) fn push(&self, generation: u64, direction: Direction, is_done: bool) -> bool {
-        let push = |staged: &Staged<I>| staged.push(self.memory(), generation, direction, is_done);
+        let push = |staged: &Staged<Guarded<I>>| staged.push(self.memory(), generation, direction, is_done);
         self.staged.as_ref().is_none_or(push)
     }
 
@@ -187,13 +187,10 @@ impl<I: Importer> Import<I> {
         let Some(memory) = self.memory.take() else { return Ok(()) };
         let importer = self.attached.importer();
         give_back(&**importer, self.staged.take().and_then(|mut staged| staged.take_import()));
-        // An importer may be somebody else's code, which must not end a revoke halfway.
-        let freed = catch_unwind(AssertUnwindSafe(|| importer.release(memory)));
+        let freed = importer.release(memory);
         // After it is free: a revoke that sees this goes on.
         self.attached.imports().fetch_sub(1, Ordering::Release);
-        freed.unwrap_or_else(|_| {
-            Err(Error::new(Kind::Os, "free an import", "the importer panicked").on(importer.name()))
-        })
+        freed
     }
 }
 
@@ -221,7 +218,7 @@ fn stage<I: Importer>(
     plan: &Plan,
     kept: &mut Option<(Path, I::Memory)>,
     generation: u64,
-) -> Result<(I::Memory, Staged<I>)> {
+) -> Result<(I::Memory, Staged<Guarded<I>>)> {
     let (lent, importer) = (attached.lent(), attached.importer());
     let size_bytes = lent.aperture().ranges().size_bytes();
     let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
@@ -260,12 +257,8 @@ fn stage<I: Importer>(
 /// Frees what is not needed.
 fn give_back<I: Importer>(importer: &I, memory: Option<I::Memory>) {
     let Some(memory) = memory else { return };
-    // As in `Import::free`.
-    let freed = catch_unwind(AssertUnwindSafe(|| importer.release(memory)));
-    match freed {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "could not release an import"),
-        Err(_) => tracing::error!(importer = importer.name(), "panicked while it freed an import"),
+    if let Err(error) = importer.release(memory) {
+        tracing::error!(%error, "could not release an import");
     }
 }
 

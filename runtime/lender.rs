@@ -5,6 +5,7 @@
 //! memory, and only then the kernel is asked. A revoking call made on the device directly would block for
 //! importers that nobody told.
 
+use std::fmt;
 #[cfg(feature = "vfio")]
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use peervram_backends::{PciAddress, vfio};
 
 use crate::Result;
 use crate::export::Export;
+use crate::hook::Guarded;
 use crate::revoke::call::Call;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
@@ -24,15 +26,16 @@ use crate::revoke::machine::State;
 use crate::revoke::machine::{After, AtDeadline, Change};
 use crate::revoke::watch::{self, Watch, Watcher};
 use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
-use crate::sync::{pause, thread};
+use crate::sync::pause;
 
 /// A device, or its stand-in, that lends memory.
 ///
 /// Dropping it takes everything back for good and closes the device, whatever is late; it waits for
 /// that up to a second. [`Lender::close`] says who is late instead.
-#[derive(Debug)]
 pub struct Lender<E: Exporter + 'static> {
     device: Arc<E>,
+    /// The same, with its hooks guarded.
+    exporter: Arc<dyn Exporter>,
     keeper: Arc<Keeper>,
     entry: Arc<Entry>,
     /// Ends with the lender.
@@ -50,15 +53,15 @@ impl<E: Exporter + 'static> Lender<E> {
     }
 
     pub(crate) fn kept_by(keeper: Arc<Keeper>, device: E) -> Self {
-        let reachable = device.check_reachable();
+        let device = Arc::new(device);
+        let exporter: Arc<dyn Exporter> = Arc::new(Guarded::new(Arc::clone(&device)));
+        let reachable = exporter.check_reachable();
         if let Err(error) = &reachable {
             tracing::warn!(%error, "lending memory that cannot be reached");
         }
-        let device = Arc::new(device);
-        let exporter: Arc<dyn Exporter> = Arc::clone(&device) as _;
         let entry = keeper.add(&exporter, reachable.is_ok());
         let watcher = watch::interrupts(&keeper, &entry, &exporter);
-        Self { device, keeper, entry, _watcher: watcher }
+        Self { device, exporter, keeper, entry, _watcher: watcher }
     }
 
     /// The device. Do not reset it, switch its memory off or change its power behind the lender's back.
@@ -78,7 +81,7 @@ impl<E: Exporter + 'static> Lender<E> {
                 .on(&self.entry.name)
                 .next("wait for the event that ends it, and try again"));
         }
-        Export::new(&self.keeper, &self.entry, &*self.device, aperture)
+        Export::new(&self.keeper, &self.entry, &*self.exporter, aperture)
     }
 
     /// Whether revokes that others cause can be heard of.
@@ -93,6 +96,7 @@ impl<E: Exporter + 'static> Lender<E> {
 
     /// Calls back with everything that happens to the device's memory from now on, until the subscription
     /// is dropped. See [`Event`] for what a callback may do.
+    #[track_caller]
     pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
         self.entry.subscribers.call(callback)
     }
@@ -120,7 +124,7 @@ impl<E: Exporter + 'static> Lender<E> {
     }
 
     fn end(&self, terms: Terms) -> Result<()> {
-        close(&self.keeper, &self.entry, &(Arc::clone(&self.device) as _), RevokeCause::ExporterGone, terms)
+        close(&self.keeper, &self.entry, &self.exporter, RevokeCause::ExporterGone, terms)
     }
 
     /// Takes everything back around `call`, which may do what it likes with the memory or the device: for
@@ -203,7 +207,8 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// would keep it open.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] where the device is our own.
+    /// [`Kind::InvalidInput`] where the device is our own; [`Kind::Os`] where there is no thread or descriptor to
+    /// hear of the owner's end with. The device and `owner` are closed then.
     pub fn adopted(device: D, owner: OwnedFd) -> Result<Self> {
         if !device.as_ref().is_adopted() {
             let why = "it was opened by this process";
@@ -211,8 +216,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
             return Err(error.on(device.as_ref().address()));
         }
         let mut lender = Self::new(device);
-        let exporter: Arc<dyn Exporter> = Arc::clone(&lender.device) as _;
-        lender._watcher = watch::owner(&lender.keeper, &lender.entry, &exporter, owner);
+        lender._watcher = Some(watch::owner(&lender.keeper, &lender.entry, &lender.exporter, owner)?);
         Ok(lender)
     }
 
@@ -360,33 +364,43 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     }
 }
 
+impl<E: Exporter + 'static> fmt::Debug for Lender<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lender")
+            .field("device", &self.entry)
+            .field("watch", &self.watch())
+            .finish_non_exhaustive()
+    }
+}
+
 impl<E: Exporter + 'static> Drop for Lender<E> {
     fn drop(&mut self) {
-        const PATIENCE: Terms = Terms {
-            timeout: Duration::from_millis(500),
-            at_deadline: AtDeadline::GoOn,
-            call_limit: Duration::from_millis(500),
-        };
-        let is_over = |result: &Result<()>| match result {
-            Ok(()) => true,
-            // The kernel goes on by itself.
-            Err(error) => matches!(error.kind(), Kind::Gone | Kind::Stuck),
-        };
-        if is_over(&self.end(PATIENCE)) {
-            return;
+        if !is_over(&self.end(PATIENCE)) {
+            // Whoever is in the way must not hold this thread, and the device must not be left open.
+            self.keeper.close_later(&self.entry, &self.exporter);
         }
-        // Whoever is in the way must not hold this thread, and the device must not be left open.
-        let exporter: Arc<dyn Exporter> = Arc::clone(&self.device) as _;
-        let (keeper, entry) = (Arc::clone(&self.keeper), Arc::clone(&self.entry));
-        let insist = move || loop {
-            let result = close(&keeper, &entry, &exporter, RevokeCause::ExporterGone, PATIENCE);
-            if is_over(&result) {
-                return;
-            }
-            pause(PATIENCE.timeout);
-        };
-        if let Err(error) = thread::Builder::new().name("peervram-close".into()).spawn(insist) {
-            tracing::error!(%error, "no thread to close a device on: it closes with what is attached to it");
-        }
+    }
+}
+
+/// How long a lender that is dropped waits.
+const PATIENCE: Terms = Terms {
+    timeout: Duration::from_millis(500),
+    at_deadline: AtDeadline::GoOn,
+    call_limit: Duration::from_millis(500),
+};
+
+/// Whether a device that is closed needs nobody any more.
+fn is_over(result: &Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        // The kernel goes on by itself.
+        Err(error) => matches!(error.kind(), Kind::Gone | Kind::Stuck),
+    }
+}
+
+/// Closes a device, as often as it takes.
+pub(crate) fn insist_on_close(keeper: &Arc<Keeper>, entry: &Arc<Entry>, exporter: &Arc<dyn Exporter>) {
+    while !is_over(&close(keeper, entry, exporter, RevokeCause::ExporterGone, PATIENCE)) {
+        pause(PATIENCE.timeout);
     }
 }

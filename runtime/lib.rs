@@ -35,6 +35,7 @@ mod access;
 mod attachment;
 mod export;
 mod gate;
+mod hook;
 mod import;
 mod lender;
 mod path;
@@ -64,7 +65,9 @@ pub use gate::Outcome;
 pub use import::Import;
 pub use lender::Lender;
 pub use path::{Direction, Path, Trust};
-pub use revoke::{AtDeadline, Event, Events, RevokeCause, Stuck, Subscription, Terms, Watch, What};
+pub use revoke::{
+    AtDeadline, Event, Events, RevokeCause, SlowCallback, Stuck, Subscription, Terms, Watch, What,
+};
 pub use staged::{Mover, Staging};
 
 /// The program in the README compiles.

@@ -1,17 +1,20 @@
 //! A relay: bytes by two hops, over slices of host memory in between, with both hops at work at once.
 //!
 //! While the second hop empties one slice, the first fills the next: two engines are busy, and the time is
-//! that of the slower one. What fits one slice goes one hop after the other, on the caller's thread.
+//! that of the slower one. What fits one slice, and all where there is no thread to be had, goes one hop after the
+//! other, on the caller's thread.
 //!
 //! Absent on purpose: trying again. The first error of either hop ends it; what is in flight then has ended,
 //! or is the engine's to end.
 
+use std::io;
 use std::sync::mpsc;
 use std::thread;
 
 use peervram_backends::HostSlice;
 
 use crate::Result;
+use crate::sync::{Thread, start_in};
 
 /// Moves `size_bytes` in pieces as large as a slice: `first` fills one from an offset, `second` empties it to
 /// the same offset, in order.
@@ -25,26 +28,45 @@ pub(crate) fn relay(
     mut second: impl FnMut(u64, &HostSlice) -> Result<()> + Send,
 ) -> Result<()> {
     let Some(slice) = slices.first() else { return Ok(()) };
-    let mut pieces = pieces(size_bytes, slice.length_bytes() as u64);
-    if slices.len() == 1 || pieces.len() == 1 {
-        return pieces.try_for_each(|(offset_bytes, length_bytes)| {
-            let slice = part(slice, length_bytes)?;
-            first(offset_bytes, &slice)?;
-            second(offset_bytes, &slice)
-        });
+    let pieces = || pieces(size_bytes, slice.length_bytes() as u64);
+    if slices.len() > 1 && pieces().len() > 1 {
+        let relayed = at_once(pieces(), slices, &mut first, &mut second);
+        match relayed {
+            Ok(result) => return result,
+            Err(error) => {
+                tracing::warn!(%error, "no thread for a second hop: a copy goes one after the other")
+            }
+        }
     }
+    pieces().try_for_each(|(offset_bytes, length_bytes)| {
+        let slice = part(slice, length_bytes)?;
+        first(offset_bytes, &slice)?;
+        second(offset_bytes, &slice)
+    })
+}
+
+/// With both hops at work at once.
+///
+/// # Errors
+/// There is no thread for the second hop; nothing was moved.
+fn at_once(
+    mut pieces: impl Iterator<Item = (u64, usize)>,
+    slices: &[HostSlice],
+    first: &mut dyn FnMut(u64, &HostSlice) -> Result<()>,
+    second: &mut (dyn FnMut(u64, &HostSlice) -> Result<()> + Send),
+) -> io::Result<Result<()>> {
     let (give_back, empty) = mpsc::channel();
     let (fill, full) = mpsc::channel::<(u64, usize, HostSlice)>();
     (0..slices.len()).for_each(|slice| give_back.send(slice).expect("both ends are here"));
     thread::scope(|scope| {
-        let emptier = scope.spawn(move || {
+        let emptier = start_in(scope, Thread::Relay, move || {
             for (offset_bytes, number, slice) in full {
                 second(offset_bytes, &slice)?;
                 // Nobody waits for it after the last piece.
                 let _ = give_back.send(number);
             }
             Ok(())
-        });
+        })?;
         let filled = pieces.try_for_each(|(offset_bytes, length_bytes)| {
             // Where the other hop failed, it says why.
             let Ok(number) = empty.recv() else { return Ok(()) };
@@ -55,7 +77,7 @@ pub(crate) fn relay(
         });
         drop(fill);
         let emptied = emptier.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        filled.and(emptied)
+        Ok(filled.and(emptied))
     })
 }
 

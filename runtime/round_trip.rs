@@ -8,9 +8,9 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use peervram_backends::{Engine, HostSlice, Mapping, page_size_bytes};
+use peervram_backends::{Engine, HostSlice, Mapping, deadline_after, page_size_bytes};
 
 use crate::{Error, Kind, Result};
 
@@ -35,11 +35,11 @@ pub(crate) fn round_trip<M: ?Sized, Held>(
     let bytes = pattern(page_bytes);
     let read = |offset_bytes: u64, host: &HostSlice| {
         let _held = hold()?;
-        engine.read(memory, offset_bytes, host, Instant::now() + timeout)
+        engine.read(memory, offset_bytes, host, deadline_after(timeout))
     };
     let write = |offset_bytes: u64, host: &HostSlice| {
         let _held = hold()?;
-        engine.write(memory, offset_bytes, host, Instant::now() + timeout)
+        engine.write(memory, offset_bytes, host, deadline_after(timeout))
     };
     for offset_bytes in [0, size_bytes - page_bytes as u64] {
         mapping.write(sent.offset_bytes(), &bytes)?;
@@ -78,6 +78,7 @@ fn pattern(length_bytes: usize) -> Vec<u8> {
 mod tests {
     use super::*;
     use std::sync::Mutex;
+    use std::time::Instant;
 
     /// An engine on plain bytes, that may lie.
     struct Liar(fn(&mut [u8]));

@@ -3,7 +3,88 @@
 //!
 //! Shuttle knows no time: what waits with a deadline waits there until it is woken.
 
+use std::io;
 use std::time::{Duration, Instant};
+
+/// The threads that this crate starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Thread {
+    /// Makes a revoking call.
+    Call,
+    /// Waits for what a device or its owner tells.
+    Watch,
+    /// Closes a device whose lender was dropped.
+    Close,
+    /// Waits for work that its attachment left.
+    Outlive,
+    /// The second hop of a copy.
+    Relay,
+}
+
+impl Thread {
+    /// All of them.
+    #[cfg(test)]
+    pub const ALL: [Self; 5] = [Self::Call, Self::Watch, Self::Close, Self::Outlive, Self::Relay];
+
+    /// What the kernel shows; up to 15 bytes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Call => "peervram-revoke",
+            Self::Watch => "peervram-watch",
+            Self::Close => "peervram-close",
+            Self::Outlive => "peervram-work",
+            Self::Relay => "peervram-relay",
+        }
+    }
+}
+
+/// Starts a thread. Nobody waits for its end.
+///
+/// # Errors
+/// There is none to be had: EAGAIN, mostly. `work` is dropped.
+pub(crate) fn start(thread: Thread, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    #[cfg(test)]
+    refused::check(thread)?;
+    real::thread::Builder::new().name(thread.name().into()).spawn(work).map(drop)
+}
+
+/// Starts a thread that ends before `scope` does.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_in<'scope, T: Send + 'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    thread: Thread,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<std::thread::ScopedJoinHandle<'scope, T>> {
+    #[cfg(test)]
+    refused::check(thread)?;
+    std::thread::Builder::new().name(thread.name().into()).spawn_scoped(scope, work)
+}
+
+/// Threads that a test refuses to those who start them on its own thread.
+#[cfg(test)]
+pub(crate) mod refused {
+    use super::Thread;
+    use std::cell::Cell;
+    use std::io;
+
+    std::thread_local! {
+        static REFUSED: Cell<Option<Thread>> = const { Cell::new(None) };
+    }
+
+    /// From now on, none of this kind starts.
+    pub(crate) fn set(thread: Option<Thread>) {
+        REFUSED.set(thread);
+    }
+
+    pub(super) fn check(thread: Thread) -> io::Result<()> {
+        match REFUSED.get() {
+            Some(refused) if refused == thread => Err(rustix::io::Errno::AGAIN.into()),
+            _ => Ok(()),
+        }
+    }
+}
 
 #[cfg(not(feature = "shuttle"))]
 mod real {

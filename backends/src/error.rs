@@ -59,6 +59,8 @@ pub enum Kind {
     WouldDeadlock,
     /// The kernel does not come back from a call, and cannot be made to.
     Stuck,
+    /// Code that an application gave panicked: a hook of an owner, exporter or importer, a signal, a callback.
+    Panicked,
     /// Anything else the operating system said.
     Os,
 }
@@ -88,6 +90,7 @@ impl Kind {
             Self::Unverified => "unverified",
             Self::WouldDeadlock => "would-deadlock",
             Self::Stuck => "stuck",
+            Self::Panicked => "panicked",
             Self::Os => "os",
         }
     }
@@ -112,12 +115,13 @@ impl Kind {
 
 /// What was tried, on which device, why it failed, and what to do next.
 ///
-/// One pointer wide, so that results stay small.
+/// One pointer wide, so that results stay small. `Debug` prints the same sentence as `Display`: it is what a
+/// `main` that returns an error prints.
 #[derive(Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(Box<Details>);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Details {
     kind: Kind,
     tried: Cow<'static, str>,
@@ -128,6 +132,12 @@ struct Details {
 }
 
 impl std::error::Error for Details {}
+
+impl fmt::Debug for Details {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl Error {
     /// An error of `kind`: what was `tried`, and `why` it failed.
@@ -242,7 +252,7 @@ impl fmt::Display for Details {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -274,6 +284,14 @@ mod tests {
         assert_eq!(Error::os("open", Errno::BUSY).kind(), Kind::Busy);
         assert_eq!(Error::os("open", Errno::IO).kind(), Kind::Os);
         assert_eq!(Error::os("open", Errno::IO).raw_os_error(), Some(5));
+    }
+
+    /// `fn main() -> peervram::Result<()>` prints an error by its `Debug`.
+    #[test]
+    fn what_main_prints_is_the_sentence() {
+        let error = Error::new(Kind::Busy, "open a device", "it has an owner").on("0000:01:00.0");
+        assert_eq!(format!("{error:?}"), "cannot open a device (0000:01:00.0): it has an owner");
+        assert_eq!(format!("{error:#?}"), error.to_string());
     }
 
     #[test]

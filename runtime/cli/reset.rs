@@ -233,6 +233,7 @@ impl EventReport {
             What::Restored => "taken back, and there again: its content is unknown".into(),
             What::NotReady(why) => format!("the kernel is back, and the device is {why}"),
             What::Gone => "gone for good".into(),
+            What::SlowCallback(slow) => slow.to_string(),
             other => other.code().into(),
         };
         let at_ms = at.as_secs_f64() * 1e3;

@@ -6,14 +6,14 @@
 //! ```
 //! Nothing here decides or waits for anyone but the kernel.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use peervram_backends::{Error, Kind};
+use peervram_backends::Kind;
 
 use super::entry::{Entry, names};
 use super::machine::{After, Change, DeviceId};
 use crate::Result;
+use crate::hook::{self, Hook};
 
 /// A call that is to be made.
 pub(crate) struct Call {
@@ -31,25 +31,17 @@ pub(crate) struct Call {
 impl Call {
     /// Makes it: what it says, and where the memory of each device is then.
     pub fn make(self) -> (Result<()>, Vec<(DeviceId, After)>) {
-        let (tried, entries) = (self.tried, self.entries.clone());
-        // Owners' hooks are somebody else's code.
-        let made = catch_unwind(AssertUnwindSafe(|| self.make_in_order()));
-        let (result, after) = made.unwrap_or_else(|_| {
-            let error = Error::new(Kind::Os, tried, "an owner's hook panicked").on(names(&entries));
-            (Err(error), entries.iter().map(|entry| (entry.id, After::Away)).collect())
-        });
-        if let Err(error) = &result {
-            tracing::warn!(%error, "a call on a device that lends failed");
-        }
-        (result, after)
-    }
-
-    fn make_in_order(self) -> (Result<()>, Vec<(DeviceId, After)>) {
         // What is given back was quiesced and shadowed when it was taken.
-        if self.what != Change::Restore {
-            self.entries.iter().for_each(|entry| leave(entry));
-        }
-        let mut result = (self.make)();
+        let left = match self.what {
+            Change::Restore => Ok(()),
+            Change::Take(_) => {
+                // All of them are left, whatever one says.
+                let left: Vec<Result<()>> = self.entries.iter().map(|entry| leave(entry)).collect();
+                left.into_iter().collect()
+            }
+        };
+        let whose = || names(&self.entries);
+        let mut result = hook::call(Hook::RevokingCall, whose, self.make).and(left);
         let after = (self.entries.iter())
             .map(|entry| {
                 let after = self.after.unwrap_or_else(|| match come_back(entry) {
@@ -65,18 +57,28 @@ impl Call {
                 (entry.id, after)
             })
             .collect();
+        if let Err(error) = &result {
+            tracing::warn!(%error, "a call on a device that lends failed");
+        }
         (result, after)
     }
 }
 
-/// Nothing of this process touches the memory from here on.
-fn leave(entry: &Entry) {
-    entry.lent().iter().for_each(|lent| lent.quiesce());
-    if let Ok(exporter) = entry.exporter()
-        && let Err(error) = exporter.shadow()
-    {
-        tracing::error!(%error, "mapped memory stays under a revoke: touching it is a SIGBUS");
+/// Nothing of this process touches the memory from here on. No hook that fails stops that.
+///
+/// # Errors
+/// [`Kind::Panicked`] alone: what an owner or a device says for itself is in the log.
+fn leave(entry: &Entry) -> Result<()> {
+    let mut told: Vec<Result<()>> = entry.lent().iter().map(|lent| lent.quiesce()).collect();
+    if let Ok(exporter) = entry.exporter() {
+        let shadowed = exporter.shadow();
+        if let Err(error) = &shadowed {
+            tracing::error!(%error, "mapped memory stays under a revoke: touching it is a SIGBUS");
+        }
+        told.push(shadowed);
     }
+    let panicked = told.into_iter().filter_map(Result::err).find(|error| error.kind() == Kind::Panicked);
+    panicked.map_or(Ok(()), Err)
 }
 
 /// If the memory can be reached, it is as before, and its owners have prepared it.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::sync::mpsc::{Sender, channel};
-use crate::sync::{Mutex, thread};
+use crate::sync::{self, Mutex, Thread};
 
 /// A call, with all that surrounds it.
 pub(crate) type Work = Box<dyn FnOnce() + Send>;
@@ -43,7 +43,7 @@ impl CallThreads {
         let (sender, receiver) = channel::<(Work, Idle)>();
         // It must not keep alive what keeps it.
         let home = Arc::downgrade(&self.idle);
-        thread::Builder::new().name("peervram-revoke".into()).spawn(move || {
+        sync::start(Thread::Call, move || {
             while let Ok((work, idle)) = receiver.recv() {
                 work();
                 if let Some(home) = home.upgrade() {

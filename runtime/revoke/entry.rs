@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use peervram_backends::{Error, Exporter, Kind, NotReady};
 
@@ -73,7 +74,8 @@ impl Entry {
         self.waits_for_device.store(true, Ordering::Release);
         tracing::info!(device = &*self.name, %why, "a device is waited for");
         self.queue(What::NotReady(Arc::new(why.clone())));
-        self.subscribers.deliver();
+        // Told every second, so that what is slow is told anew.
+        self.subscribers.deliver(Duration::from_secs(1));
     }
 
     /// The device is not waited for any more.

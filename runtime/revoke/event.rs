@@ -3,20 +3,26 @@
 //! Each subscriber hears every event of its device once, in order. A callback runs on whatever thread
 //! the news came from, one event at a time, with no lock of this crate held: it may enter, take the
 //! current import, or subscribe. It must not wait for whoever takes the memory back, who waits for it:
-//! when a revoke returns, every callback has heard of its end.
+//! when a revoke returns, every callback has heard of its end, or has had the call's limit to hear of it.
+//! One that is slow is named.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::Location;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Error, NotReady};
+use peervram_backends::{Error, NotReady, deadline_after};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::{RevokeCause, Stuck};
 use crate::Result;
+use crate::hook::{self, Hook};
 use crate::sync::Mutex;
+
+/// No callback is slow that is back after this.
+const BRIEFLY: Duration = Duration::from_millis(10);
 
 /// Something that happened to a device's lent memory.
 #[derive(Debug, Clone)]
@@ -37,7 +43,7 @@ pub enum What {
     Draining {
         /// Why.
         cause: RevokeCause,
-        /// Until when.
+        /// Until when, counted from when the revoke was asked for. What callbacks take is of that time.
         deadline: Instant,
     },
     /// Somebody did not finish in time.
@@ -62,6 +68,28 @@ pub enum What {
     Restored,
     /// The memory was taken back for good.
     Gone,
+    /// A callback took longer than the change could wait for it: the rest of the time that everyone had to
+    /// finish, or the limit of the call. Told when it is back.
+    SlowCallback(SlowCallback),
+}
+
+/// A callback that held a change up.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SlowCallback {
+    /// Where in the application's source it was given.
+    pub given_at: &'static Location<'static>,
+    /// The [`What::code`] of the event that it was called with.
+    pub event: &'static str,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl fmt::Display for SlowCallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (event, took_ms) = (self.event, self.took.as_millis());
+        write!(f, "the callback given at {} took {took_ms} ms over `{event}`", self.given_at)
+    }
 }
 
 impl What {
@@ -76,6 +104,7 @@ impl What {
             Self::Revoked { .. } => "revoked",
             Self::Restored => "restored",
             Self::Gone => "gone",
+            Self::SlowCallback(_) => "slow-callback",
         }
     }
 }
@@ -112,7 +141,7 @@ struct Queue {
 }
 
 enum To {
-    Callback(Callback),
+    Callback(Callback, &'static Location<'static>),
     Poll,
 }
 
@@ -126,22 +155,27 @@ impl Subscribers {
         }
     }
 
-    /// Calls back with what is queued. No lock may be held.
-    pub fn deliver(&self) {
+    /// Calls back with what is queued, and says which calls took longer than `patience`. No lock may be held.
+    pub fn deliver(&self, patience: Duration) -> Vec<SlowCallback> {
+        let mut slow = Vec::new();
         let subscribers: Vec<Subscriber> = self.0.lock().clone();
         for Subscriber { channel, to } in subscribers {
             if let Some(to) = to.upgrade()
-                && let To::Callback(callback) = &*to
+                && let To::Callback(callback, given_at) = &*to
             {
-                channel.deliver(callback);
+                let took = channel.deliver(callback).into_iter();
+                let is_slow = |(_, took): &(&'static str, Duration)| *took > patience.max(BRIEFLY);
+                slow.extend(took.filter(is_slow).map(|(event, took)| SlowCallback { given_at, event, took }));
             }
         }
+        slow
     }
 
     /// Calls `callback` with each event from now on, until the subscription is dropped.
+    #[track_caller]
     pub fn call(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {
         let channel = Arc::new(Channel::default());
-        let to = self.add(&channel, To::Callback(Box::new(callback)));
+        let to = self.add(&channel, To::Callback(Box::new(callback), Location::caller()));
         Subscription { channel, _to: to }
     }
 
@@ -161,8 +195,8 @@ impl Subscribers {
     }
 }
 
-impl std::fmt::Debug for Subscribers {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Subscribers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Subscribers").field(&self.0.lock().len()).finish()
     }
 }
@@ -178,18 +212,20 @@ impl Channel {
         }
     }
 
-    fn deliver(&self, callback: &Callback) {
+    /// Calls back, one event at a time; says how long each call took.
+    fn deliver(&self, callback: &Callback) -> Vec<(&'static str, Duration)> {
+        let mut took = Vec::new();
         loop {
             let mut queue = self.queue.lock();
             if queue.delivering || queue.is_over {
-                return;
+                return took;
             }
-            let Some(event) = queue.events.pop_front() else { return };
+            let Some(event) = queue.events.pop_front() else { return took };
             queue.delivering = true;
             drop(queue);
-            if catch_unwind(AssertUnwindSafe(|| callback(&event))).is_err() {
-                tracing::error!(device = &*event.device, event = event.what.code(), "a callback panicked");
-            }
+            let begun = Instant::now();
+            hook::ask(Hook::Callback, || event.device.to_string(), (), || callback(&event));
+            took.push((event.what.code(), begun.elapsed()));
             self.queue.lock().delivering = false;
         }
     }
@@ -208,8 +244,8 @@ impl Drop for Subscription {
     }
 }
 
-impl std::fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription").finish_non_exhaustive()
     }
 }
@@ -237,8 +273,7 @@ impl Events {
     /// # Errors
     /// What `poll` says.
     pub fn next_within(&self, timeout: Duration) -> Result<Option<Event>> {
-        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-        let deadline = Instant::now() + timeout.min(LONGEST);
+        let deadline = deadline_after(timeout);
         loop {
             if let Some(event) = self.try_next() {
                 return Ok(Some(event));
@@ -247,8 +282,8 @@ impl Events {
             if left.is_zero() {
                 return Ok(None);
             }
-            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            match poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&left)) {
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(self, PollFlags::IN)], left.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(Error::os("wait for an event", errno)),
             }
@@ -262,8 +297,8 @@ impl AsFd for Events {
     }
 }
 
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Events {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events").field("fd", &self.as_fd()).finish()
     }
 }

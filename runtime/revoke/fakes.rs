@@ -1,14 +1,18 @@
 //! A device and an importer that only count, for tests of the shell.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
-    Aperture, DmaBuf, DmaRanges, Error, Exporter, Importer, Kind, Mapping, NotReady, OnRevoke, PciAddress,
-    Region,
+    Aperture, DmaBuf, DmaRanges, Error, Exporter, Importer, Interrupts, Kind, Mapping, NotReady, OnRevoke,
+    PciAddress, Region,
 };
+
+#[cfg(not(feature = "shuttle"))]
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::keeper::Keeper;
 use crate::{Export, Lender, Result};
@@ -20,6 +24,8 @@ pub(crate) struct Card {
     pub is_shadowed: AtomicBool,
     /// How long it takes to get ready; more than [`LIMIT_MS`] is never.
     pub gets_ready_ms: AtomicU64,
+    /// What it tells of its errors by, where it does.
+    errors: Option<OwnedFd>,
 }
 
 /// When a card is given up that does not get ready.
@@ -28,10 +34,14 @@ const LIMIT_MS: u64 = 1000;
 impl Card {
     /// A lender of its own keeper, and an export of all of it.
     pub fn lend() -> (Lender<Card>, Export) {
+        Self::lend_with(None)
+    }
+
+    fn lend_with(errors: Option<OwnedFd>) -> (Lender<Card>, Export) {
         let memory = HostMemory::with_backing(4096, Backing::Memfd).unwrap();
         let ranges = DmaRanges::whole(memory.region()).unwrap();
         let (is_away, is_shadowed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let card = Card { memory, is_away, is_shadowed, gets_ready_ms: AtomicU64::new(0) };
+        let card = Card { memory, is_away, is_shadowed, gets_ready_ms: AtomicU64::new(0), errors };
         let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
         let export = lender.export(Aperture::unowned(ranges)).unwrap();
         (lender, export)
@@ -41,6 +51,13 @@ impl Card {
 /// What scenes with a clock look at.
 #[cfg(not(feature = "shuttle"))]
 impl Card {
+    /// As [`Card::lend`], and an eventfd: writing to it is an error of the card's.
+    pub fn lend_watched() -> (Lender<Card>, Export, OwnedFd) {
+        let errors = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let (lender, export) = Self::lend_with(Some(errors.try_clone().unwrap()));
+        (lender, export, errors)
+    }
+
     pub fn ranges(&self) -> DmaRanges {
         DmaRanges::whole(self.memory.region()).unwrap()
     }
@@ -90,6 +107,11 @@ impl Exporter for Card {
         }
         std::thread::sleep(Duration::from_millis(takes_ms));
         Ok(())
+    }
+
+    fn interrupts(&self) -> Result<Interrupts> {
+        let error = self.errors.as_ref().map(|fd| fd.try_clone().unwrap());
+        Ok(Interrupts { error, request: None })
     }
 
     fn shadow(&self) -> Result<()> {

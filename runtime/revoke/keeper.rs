@@ -22,8 +22,9 @@ use std::fmt;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Error, Exporter, Kind};
+use peervram_backends::{Error, Exporter, Kind, deadline_after};
 
+use super::RevokeCause;
 use super::call::Call;
 use super::call_threads::CallThreads;
 use super::entry::{Entry, names};
@@ -36,7 +37,8 @@ use super::stuck::{CallThread, Stuck};
 use crate::Result;
 use crate::export::Lent;
 use crate::gate::Gate;
-use crate::sync::{Condvar, Mutex, MutexGuard, wait_until};
+use crate::lender::insist_on_close;
+use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread, wait_until};
 
 /// An attachment, as a revoke sees it.
 pub(crate) trait Gated: Send + Sync {
@@ -58,7 +60,12 @@ pub(crate) struct Keeper {
     /// Some change went on.
     changed: Condvar,
     threads: CallThreads,
+    /// Devices whose lenders are gone, that are to be closed, and that there was no thread for.
+    orphans: Mutex<Vec<Orphan>>,
 }
+
+/// A device whose lender is gone.
+type Orphan = (Arc<Entry>, Arc<dyn Exporter>);
 
 struct Kept {
     machine: Machine,
@@ -69,12 +76,17 @@ struct Kept {
 }
 
 /// How far a change is.
+#[derive(Default)]
 struct Progress {
     entries: Vec<Arc<Entry>>,
     call: bool,
     stuck: bool,
-    /// Over; with the call's answer, if it was made.
-    done: Option<Result<()>>,
+    /// The call is back; with its answer.
+    answer: Option<Result<()>>,
+    /// Everyone was told of its end, or it was called off.
+    is_told: bool,
+    /// Callbacks that took too much of everyone's time, in words.
+    slow: Vec<String>,
     /// Who was late, in words.
     words: Vec<(AttachmentId, String)>,
     must_be_freed: bool,
@@ -89,7 +101,8 @@ impl Default for Keeper {
             changes: HashMap::new(),
         };
         let (state, changed) = (Mutex::new(kept), Condvar::new());
-        Self { start: Instant::now(), state, changed, threads: CallThreads::default() }
+        let (threads, orphans) = (CallThreads::default(), Mutex::default());
+        Self { start: Instant::now(), state, changed, threads, orphans }
     }
 }
 
@@ -109,9 +122,10 @@ impl Keeper {
     /// A device lends from now on. Where its memory cannot be reached, nothing can be attached until it is
     /// given back.
     pub fn add(&self, exporter: &Arc<dyn Exporter>, reachable: bool) -> Arc<Entry> {
-        let mut kept = self.state.lock();
+        // The exporter is asked for its name before the lock is taken.
         let device = DeviceId(new_id());
         let entry = Arc::new(Entry::new(device, exporter));
+        let mut kept = self.state.lock();
         kept.entries.insert(device, Arc::clone(&entry));
         self.handle(&mut kept, Input::Add { device, reachable });
         entry
@@ -157,13 +171,37 @@ impl Keeper {
     }
 
     /// An attachment ended.
-    pub fn detach(&self, attachment: AttachmentId) {
+    pub fn detach(self: &Arc<Self>, attachment: AttachmentId) {
         let mut kept = self.state.lock();
         let gated = kept.gated.remove(&attachment);
         self.handle(&mut kept, Input::Detach { attachment });
         drop(kept);
         // Work that it still has may be the last to hold an export.
         drop(gated);
+        self.close_orphans();
+    }
+
+    /// Closes a device whose lender is gone, on a thread of its own, as often as it takes. Where there is no
+    /// thread to be had, one is tried for whenever something is detached.
+    pub fn close_later(self: &Arc<Self>, entry: &Arc<Entry>, exporter: &Arc<dyn Exporter>) {
+        self.orphans.lock().push((Arc::clone(entry), Arc::clone(exporter)));
+        self.close_orphans();
+    }
+
+    fn close_orphans(self: &Arc<Self>) {
+        loop {
+            let orphan = self.orphans.lock().pop();
+            let Some((entry, exporter)) = orphan else { return };
+            let insist = {
+                let (keeper, entry, exporter) = (Arc::clone(self), Arc::clone(&entry), Arc::clone(&exporter));
+                move || insist_on_close(&keeper, &entry, &exporter)
+            };
+            if let Err(error) = sync::start(Thread::Close, insist) {
+                tracing::error!(%error, device = &*entry.name, "no thread to close a device on: it stays open");
+                self.orphans.lock().push((entry, exporter));
+                return;
+            }
+        }
     }
 
     /// Where a device is; none where it is closed.
@@ -189,8 +227,7 @@ impl Keeper {
     /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: it goes on.
     /// Else what the call said; everything was taken back all the same.
     pub fn change(self: &Arc<Self>, call: Call, terms: Terms) -> Result<()> {
-        let (what, tried, entries, terms) =
-            (call.what, call.tried, call.entries.clone(), terms.within_reason());
+        let (what, tried, entries) = (call.what, call.tried, call.entries.clone());
         if let Change::Take(_) = what
             && let Some(entry) = entries.iter().find(|entry| held::by_this_thread(entry.id))
         {
@@ -199,10 +236,12 @@ impl Keeper {
                 .on(&entry.name)
                 .next("finish the access first, or ask from another thread"));
         }
-        let (change, notified) = self.begin(what, tried, &entries, terms)?;
-        deliver(&entries);
-        self.drain(change, &notified, terms);
-        deliver(&entries);
+        let deadline = deadline_after(terms.timeout);
+        let (change, notified) = self.begin(what, tried, &entries, terms, deadline)?;
+        // Callbacks run on this thread. What they take is of the time that everyone has.
+        let slow = deliver(&entries, deadline.saturating_duration_since(Instant::now()));
+        self.drain(change, &notified, deadline, slow);
+        deliver(&entries, terms.call_limit);
         if let Some(error) = self.called_off(change) {
             let waited = terms.timeout.as_millis();
             return Err(error(tried, waited).on(names(&entries)));
@@ -216,7 +255,7 @@ impl Keeper {
         // Reading the kernel's list takes its time, and can stand in line behind a call of ours that hangs.
         let foreign = entries.iter().any(|entry| entry.lent().iter().any(|lent| lent.is_handed_out()));
         let ask = foreign && !self.state.lock().machine.is_calling_besides(change);
-        self.hand_over(change, &call, &thread, ask);
+        self.hand_over(change, &call, &thread, ask, terms.call_limit);
         if ask {
             self.insist(change, &call, &thread, terms);
         }
@@ -230,6 +269,7 @@ impl Keeper {
         call: &Arc<Mutex<Option<Call>>>,
         thread: &Arc<CallThread>,
         ask: bool,
+        limit: Duration,
     ) {
         let (keeper, call, thread) = (Arc::clone(self), Arc::clone(call), Arc::clone(thread));
         let work = Box::new(move || {
@@ -240,7 +280,7 @@ impl Keeper {
             let taken = call.lock().take();
             if let Some(call) = taken {
                 thread.begin();
-                keeper.carry_out(change, call);
+                keeper.carry_out(change, call, limit);
             }
         });
         if let Err((work, error)) = self.threads.run(work) {
@@ -260,16 +300,16 @@ impl Keeper {
         terms: Terms,
     ) {
         const PATIENCE: Duration = Duration::from_millis(100);
-        let limit = Instant::now() + terms.call_limit.min(PATIENCE);
+        let limit = deadline_after(terms.call_limit.min(PATIENCE));
         let mut kept = self.state.lock();
         let mut timed_out = false;
-        while !timed_out && kept.changes.get(&change).is_some_and(|progress| progress.done.is_none()) {
+        while !timed_out && kept.changes.get(&change).is_some_and(|progress| progress.answer.is_none()) {
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
         }
         drop(kept);
         let is_left = call.lock().is_some();
         if is_left {
-            self.hand_over(change, call, thread, false);
+            self.hand_over(change, call, thread, false, terms.call_limit);
         }
     }
 
@@ -280,6 +320,7 @@ impl Keeper {
         tried: &'static str,
         entries: &[Arc<Entry>],
         terms: Terms,
+        deadline: Instant,
     ) -> Result<(ChangeId, Vec<AttachmentId>)> {
         let mut kept = self.state.lock();
         let change = ChangeId(new_id());
@@ -298,15 +339,13 @@ impl Keeper {
             .collect();
         self.act(&mut kept, actions);
         if let Change::Take(cause) = what {
-            let deadline = Instant::now() + terms.timeout;
             entries.iter().for_each(|entry| entry.queue(What::Draining { cause, deadline }));
         }
         Ok((change, notified))
     }
 
     /// Waits for everyone who was told, up to the deadline.
-    fn drain(&self, change: ChangeId, notified: &[AttachmentId], terms: Terms) {
-        let deadline = Instant::now() + terms.timeout;
+    fn drain(&self, change: ChangeId, notified: &[AttachmentId], deadline: Instant, slow: Vec<String>) {
         let mut late = Vec::new();
         for &attachment in notified {
             // One that is gone has answered by that.
@@ -319,12 +358,12 @@ impl Keeper {
         }
         let mut kept = self.state.lock();
         if let Some(progress) = kept.changes.get_mut(&change) {
-            progress.words = late;
+            (progress.words, progress.slow) = (late, slow);
         }
-        while kept.changes.get(&change).is_some_and(|progress| !progress.call && progress.done.is_none()) {
+        while kept.changes.get(&change).is_some_and(|progress| !progress.call && !progress.is_told) {
             // Somebody is late. The machine's deadline is a little before this one, or a little after.
             if let Some(left) = kept.machine.deadline(change).and_then(|at| at.checked_sub(self.now())) {
-                (kept, _) = wait_until(&self.changed, kept, Instant::now() + left);
+                (kept, _) = wait_until(&self.changed, kept, deadline_after(left));
             }
             self.handle(&mut kept, Input::Tick { change });
         }
@@ -337,7 +376,8 @@ impl Keeper {
             return None;
         }
         let progress = kept.changes.remove(&change)?;
-        let (late, must_be_freed) = (progress.late(), progress.must_be_freed);
+        let (mut late, must_be_freed) = (progress.late(), progress.must_be_freed);
+        late.extend(progress.slow);
         Some(move |tried, waited_ms| {
             let kind = if must_be_freed { Kind::StillInUse } else { Kind::TimedOut };
             let why = format!("not out of the memory within {waited_ms} ms: {}", late.join("; "));
@@ -350,7 +390,7 @@ impl Keeper {
     }
 
     /// The part of a change that runs on a thread of its own.
-    fn carry_out(&self, change: ChangeId, call: Call) {
+    fn carry_out(&self, change: ChangeId, call: Call, limit: Duration) {
         let entries = call.entries.clone();
         let (result, after) = call.make();
         let mut kept = self.state.lock();
@@ -365,6 +405,9 @@ impl Keeper {
             entry.queue(match kept.machine.state(entry.id) {
                 None => What::Gone,
                 Some(State::Away(cause)) => What::Revoked { cause },
+                Some(_) if kept.machine.has_failed(entry.id) => {
+                    What::Revoked { cause: RevokeCause::DeviceError }
+                }
                 Some(_) => What::Restored,
             });
             if kept.machine.state(entry.id).is_none() {
@@ -372,9 +415,12 @@ impl Keeper {
             }
         }
         drop(kept);
-        // Before whoever asked goes on: when they do, everyone has been told.
-        deliver(&entries);
-        self.note(change, |progress| progress.done = Some(result));
+        self.note(change, |progress| progress.answer = Some(result));
+        // Before whoever asked goes on: when they do, everyone has been told, or has had the call's limit.
+        deliver(&entries, limit);
+        self.note(change, |progress| progress.is_told = true);
+        // What a slow one took.
+        deliver(&entries, limit);
     }
 
     /// Notes how far a change is; nobody may wait for it any more.
@@ -395,13 +441,18 @@ impl Keeper {
         thread: &CallThread,
         notified: &[AttachmentId],
     ) -> Result<()> {
-        let mut limit = Instant::now() + terms.call_limit;
+        let mut limit = deadline_after(terms.call_limit);
+        let (mut is_back, mut tells_late) = (false, false);
         let mut kept = self.state.lock();
         loop {
             let Some(progress) = kept.changes.get_mut(&change) else { return Ok(()) };
-            if let Some(result) = progress.done.take() {
+            if let Some(answer) = progress.answer.take_if(|_| progress.is_told || tells_late) {
                 kept.changes.remove(&change);
-                return result;
+                return answer;
+            }
+            // The call is back, and callbacks take their time: they have the limit once more.
+            if progress.answer.is_some() && !is_back {
+                (is_back, limit) = (true, deadline_after(terms.call_limit));
             }
             if std::mem::take(&mut progress.stuck) {
                 drop(kept);
@@ -416,7 +467,7 @@ impl Keeper {
                     kept.changes.remove(&change);
                     entries.iter().for_each(|entry| entry.queue(What::Stuck(Arc::clone(&stuck))));
                     drop(kept);
-                    deliver(entries);
+                    deliver(entries, terms.call_limit);
                     return Err(stuck.error());
                 }
                 continue;
@@ -424,13 +475,24 @@ impl Keeper {
             let timed_out;
             (kept, timed_out) = wait_until(&self.changed, kept, limit);
             if timed_out {
+                tells_late |= is_back;
                 // A device that is waited for has a limit of its own, and the kernel has come back.
                 if !entries.iter().any(|entry| entry.waits_for_device()) {
                     self.handle(&mut kept, Input::Tick { change });
                 }
-                limit = Instant::now() + terms.call_limit;
+                limit = deadline_after(terms.call_limit);
             }
         }
+    }
+
+    /// A device failed: nobody is let in before it has been taken back.
+    pub fn fail(&self, entry: &Entry) {
+        self.handle(&mut self.state.lock(), Input::Fail { device: entry.id });
+    }
+
+    /// Whether it failed, and nobody has taken it back since.
+    pub fn has_failed(&self, entry: &Entry) -> bool {
+        self.state.lock().machine.has_failed(entry.id)
     }
 
     fn now(&self) -> Duration {
@@ -456,6 +518,7 @@ impl Keeper {
                     (attachment, &|gate| gate.open(*generation))
                 }
                 Action::Away { attachment, generation, cause }
+                | Action::Bar { attachment, generation, cause }
                 | Action::Tear { attachment, generation, cause } => {
                     (attachment, &|gate| gate.shut(*generation, *cause))
                 }
@@ -477,7 +540,7 @@ impl Keeper {
                     kept.progress(*change, |progress| {
                         if !progress.call {
                             progress.entries.iter().for_each(|entry| entry.queue(What::CalledOff));
-                            progress.done = Some(Ok(()));
+                            progress.is_told = true;
                         }
                     });
                     continue;
@@ -496,7 +559,7 @@ impl Keeper {
 impl Progress {
     fn of(entries: &[Arc<Entry>]) -> Self {
         let entries = entries.to_vec();
-        Self { entries, call: false, stuck: false, done: None, words: Vec::new(), must_be_freed: false }
+        Self { entries, ..Self::default() }
     }
 
     fn late(&self) -> Vec<String> {
@@ -514,7 +577,7 @@ impl Kept {
 
     fn progress(&mut self, change: ChangeId, note: impl FnOnce(&mut Progress)) {
         if let Some(progress) = self.changes.get_mut(&change)
-            && progress.done.is_none()
+            && progress.answer.is_none()
         {
             note(progress);
         }
@@ -552,6 +615,15 @@ fn explain(why: Refusal, tried: &'static str) -> Error {
     }
 }
 
-fn deliver(entries: &[Arc<Entry>]) {
-    entries.iter().for_each(|entry| entry.subscribers.deliver());
+/// Has callbacks called. Says in words which of them took longer than `patience`; everyone is told so next.
+fn deliver(entries: &[Arc<Entry>], patience: Duration) -> Vec<String> {
+    let mut words = Vec::new();
+    for entry in entries {
+        for slow in entry.subscribers.deliver(patience) {
+            tracing::warn!(device = &*entry.name, %slow, "a callback is slow");
+            words.push(slow.to_string());
+            entry.queue(What::SlowCallback(slow));
+        }
+    }
+    words
 }

@@ -24,6 +24,7 @@
 //! - A revoking call that fails has revoked: the generation of everything it touched moves on.
 //! - What is detached, closed or lost leaves nothing behind, and is never spoken of again.
 //! - A device is in at most one revoke at a time.
+//! - Nobody is let in to a device that failed before a revoke that was asked for afterwards has made its call.
 //!
 //! Times are durations since an instant of the caller's choice.
 
@@ -85,13 +86,6 @@ pub struct Terms {
 impl Terms {
     /// Long enough for a reset: the kernel gives a device a second, and a stubborn one a minute.
     const CALL_LIMIT: Duration = Duration::from_secs(10);
-
-    /// The same, with times that can be added to a clock.
-    pub(crate) fn within_reason(self) -> Self {
-        const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-        let (timeout, call_limit) = (self.timeout.min(LONGEST), self.call_limit.min(LONGEST));
-        Self { timeout, call_limit, ..self }
-    }
 }
 
 impl From<Duration> for Terms {
@@ -139,6 +133,8 @@ pub(crate) enum Input {
     Answered { attachment: AttachmentId, change: ChangeId },
     /// The call of a change came back, whatever it said.
     Returned { change: ChangeId, after: Vec<(DeviceId, After)> },
+    /// A device failed. Nobody is let in until it has been taken back.
+    Fail { device: DeviceId },
     /// Time passed, and everyone has had the chance to answer to that change: who has not, and should have,
     /// is late.
     Tick { change: ChangeId },
@@ -180,6 +176,8 @@ pub(crate) enum Action {
     CalledOff { attachment: AttachmentId, generation: u64 },
     /// The memory is there, of that generation: let in.
     Open { attachment: AttachmentId, generation: u64 },
+    /// The memory is there, of that generation, and its device failed: let nobody in. Those inside stay.
+    Bar { attachment: AttachmentId, generation: u64, cause: RevokeCause },
     /// The memory was taken back and is away.
     Away { attachment: AttachmentId, generation: u64, cause: RevokeCause },
     /// The memory was taken back for good. The last word about it.
@@ -205,6 +203,8 @@ pub(crate) enum State {
 struct Device {
     state: State,
     generation: u64,
+    /// It failed, and no revoke has been asked for since.
+    failed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -219,6 +219,8 @@ struct Pending {
     what: Change,
     /// Each with what it was away for before.
     devices: BTreeMap<DeviceId, Option<RevokeCause>>,
+    /// Of these, what had failed before the change was asked for, and is no more when its call has been made.
+    failed: BTreeSet<DeviceId>,
     /// Who was told and has not answered; empty once the call is made.
     unanswered: BTreeSet<AttachmentId>,
     at_deadline: AtDeadline,
@@ -243,7 +245,7 @@ impl Machine {
         match input {
             Input::Add { device, reachable } => {
                 let state = if reachable { State::Live } else { State::Away(RevokeCause::MemoryDisabled) };
-                self.devices.entry(device).or_insert(Device { state, generation: 0 });
+                self.devices.entry(device).or_insert(Device { state, generation: 0, failed: false });
             }
             Input::Export { export, device } => {
                 if self.devices.contains_key(&device) {
@@ -276,6 +278,7 @@ impl Machine {
                 }
             }
             Input::Returned { change, after } => self.returned(change, &after, &mut actions),
+            Input::Fail { device } => self.fail(device, &mut actions),
             Input::Tick { change } => self.pass_deadline(change, now, &mut actions),
         }
         actions
@@ -294,6 +297,12 @@ impl Machine {
     /// How often its memory was taken back.
     pub fn generation(&self, device: DeviceId) -> Option<u64> {
         Some(self.devices.get(&device)?.generation)
+    }
+
+    /// Whether it failed, and has not been taken back since.
+    pub fn has_failed(&self, device: DeviceId) -> bool {
+        self.devices.get(&device).is_some_and(|device| device.failed)
+            || self.changes.values().any(|change| change.failed.contains(&device))
     }
 
     /// Whether a call of another change is under way.
@@ -328,6 +337,7 @@ impl Machine {
     fn may_attach(&self, export: ExportId) -> Result<(), Refusal> {
         let device = *self.exports.get(&export).ok_or(Refusal::Closed)?;
         match self.devices.get(&device).ok_or(Refusal::Closed)?.state {
+            State::Live if self.has_failed(device) => Err(Refusal::Away(RevokeCause::DeviceError)),
             State::Live => Ok(()),
             State::Away(cause) => Err(Refusal::Away(cause)),
             State::Draining(_) | State::Calling(_) => Err(Refusal::Busy(device)),
@@ -354,9 +364,9 @@ impl Machine {
             actions.push(Action::RefuseChange { change, why });
             return;
         }
-        let deadline = now + terms.timeout;
+        let deadline = now.saturating_add(terms.timeout);
         let mut unanswered = BTreeSet::new();
-        let mut before = BTreeMap::new();
+        let (mut before, mut failed) = (BTreeMap::new(), BTreeSet::new());
         for device in devices {
             // Who is attached to memory that is away was told when it went.
             let away = match self.devices[&device].state {
@@ -370,12 +380,19 @@ impl Machine {
                     unanswered.insert(attachment);
                 }
             }
+            // A failure that comes from now on is another one.
+            if let (Change::Take(_), Some(entry)) = (what, self.devices.get_mut(&device))
+                && std::mem::take(&mut entry.failed)
+            {
+                failed.insert(device);
+            }
             before.insert(device, away);
             self.move_to(device, State::Draining(change));
         }
         let pending = Pending {
             what,
             devices: before,
+            failed,
             unanswered,
             at_deadline: terms.at_deadline,
             deadline: Some(deadline),
@@ -383,6 +400,17 @@ impl Machine {
         };
         self.changes.insert(change, pending);
         self.call_if_all_answered(change, now, actions);
+    }
+
+    fn fail(&mut self, device: DeviceId, actions: &mut Vec<Action>) {
+        let Some(entry) = self.devices.get_mut(&device) else { return };
+        let was_open = entry.state == State::Live && !entry.failed;
+        entry.failed = true;
+        let generation = entry.generation;
+        if was_open {
+            let (all, cause) = (self.attachments_of(device), RevokeCause::DeviceError);
+            actions.extend(all.into_iter().map(|attachment| Action::Bar { attachment, generation, cause }));
+        }
     }
 
     /// An attachment is no more, and nobody waits for it.
@@ -410,7 +438,7 @@ impl Machine {
 
     fn call(&mut self, change: ChangeId, now: Duration, actions: &mut Vec<Action>) {
         let Some(pending) = self.changes.get_mut(&change) else { return };
-        pending.deadline = Some(now + pending.call_limit);
+        pending.deadline = Some(now.saturating_add(pending.call_limit));
         // Nobody waits for the late any more.
         let (what, late) = (pending.what, std::mem::take(&mut pending.unanswered));
         for attachment in late {
@@ -449,15 +477,19 @@ impl Machine {
     fn call_off(&mut self, change: ChangeId, late: Vec<AttachmentId>, actions: &mut Vec<Action>) {
         let Some(pending) = self.changes.remove(&change) else { return };
         for (device, away) in pending.devices {
-            if let Some(cause) = away {
-                self.move_to(device, State::Away(cause));
+            let state = away.map_or(State::Live, State::Away);
+            self.move_to(device, state);
+            let entry = self.devices.get_mut(&device).expect("a device in a change is known");
+            // Nothing was done about it.
+            entry.failed |= pending.failed.contains(&device);
+            if away.is_some() {
                 continue;
             }
-            self.move_to(device, State::Live);
-            let generation = self.devices[&device].generation;
-            for attachment in self.attachments_of(device) {
-                actions.push(Action::CalledOff { attachment, generation });
-            }
+            let (generation, failed, cause) = (entry.generation, entry.failed, RevokeCause::DeviceError);
+            actions.extend(self.attachments_of(device).into_iter().map(|attachment| match failed {
+                true => Action::Bar { attachment, generation, cause },
+                false => Action::CalledOff { attachment, generation },
+            }));
         }
         actions.push(Action::Done { change, late });
     }
@@ -480,7 +512,7 @@ impl Machine {
                 }
                 Change::Restore => away.expect("only what is away is given back"),
             };
-            let generation = entry.generation;
+            let (generation, failed) = (entry.generation, entry.failed);
             // Nothing was said of it: better shut than torn.
             let after = found.unwrap_or(After::Away);
             match after {
@@ -489,6 +521,9 @@ impl Machine {
                 After::Closed => self.close(device),
             }
             actions.extend(attachments.into_iter().map(|attachment| match after {
+                After::Here if failed => {
+                    Action::Bar { attachment, generation, cause: RevokeCause::DeviceError }
+                }
                 After::Here => Action::Open { attachment, generation },
                 After::Away => Action::Away { attachment, generation, cause },
                 After::Closed => Action::Gone { attachment, generation },

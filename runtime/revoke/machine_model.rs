@@ -20,6 +20,8 @@ struct World {
     changes: u64,
     /// Together (a hot reset), or each alone.
     together: bool,
+    /// How often the first device fails, at most.
+    failures: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,6 +31,7 @@ struct Moment {
     now: Duration,
     attached: usize,
     asked: u64,
+    failed: usize,
     broken: Option<String>,
 }
 
@@ -47,6 +50,7 @@ impl Model for World {
             now: Duration::ZERO,
             attached: 0,
             asked: 0,
+            failed: 0,
             broken: None,
         };
         for device in DEVICES {
@@ -91,6 +95,9 @@ impl Model for World {
         if moment.asked < self.changes {
             inputs.extend(self.asks(moment.asked));
         }
+        if moment.failed < self.failures {
+            inputs.push(Input::Fail { device: DEVICES[0] });
+        }
         for device in DEVICES {
             let export = ExportId(device.0);
             if moment.observer.has_export(export) {
@@ -110,6 +117,7 @@ impl Model for World {
         match input {
             Input::Attach { .. } => next.attached += 1,
             Input::Ask { .. } => next.asked += 1,
+            Input::Fail { .. } => next.failed += 1,
             _ => {}
         }
         next.take(&input);
@@ -173,16 +181,20 @@ fn search(name: &str, world: World) {
 
 #[test]
 fn two_devices_each_for_itself() {
-    search(
-        "two devices, each for itself",
-        World { attachments: &[(0, false), (0, true), (1, false)], changes: 3, together: false },
-    );
+    let attachments = &[(0, false), (0, true), (1, false)];
+    let world = World { attachments, changes: 3, together: false, failures: 0 };
+    search("two devices, each for itself", world);
+}
+
+#[test]
+fn two_devices_of_which_one_fails() {
+    let world = World { attachments: &[(0, false), (0, true)], changes: 3, together: false, failures: 2 };
+    search("two devices, of which one fails", world);
 }
 
 #[test]
 fn two_devices_reset_together() {
-    search(
-        "two devices, reset together",
-        World { attachments: &[(0, false), (1, true), (1, false)], changes: 3, together: true },
-    );
+    let attachments = &[(0, false), (1, true), (1, false)];
+    let world = World { attachments, changes: 3, together: true, failures: 0 };
+    search("two devices, reset together", world);
 }

@@ -19,6 +19,8 @@ enum Told {
     Torn,
     /// The memory is away.
     Away,
+    /// The memory is there, and its device failed.
+    Barred,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +35,8 @@ struct Seen {
 struct Asked {
     what: Change,
     devices: BTreeSet<DeviceId>,
+    /// Of these, what had failed before.
+    failed: BTreeSet<DeviceId>,
     at_deadline: AtDeadline,
     deadline: Duration,
     called: bool,
@@ -47,6 +51,8 @@ pub(crate) struct Observer {
     attachments: BTreeMap<AttachmentId, Seen>,
     changes: BTreeMap<ChangeId, Asked>,
     generations: BTreeMap<DeviceId, u64>,
+    /// Devices that failed since the last revoke was asked for.
+    failed: BTreeSet<DeviceId>,
 }
 
 impl Observer {
@@ -130,11 +136,18 @@ impl Observer {
                 self.attachments.remove(attachment);
             }
             Input::Ask { change, what, devices, terms } => {
+                let devices: BTreeSet<DeviceId> = devices.iter().copied().collect();
+                let mut failed = BTreeSet::new();
+                if matches!(what, Change::Take(_)) {
+                    failed = &devices & &self.failed;
+                    self.failed = &self.failed - &failed;
+                }
                 let asked = Asked {
                     what: *what,
-                    devices: devices.iter().copied().collect(),
+                    devices,
+                    failed,
                     at_deadline: terms.at_deadline,
-                    deadline: now + terms.timeout,
+                    deadline: now.saturating_add(terms.timeout),
                     called: false,
                     said_late: false,
                     said_stuck: false,
@@ -149,7 +162,10 @@ impl Observer {
                     *answered = true;
                 }
             }
-            Input::Export { .. } | Input::Returned { .. } | Input::Tick { .. } => {}
+            Input::Fail { device } if before.state(*device).is_some() => {
+                self.failed.insert(*device);
+            }
+            Input::Fail { .. } | Input::Export { .. } | Input::Returned { .. } | Input::Tick { .. } => {}
         }
     }
 
@@ -157,7 +173,7 @@ impl Observer {
         match action {
             Action::Notify { attachment, change, generation, .. } => {
                 let seen = self.seen(*attachment)?;
-                if seen.told != Told::In {
+                if !matches!(seen.told, Told::In | Told::Barred) {
                     return Err("told twice to get out".into());
                 }
                 if seen.generation != *generation {
@@ -195,13 +211,25 @@ impl Observer {
                 }
             }
             Action::CalledOff { attachment, generation } => {
+                self.check_sound(*attachment, |asked| !asked.called)?;
                 let seen = self.seen(*attachment)?;
                 if !matches!(seen.told, Told::Notified { .. }) || seen.generation != *generation {
                     return Err("called off what was not announced, or moved on".into());
                 }
                 seen.told = Told::In;
             }
-            Action::Open { attachment, generation } => self.outcome(*attachment, *generation, Told::In)?,
+            Action::Open { attachment, generation } => {
+                self.check_sound(*attachment, |_| false)?;
+                self.outcome(*attachment, *generation, Told::In)?;
+            }
+            Action::Bar { attachment, generation, .. } => {
+                let seen = self.seen(*attachment)?;
+                if seen.generation == *generation && matches!(seen.told, Told::In | Told::Notified { .. }) {
+                    seen.told = Told::Barred;
+                } else {
+                    self.outcome(*attachment, *generation, Told::Barred)?;
+                }
+            }
             Action::Away { attachment, generation, .. } => {
                 self.outcome(*attachment, *generation, Told::Away)?;
             }
@@ -210,7 +238,11 @@ impl Observer {
                 self.attachments.remove(attachment);
             }
             Action::Done { change, .. } | Action::RefuseChange { change, .. } => {
-                self.changes.remove(change).ok_or("a change that was over, or never was")?;
+                let asked = self.changes.remove(change).ok_or("a change that was over, or never was")?;
+                // Nothing was done about what had failed.
+                if !asked.called {
+                    self.failed.extend(asked.failed);
+                }
             }
             Action::RefuseAttach { attachment, .. } => {
                 self.attachments.remove(attachment);
@@ -230,7 +262,9 @@ impl Observer {
                 continue;
             }
             match seen.told {
-                Told::In => return Err(format!("{attachment:?} may be inside, and was not told")),
+                Told::In | Told::Barred => {
+                    return Err(format!("{attachment:?} may be inside, and was not told"));
+                }
                 Told::Notified { answered: false, .. } => {
                     return Err(format!("{attachment:?} may be inside, and is not torn"));
                 }
@@ -247,9 +281,21 @@ impl Observer {
         Ok(())
     }
 
+    /// Whether the device of `attachment` has not failed since it was last taken back; nor before a change under
+    /// way of those that `counts`.
+    fn check_sound(&self, attachment: AttachmentId, counts: impl Fn(&Asked) -> bool) -> Result<(), String> {
+        let export = self.attachments.get(&attachment).ok_or("spoke of what is not there")?.export;
+        let device = self.exports.get(&export).ok_or("attached to nothing")?;
+        let in_change = self.changes.values().any(|asked| counts(asked) && asked.failed.contains(device));
+        if in_change || self.failed.contains(device) {
+            return Err("let in to a device that failed".into());
+        }
+        Ok(())
+    }
+
     fn outcome(&mut self, attachment: AttachmentId, generation: u64, told: Told) -> Result<(), String> {
         let seen = self.seen(attachment)?;
-        if seen.told == Told::In {
+        if matches!(seen.told, Told::In | Told::Barred) {
             return Err("an outcome without a notice".into());
         }
         if generation < seen.generation {
@@ -283,6 +329,7 @@ impl Observer {
             *generation = now;
         }
         let is_closed = |device: &DeviceId| after.state(*device).is_none();
+        self.failed.retain(|device| !is_closed(device));
         if let Some((export, _)) =
             self.exports.iter().find(|(id, device)| is_closed(device) == after.has_export(**id))
         {

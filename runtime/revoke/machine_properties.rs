@@ -22,6 +22,7 @@ enum Happening {
     AnswerLate(usize, u64),
     Return(usize, Vec<u8>),
     Wait(u64),
+    Fail(u64),
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -37,6 +38,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         6 => (any::<usize>(), prop::collection::vec(0..9_u8, 0..5))
             .prop_map(|(at, places)| Happening::Return(at, places)),
         4 => (0..40_u64).prop_map(Happening::Wait),
+        2 => (0..DEVICES).prop_map(Happening::Fail),
     ]
 }
 
@@ -134,6 +136,7 @@ impl Life {
                 }
                 Ok(())
             }
+            Happening::Fail(device) => self.take(&Input::Fail { device: DeviceId(device) }),
             Happening::Wait(ms) => {
                 self.now += Duration::from_millis(ms);
                 let changes: Vec<ChangeId> = self.observer.changes().collect();

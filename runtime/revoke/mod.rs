@@ -34,7 +34,7 @@ pub(crate) mod stuck;
 pub(crate) mod watch;
 
 pub use cause::RevokeCause;
-pub use event::{Event, Events, Subscription, What};
+pub use event::{Event, Events, SlowCallback, Subscription, What};
 pub use machine::{AtDeadline, Terms};
 pub use stuck::Stuck;
 pub use watch::Watch;

@@ -1,17 +1,18 @@
 //! The shell with real threads and a real clock: who is waited for, who is named, what is heard.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner};
+use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner, deadline_after};
 
 use super::fakes::{Card, Reader};
 use super::machine::Terms;
 use crate::{
-    AtDeadline, Attachment, Direction, Error, Kind, Lender, Outcome, Result, RevokeCause, Trust, What,
+    AtDeadline, Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust, What,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -231,7 +232,7 @@ fn work_that_outlives_its_attachment_keeps_the_import_and_no_longer() {
     assert_eq!(reader.alive(), 1);
     assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::StillInUse);
     flag.set();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = deadline_after(PATIENCE);
     while reader.alive() > 0 {
         assert!(Instant::now() < deadline, "it is never freed");
         thread::sleep(Duration::from_millis(1));
@@ -542,6 +543,10 @@ fn a_lender_dropped_while_it_cannot_be_closed_is_closed_later() {
 struct Diary {
     lines: Mutex<Vec<&'static str>>,
     panics: AtomicBool,
+    cannot_quiesce: AtomicBool,
+    cannot_resume: AtomicBool,
+    /// What `quiesce` waits for.
+    hangs: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 impl Owner for Diary {
@@ -559,36 +564,320 @@ impl Owner for Diary {
 
     fn quiesce(&self, _: &DmaRanges) -> Result<()> {
         assert!(!self.panics.load(Ordering::SeqCst), "an owner's own fault");
+        if let Some(told) = self.hangs.lock().take() {
+            told.recv().ok();
+        }
         self.lines.lock().push("quiesce");
-        Ok(())
+        self.said(&self.cannot_quiesce, "stop a device")
     }
 
     fn resume(&self, _: &DmaRanges) -> Result<()> {
         self.lines.lock().push("resume");
-        Ok(())
+        self.said(&self.cannot_resume, "start a device")
     }
+}
+
+impl Diary {
+    fn said(&self, cannot: &AtomicBool, tried: &'static str) -> Result<()> {
+        match cannot.load(Ordering::SeqCst) {
+            true => Err(Error::new(Kind::Os, tried, "its engine does not answer")),
+            false => Ok(()),
+        }
+    }
+
+    /// What it was told since it was last asked.
+    fn read(&self) -> Vec<&'static str> {
+        std::mem::take(&mut *self.lines.lock())
+    }
+}
+
+/// A lender, and an export of all its memory that `Diary` answers for.
+fn lend_owned() -> (Lender<Card>, crate::Export, Arc<Diary>) {
+    let (lender, _) = Card::lend();
+    let diary = Arc::new(Diary::default());
+    let export = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    (lender, export, diary)
+}
+
+fn attach(export: &crate::Export) -> Result<Attachment<Reader>> {
+    export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified)
 }
 
 #[test]
 fn owners_rest_around_the_call() {
-    let (lender, _export) = Card::lend();
-    let diary = Arc::new(Diary::default());
-    let owned = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    let (lender, export, diary) = lend_owned();
     let at_the_call = Arc::clone(&diary);
     let call = move |_: &Card| {
         at_the_call.lines.lock().push("call");
         Ok(())
     };
     lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, call).unwrap();
-    assert_eq!(*diary.lines.lock(), ["quiesce", "call", "resume"]);
+    assert_eq!(diary.read(), ["quiesce", "call", "resume"]);
 
+    // What panics stops nothing, and is told.
     diary.panics.store(true, Ordering::SeqCst);
     let error = reset(&lender, PATIENCE).unwrap_err();
-    assert!(error.to_string().contains("hook panicked"), "{error}");
-    // What happened is not known, so nobody is let in until it is given back.
-    let attached = owned.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
-    assert_eq!(attached.unwrap_err().kind(), Kind::Revoked);
-    diary.panics.store(false, Ordering::SeqCst);
+    assert_eq!(error.kind(), Kind::Panicked);
+    assert!(
+        error.to_string().contains("Owner::quiesce (diary): it panicked: an owner's own fault"),
+        "{error}"
+    );
+    assert_eq!(diary.read(), ["resume"]);
+    attach(&export).unwrap();
+}
+
+#[test]
+fn a_quiesce_that_fails_stops_nothing() {
+    let (lender, export, diary) = lend_owned();
+    diary.cannot_quiesce.store(true, Ordering::SeqCst);
     reset(&lender, PATIENCE).unwrap();
-    owned.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
+    assert_eq!((export.generation(), diary.read()), (1, vec!["quiesce", "resume"]));
+    attach(&export).unwrap();
+}
+
+#[test]
+fn a_resume_that_fails_keeps_everyone_out_until_a_reset_that_works() {
+    let (lender, export, diary) = lend_owned();
+    let attachment = attach(&export).unwrap();
+    diary.cannot_resume.store(true, Ordering::SeqCst);
+    let error = reset(&lender, PATIENCE).unwrap_err();
+    assert!(error.why().contains("does not answer"), "{error}");
+    assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Revoked);
+    assert_eq!(attach(&export).unwrap_err().kind(), Kind::Revoked);
+    diary.cannot_resume.store(false, Ordering::SeqCst);
+    reset(&lender, PATIENCE).unwrap();
+    attachment.current().unwrap();
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
+}
+
+#[test]
+fn an_owner_is_told_for_each_export_and_again_of_memory_that_is_away_already() {
+    let (lender, _export, diary) = lend_owned();
+    let _second = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(diary.read(), ["quiesce", "quiesce", "resume", "resume"]);
+    let off = |card: &Card| {
+        card.set_away(true);
+        Ok(())
+    };
+    for _ in 0..2 {
+        lender.revoke(RevokeCause::MemoryDisabled, "switch off", PATIENCE, off).unwrap();
+        assert_eq!(diary.read(), ["quiesce", "quiesce"]);
+    }
+    let on = |card: &Card| {
+        card.set_away(false);
+        Ok(())
+    };
+    lender.restore("switch on", on).unwrap();
+    assert_eq!(diary.read(), ["resume", "resume"]);
+}
+
+#[test]
+fn a_hook_that_hangs_is_told_as_a_call_that_hangs() {
+    let (lender, export, diary) = lend_owned();
+    let events = export.events().unwrap();
+    let (go_on, told) = mpsc::channel();
+    *diary.hangs.lock() = Some(told);
+    let terms = Terms { call_limit: SHORT, ..Terms::from(PATIENCE) };
+    assert_eq!(reset(&lender, terms).unwrap_err().kind(), Kind::Stuck);
+    go_on.send(()).unwrap();
+    let mut heard = Vec::new();
+    while heard.last() != Some(&"restored") {
+        heard.push(events.next_within(PATIENCE).unwrap().expect("it went on").what.code());
+    }
+    assert_eq!(heard, ["draining", "stuck", "restored"]);
+}
+
+/// An owner that cannot forget what it cached may not see what the importer wrote.
+#[test]
+fn a_write_that_the_owner_cannot_be_shown_is_told() {
+    struct Blind;
+    impl Owner for Blind {
+        fn name(&self) -> &str {
+            "blind"
+        }
+        fn flush(&self, _: &DmaRanges) -> Result<()> {
+            Ok(())
+        }
+        fn invalidate(&self, _: &DmaRanges) -> Result<()> {
+            Err(Error::new(Kind::Os, "forget a cache", "it does not answer"))
+        }
+        fn quiesce(&self, _: &DmaRanges) -> Result<()> {
+            Ok(())
+        }
+    }
+    let (lender, _) = Card::lend();
+    let export = lender.export(Aperture::owned(lender.device().ranges(), Arc::new(Blind))).unwrap();
+    let attachment = attach(&export).unwrap();
+    let ends = |direction| attachment.enter(direction).unwrap().finish();
+    assert_eq!((ends(Direction::Read), ends(Direction::Write)), (Outcome::Ok, Outcome::NotCopiedBack));
+    let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(Flag::new());
+    assert_eq!(in_flight.abandon(), Outcome::NotCopiedBack);
+}
+
+fn fail(errors: &OwnedFd) {
+    rustix::io::write(errors, &1_u64.to_ne_bytes()).unwrap();
+}
+
+/// Waits until an attachment is refused because its device failed.
+fn wait_until_refused(attachment: &Attachment<Reader>) {
+    let deadline = deadline_after(PATIENCE);
+    loop {
+        match attachment.enter(Direction::Read) {
+            Ok(_) => assert!(Instant::now() < deadline, "a device that failed lets in"),
+            Err(refused) if refused.cause == Some(RevokeCause::DeviceError) => return,
+            Err(_) => {}
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Takes events until one says that the memory was taken back because its device failed.
+fn wait_until_taken(events: &Events) {
+    loop {
+        let event = events.next_within(PATIENCE).unwrap().expect("it is taken back in the end");
+        if let What::Revoked { cause: RevokeCause::DeviceError } = event.what {
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_error_that_comes_in_the_middle_of_a_reset_is_not_lost() {
+    let (lender, export, errors) = Card::lend_watched();
+    let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
+    let events = export.events().unwrap();
+    lender
+        .revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
+            fail(&errors);
+            // Long enough for the watcher to hear of it, and to be told that somebody else takes the memory back.
+            thread::sleep(Duration::from_millis(100));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(attachment.enter(Direction::Read).unwrap_err().cause, Some(RevokeCause::DeviceError));
+    assert_eq!(attach(&export).unwrap_err().kind(), Kind::Revoked);
+    wait_until_taken(&events);
+    while export.generation() < 2 {
+        wait_until_taken(&events);
+    }
+    // A reset that is asked for now is one after the error.
+    reset(&lender, PATIENCE).unwrap();
+    assert_eq!(attachment.enter(Direction::Read).unwrap().finish(), Outcome::Ok);
+    thread::sleep(Duration::from_secs(1));
+    assert_eq!((export.generation(), attachment.enter(Direction::Read).is_ok()), (3, true));
+}
+
+/// The watcher gives those inside five seconds.
+#[test]
+fn an_error_under_an_import_in_use_lets_nobody_in_and_is_dealt_with_later() {
+    let (lender, export, errors) = Card::lend_watched();
+    let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
+    let events = export.events().unwrap();
+    let in_use = attachment.current().unwrap();
+    fail(&errors);
+    wait_until_refused(&attachment);
+    while !matches!(events.next_within(PATIENCE).unwrap().expect("it is called off").what, What::CalledOff) {}
+    assert_eq!(attachment.enter(Direction::Read).unwrap_err().cause, Some(RevokeCause::DeviceError));
+    drop(in_use);
+    wait_until_taken(&events);
+    reset(&lender, PATIENCE).unwrap();
+    attachment.current().unwrap();
+    assert_eq!(attachment.enter(Direction::Read).unwrap().finish(), Outcome::Ok);
+}
+
+#[test]
+fn what_a_callback_takes_is_of_the_time_to_finish_and_it_is_named() {
+    let (lender, export) = Card::lend();
+    let attachment = Arc::new(attach(&export).unwrap());
+    let events = export.events().unwrap();
+    let line = line!() + 1;
+    let _subscription = export.on_event(|event| {
+        if let What::Draining { .. } = event.what {
+            thread::sleep(Duration::from_millis(300));
+        }
+    });
+    let (leave, holder) = hold_inside(&attachment);
+    let begun = Instant::now();
+    let error = thread::scope(|scope| {
+        scope.spawn(|| {
+            // Before the time would be over, if it began after the callback.
+            thread::sleep(Duration::from_millis(900));
+            leave.send(()).unwrap();
+        });
+        reset(&lender, Duration::from_millis(200)).unwrap_err()
+    });
+    assert_eq!(error.kind(), Kind::TimedOut);
+    assert!(begun.elapsed() < Duration::from_millis(2000));
+    let given_at = format!("the callback given at {}:{line}", file!());
+    assert!(error.why().contains(&given_at), "{error}");
+    assert_eq!(holder.join().unwrap(), Outcome::Ok);
+    let heard: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
+    let slow = heard.iter().find_map(|event| match &event.what {
+        What::SlowCallback(slow) => Some(slow),
+        _ => None,
+    });
+    let slow = slow.expect("it is told");
+    assert_eq!((slow.given_at.line(), slow.event), (line, "draining"));
+    assert!(slow.took >= Duration::from_millis(300));
+}
+
+#[test]
+fn a_callback_that_does_not_come_back_holds_nobody_up_beyond_the_calls_limit() {
+    let (lender, export) = Card::lend();
+    let (go_on, told) = mpsc::channel::<()>();
+    let told = Mutex::new(told);
+    let _subscription = export.on_event(move |event| {
+        if let What::Restored = event.what {
+            told.lock().recv().ok();
+        }
+    });
+    let events = export.events().unwrap();
+    let begun = Instant::now();
+    let terms = Terms { call_limit: Duration::from_millis(100), ..Terms::from(PATIENCE) };
+    reset(&lender, terms).unwrap();
+    assert!(begun.elapsed() < PATIENCE / 2);
+    go_on.send(()).unwrap();
+    let is_slow = |what: &What| matches!(what, What::SlowCallback(slow) if slow.event == "restored");
+    while !is_slow(&events.next_within(PATIENCE).unwrap().expect("it is named").what) {}
+    drop(go_on);
+    reset(&lender, PATIENCE).unwrap();
+}
+
+#[test]
+fn any_time_is_short_enough() {
+    let (lender, export) = Card::lend();
+    let attachment = attach(&export).unwrap();
+    let events = export.events().unwrap();
+    let forever = Terms { call_limit: Duration::MAX, ..go_on(Duration::MAX) };
+    let (flag, began) = (Flag::new(), Instant::now());
+    let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(flag.clone());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(SHORT);
+            flag.set();
+        });
+        assert_eq!(in_flight.wait(Duration::MAX), Some(Outcome::Ok));
+    });
+    reset(&lender, forever).unwrap();
+    assert!(events.next_within(Duration::MAX).unwrap().is_some());
+    lender.close(forever).map_err(|(_, error)| error).unwrap();
+    assert!(began.elapsed() < PATIENCE);
+}
+
+#[cfg(feature = "vfio")]
+#[test]
+fn nobody_who_waits_for_an_owner_is_an_error() {
+    use crate::sync::{Thread, refused};
+    use rustix::process::PidfdFlags;
+    let keeper = Arc::new(super::keeper::Keeper::default());
+    let memory = peervram_backends::host::HostMemory::new(4096).unwrap();
+    let exporter: Arc<dyn peervram_backends::Exporter> = Arc::new(memory);
+    let entry = keeper.add(&exporter, true);
+    let own = || rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+    refused::set(Some(Thread::Watch));
+    let refused = super::watch::owner(&keeper, &entry, &exporter, own());
+    refused::set(None);
+    assert_eq!(refused.unwrap_err().kind(), Kind::Os);
+    super::watch::owner(&keeper, &entry, &exporter, own()).unwrap();
 }

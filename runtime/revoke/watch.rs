@@ -1,7 +1,9 @@
 //! What is not ours: the kernel wants a device back, the device failed, or the process that owns it ended.
 //!
 //! A thread of its own for each lender waits for the descriptors that tell. What it hears takes
-//! everything back, whoever is late: nobody could call it off.
+//! everything back, whoever is late: nobody could call it off. Where it cannot be done at once (another change
+//! is under way, or an import that must be freed first is in use) it is tried again until it is done; nobody is
+//! let in to a device that failed meanwhile.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +11,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use peervram_backends::{Error, Exporter};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::RevokeCause;
@@ -18,6 +20,7 @@ use super::entry::Entry;
 use super::keeper::Keeper;
 use super::machine::{After, AtDeadline, Change, Terms};
 use crate::lender::close;
+use crate::sync::{self, Thread};
 use crate::{Kind, Result};
 
 /// Whether revokes that others cause can be heard of.
@@ -37,7 +40,7 @@ const TERMS: Terms = Terms {
     call_limit: Duration::from_secs(10),
 };
 
-/// When what could not be given up is tried again.
+/// When what could not be taken back is tried again; less than a second.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A thread that waits. Dropping it ends the thread, but for a revoke that it is in.
@@ -82,17 +85,23 @@ pub(crate) fn interrupts(
     if watched.is_empty() {
         return None;
     }
-    start(keeper, entry, exporter, watched).inspect(|_| entry.set_watched())
+    let unheard = |error: &Error| tracing::error!(%error, device = &*entry.name, "nobody watches");
+    let watcher = start(keeper, entry, exporter, watched).inspect_err(unheard).ok()?;
+    entry.set_watched();
+    Some(watcher)
 }
 
 /// Waits for the end of the process that owns an adopted device. `owner` is its pidfd.
+///
+/// # Errors
+/// Nobody waits: no thread or no descriptor was to be had.
 #[cfg(feature = "vfio")]
 pub(crate) fn owner(
     keeper: &Arc<Keeper>,
     entry: &Arc<Entry>,
     exporter: &Arc<dyn Exporter>,
     owner: OwnedFd,
-) -> Option<Watcher> {
+) -> Result<Watcher> {
     start(keeper, entry, exporter, vec![(owner, RevokeCause::ExporterGone)])
 }
 
@@ -101,63 +110,101 @@ fn start(
     entry: &Arc<Entry>,
     exporter: &Arc<dyn Exporter>,
     watched: Vec<(OwnedFd, RevokeCause)>,
-) -> Option<Watcher> {
+) -> Result<Watcher> {
     let lent =
         Lent { keeper: Arc::clone(keeper), entry: Arc::clone(entry), exporter: Arc::downgrade(exporter) };
-    let started = || -> Result<Watcher> {
-        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Error::os("make an eventfd", errno))?;
-        let watcher = Watcher { stop: Arc::new(stop) };
-        let stop = Arc::clone(&watcher.stop);
-        std::thread::Builder::new()
-            .name("peervram-watch".into())
-            .spawn(move || watch(&stop, &watched, &lent))
-            .map_err(|error| Error::os("start a watcher", error))?;
-        Ok(watcher)
-    };
-    started().inspect_err(|error| tracing::error!(%error, device = &*entry.name, "nobody watches")).ok()
+    let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Error::os("make an eventfd", errno))?;
+    let watcher = Watcher { stop: Arc::new(stop) };
+    let stop = Arc::clone(&watcher.stop);
+    sync::start(Thread::Watch, move || watch(&stop, &watched, &lent))
+        .map_err(|error| Error::os("start a thread that watches a device", error).on(&entry.name))?;
+    Ok(watcher)
 }
 
 fn watch(stop: &OwnedFd, watched: &[(OwnedFd, RevokeCause)], lent: &Lent) {
+    // What was heard, and has not come to its end: somebody else took the memory back, or had an import in use.
+    let mut pending: Vec<RevokeCause> = Vec::new();
     loop {
-        let mut fds: Vec<PollFd<'_>> = std::iter::once(stop.as_fd())
-            .chain(watched.iter().map(|(fd, _)| fd.as_fd()))
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
+        let again = Timespec { tv_sec: 0, tv_nsec: i64::from(AGAIN.subsec_nanos()) };
+        let heard = match hear(stop, watched, &pending, (!pending.is_empty()).then_some(again)) {
+            Ok(Heard::Stop) => return,
+            Ok(Heard::Causes(causes)) => causes,
             Err(errno) => {
                 tracing::error!(%errno, "a watcher cannot wait");
                 return;
             }
+        };
+        if heard.contains(&RevokeCause::DeviceError) {
+            // At once: whoever is in the way of the revoke must not be let in meanwhile.
+            lent.keeper.fail(&lent.entry);
         }
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        if ready[0] {
+        pending.extend(heard);
+        pending.dedup();
+        let mut is_over = false;
+        pending.retain(|&cause| match lent.take_back(cause) {
+            Ok(()) => {
+                is_over |= cause != RevokeCause::DeviceError;
+                false
+            }
+            Err(error) => {
+                tracing::error!(%error, device = &*lent.entry.name, "not given up: it is tried again");
+                true
+            }
+        });
+        if is_over {
             return;
         }
-        let Some(at) = ready[1..].iter().position(|&ready| ready) else { continue };
-        let (fd, cause) = &watched[at];
+    }
+}
+
+/// What a watcher heard.
+enum Heard {
+    Stop,
+    Causes(Vec<RevokeCause>),
+}
+
+/// Waits for what there is to hear, at most as long as `limit` says.
+fn hear(
+    stop: &OwnedFd,
+    watched: &[(OwnedFd, RevokeCause)],
+    pending: &[RevokeCause],
+    limit: Option<Timespec>,
+) -> Result<Heard, Errno> {
+    // The pidfd of an owner that ended says so for ever.
+    let is_heard = |cause: RevokeCause| cause == RevokeCause::ExporterGone && pending.contains(&cause);
+    let watched: Vec<_> = watched.iter().filter(|(_, cause)| !is_heard(*cause)).collect();
+    let mut fds: Vec<PollFd<'_>> = std::iter::once(stop.as_fd())
+        .chain(watched.iter().map(|(fd, _)| fd.as_fd()))
+        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+        .collect();
+    match poll(&mut fds, limit.as_ref()) {
+        Ok(_) => {}
+        Err(Errno::INTR) => return Ok(Heard::Causes(Vec::new())),
+        Err(errno) => return Err(errno),
+    }
+    let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    if ready[0] {
+        return Ok(Heard::Stop);
+    }
+    let mut causes = Vec::new();
+    for ((fd, cause), _) in watched.into_iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
         if *cause != RevokeCause::ExporterGone {
-            // An eventfd is read empty, so that it tells again; a pidfd stays as it is.
+            // Read empty, so that it tells again.
             let _ = rustix::io::read(fd, &mut [0; 8]);
         }
-        match lent.take_back(*cause) {
-            // The kernel asks again every ten seconds, until it has the device. An owner that ended says no
-            // more than that.
-            Err(error) => {
-                tracing::error!(%error, device = &*lent.entry.name, "not given up");
-                std::thread::sleep(AGAIN);
-            }
-            Ok(()) if *cause == RevokeCause::DeviceError => {}
-            Ok(()) => return,
-        }
+        causes.push(*cause);
     }
+    Ok(Heard::Causes(causes))
 }
 
 impl Lent {
     fn take_back(&self, cause: RevokeCause) -> Result<()> {
         let Some(exporter) = self.exporter.upgrade() else { return Ok(()) };
         let result = if cause == RevokeCause::DeviceError {
+            // Somebody may have reset the device since.
+            if !self.keeper.has_failed(&self.entry) {
+                return Ok(());
+            }
             let call = Call {
                 what: Change::Take(cause),
                 tried: "take memory of a failed device back",

@@ -25,9 +25,9 @@ mod store;
 mod tests;
 
 use std::hash::{BuildHasher, Hasher};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use peervram_backends::{Error, Importer, Kind};
+use peervram_backends::{Error, Importer, Kind, deadline_after};
 
 pub use certificate::{Certificate, Extent, Failure, Figure, Party, Subject, Tested};
 pub use difference::Difference;
@@ -222,8 +222,7 @@ pub(crate) fn certify<I: Importer>(
                 progress(&Progress { direction: way, engine: engine.name(), done_bytes, of_bytes });
             };
             say(0);
-            let mut findings =
-                run.test(*engine, way, &places, Some(Instant::now() + limits.quick_timeout))?;
+            let mut findings = run.test(*engine, way, &places, Some(deadline_after(limits.quick_timeout)))?;
             if limits.full {
                 test_all(&run, *engine, way, &mut findings, &mut say)?;
             }

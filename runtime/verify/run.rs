@@ -12,7 +12,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::{DmaRanges, Engine, Error, HostSlice, Kind, Mapping, Owner};
+use peervram_backends::{DmaRanges, Engine, Error, HostSlice, Kind, Mapping, Owner, deadline_after};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::certificate::{Failure, Figure};
@@ -227,7 +227,7 @@ impl<M> Run<'_, M> {
     }
 
     fn limit(&self) -> Instant {
-        Instant::now() + self.copy_timeout
+        deadline_after(self.copy_timeout)
     }
 }
 
