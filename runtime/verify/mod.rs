@@ -187,9 +187,10 @@ pub(crate) fn certify<I: Importer>(
     let engines = importer.engines();
     if engines.is_empty() {
         let why = "it has no engine that this process may use, so nobody can tell what it sees";
-        return Err(Error::new(Kind::Unsupported, TRIED, why)
-            .on(importer.name())
-            .next("import by a device whose driver has one: a Vulkan device, or a driver of your own"));
+        return Err(Error::new(Kind::Unsupported, TRIED, why).on(importer.name()).next(
+            "import by a device whose driver has one: a Vulkan device (one of your own with \
+                 Device::with_queue_lock), or a driver of your own",
+        ));
     }
     let exporter = lent.entry().exporter()?;
     let view = match owner.engine() {

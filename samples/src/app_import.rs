@@ -51,8 +51,11 @@ fn main() -> Result<()> {
 
         let access = attachment.enter(Direction::Both)?;
         let generation = access.generation();
-        let in_flight = access.finish_when(application.submit(&importer)?);
+        let (signal, fence) = application.submit(&importer)?;
+        let in_flight = access.finish_when(signal);
         ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "generation {generation} is torn or late");
+        // An outcome says that nobody looks at the fence any more.
+        application.destroy(fence);
         let mut seen = vec![0; SIZE_BYTES];
         memory.read(0, &mut seen)?;
         ensure!(
@@ -63,9 +66,11 @@ fn main() -> Result<()> {
 
         if reset < RESETS {
             // Taken back while the application works: the reset waits for its fence.
-            let in_flight = attachment.enter(Direction::Both)?.finish_when(application.submit(&importer)?);
+            let (signal, fence) = application.submit(&importer)?;
+            let in_flight = attachment.enter(Direction::Both)?.finish_when(signal);
             lender.reset(PATIENCE)?;
             ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "the reset did not wait for the fence");
+            application.destroy(fence);
         }
     }
     println!("{RESETS} resets while it worked, and nothing was torn");
@@ -87,7 +92,6 @@ struct Application {
     descriptors: vk::DescriptorPool,
     pool: vk::CommandPool,
     commands: vk::CommandBuffer,
-    fence: vk::Fence,
 }
 
 impl Application {
@@ -152,7 +156,6 @@ impl Application {
             let pool = device.create_command_pool(&info, None)?;
             let info = vk::CommandBufferAllocateInfo::default().command_pool(pool).command_buffer_count(1);
             let commands = device.allocate_command_buffers(&info)?[0];
-            let fence = device.create_fence(&vk::FenceCreateInfo::default(), None)?;
             Ok(Self {
                 entry,
                 instance,
@@ -167,7 +170,6 @@ impl Application {
                 descriptors,
                 pool,
                 commands,
-                fence,
             })
         }
     }
@@ -225,18 +227,24 @@ impl Application {
         Ok(())
     }
 
-    /// Submits the commands; what it gives fires when they are done.
-    fn submit(&mut self, importer: &vulkan::Device) -> Result<FenceSignal> {
+    /// Submits the commands, with a fence that fires when they are done.
+    fn submit(&mut self, importer: &vulkan::Device) -> Result<(FenceSignal, vk::Fence)> {
         let commands = [self.commands];
         let info = [vk::SubmitInfo::default().command_buffers(&commands)];
-        // SAFETY: the last submission was waited for, so that fence and commands are not in use
-        // (VUID-vkResetFences-pFences-01123, VUID-vkQueueSubmit-pCommandBuffers-00071), and the import that they
-        // are of is held by an access until the fence fires. The next reset of the fence is the next call.
+        // SAFETY: the last submission was waited for, so that the commands are not in use
+        // (VUID-vkQueueSubmit-pCommandBuffers-00071), and the import that they are of is held by an access until the
+        // fence fires. Where the signal goes, an outcome is waited for before the fence is destroyed.
         unsafe {
-            self.device.reset_fences(&[self.fence])?;
-            self.device.queue_submit(self.queue, &info, self.fence)?;
-            Ok(FenceSignal::from_raw(importer, self.fence.as_raw()))
+            let fence = self.device.create_fence(&vk::FenceCreateInfo::default(), None)?;
+            self.device.queue_submit(self.queue, &info, fence)?;
+            Ok((FenceSignal::from_raw(importer, fence.as_raw()), fence))
         }
+    }
+
+    /// Destroys the fence of a submission that is over and that nobody looks at.
+    fn destroy(&mut self, fence: vk::Fence) {
+        // SAFETY: as `main` sees to; it was made from this device (VUID-vkDestroyFence-fence-01120).
+        unsafe { self.device.destroy_fence(fence, None) };
     }
 }
 
@@ -247,7 +255,6 @@ impl Drop for Application {
             let device = &self.device;
             // An error is a lost device, on which nothing is in flight either.
             let _ = device.device_wait_idle();
-            device.destroy_fence(self.fence, None);
             device.destroy_command_pool(self.pool, None);
             device.destroy_descriptor_pool(self.descriptors, None);
             device.destroy_pipeline(self.pipeline, None);

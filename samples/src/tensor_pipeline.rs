@@ -6,16 +6,21 @@
 //! GPU A, the lab's model GPU, looks words up: the product of a one-hot matrix and a table in its VRAM, which is
 //! what an embedding is, and needs a copy engine only. GPU B multiplies what A left with weights, in a compute
 //! shader of its own. Between the two no byte is copied. The CPU multiplies it all again and compares.
+//!
+//! GPU B is an application's own Vulkan device, and has one queue. While peervram tests by it whether A's bytes arrive,
+//! the application goes on submitting: both do so under the queue's lock.
 #![expect(unsafe_code, reason = "an application's own calls of Vulkan")]
 
 use std::ffi::CStr;
 use std::io::Cursor;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ash::vk::{self, Handle};
-use peervram::backends::vulkan::{self, Instance, Selector};
+use peervram::backends::vulkan;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, vfio};
 use peervram::{Direction, Lender, Outcome, Trust};
 use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
@@ -59,11 +64,16 @@ fn main() -> Result<()> {
     let mut gpu_b = Multiplier::open(&weights)?;
     // SAFETY: `gpu_b` outlives the attachment.
     let importer = Arc::new(unsafe { gpu_b.importer() }?);
-    // First it is seen whether bytes arrive: by a device of peervram's own on the same GPU, which may submit when
-    // it likes. What it finds is a certificate, and without one the attachment below would not trust the path.
-    let tester = Instance::open()?.open_device(&Selector::Name(importer.description().name.clone()))?;
-    export.attach(Arc::new(tester), Trust::Verified(Direction::Read))?.detach()?;
-    let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Read))?;
+    // First it is seen whether bytes arrive, by the application's own device; its other work goes on meanwhile.
+    let (frames, is_attached) = (gpu_b.frames()?, AtomicBool::new(false));
+    let (attachment, drawn) = thread::scope(|scope| {
+        let drawing = scope.spawn(|| frames.draw_until(&is_attached));
+        let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Read));
+        is_attached.store(true, Ordering::Relaxed);
+        (attachment, drawing.join().expect("it does not panic"))
+    });
+    let (attachment, drawn) = (attachment?, drawn?);
+    ensure!(drawn > 0, "the application's own work stood still");
     println!("{} reads A's VRAM by {}, verified", importer.description().name, attachment.path());
 
     // Stage one: a row of the table for each token. A's engine works in A's VRAM.
@@ -111,6 +121,8 @@ struct Multiplier {
     physical: vk::PhysicalDevice,
     device: ash::Device,
     queue: vk::Queue,
+    /// Held by whoever submits to the queue.
+    queue_lock: Arc<Mutex<()>>,
     family: u32,
     extensions: Vec<&'static CStr>,
     layout: vk::PipelineLayout,
@@ -206,6 +218,7 @@ impl Multiplier {
                 physical,
                 device,
                 queue,
+                queue_lock: Arc::default(),
                 family,
                 extensions,
                 layout,
@@ -224,11 +237,25 @@ impl Multiplier {
     /// As [`vulkan::Device::from_ash`]: the device outlives all that is made of it.
     unsafe fn importer(&self) -> Result<vulkan::Device> {
         let Self { entry, instance, physical, device, extensions, .. } = self;
-        let queue = (self.queue, self.family);
-        // SAFETY: the handles belong together; the rest is the caller's.
-        let device =
-            unsafe { vulkan::Device::from_ash(entry, instance, *physical, device, queue, extensions) };
+        let (queue, queue_lock) = ((self.queue, self.family), Arc::clone(&self.queue_lock));
+        // SAFETY: the handles belong together, and everything here that submits holds the lock; the rest is the caller's.
+        let device = unsafe {
+            vulkan::Device::from_ash(entry, instance, *physical, device, queue, extensions)?.with_queue_lock(
+                move |submit| {
+                    let _held = queue_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                    submit();
+                },
+            )
+        };
         Ok(device?)
+    }
+
+    /// What the application does beside, for another thread.
+    fn frames(&self) -> Result<Frames> {
+        // SAFETY: a plain structure.
+        let fence = unsafe { self.device.create_fence(&vk::FenceCreateInfo::default(), None) }?;
+        let (device, queue_lock) = (self.device.clone(), Arc::clone(&self.queue_lock));
+        Ok(Frames { device, queue: self.queue, queue_lock, fence })
     }
 
     /// `left` times the weights.
@@ -261,10 +288,42 @@ impl Multiplier {
             device.end_command_buffer(*commands)?;
             let list = [*commands];
             let info = [vk::SubmitInfo::default().command_buffers(&list)];
-            device.queue_submit(self.queue, &info, self.fence)?;
+            {
+                let _held = self.queue_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                device.queue_submit(self.queue, &info, self.fence)?;
+            }
             device.wait_for_fences(&[self.fence], true, PATIENCE.as_nanos() as u64)?;
             Ok(std::slice::from_raw_parts(self.product, TOKENS * OUTPUTS).to_vec())
         }
+    }
+}
+
+/// The application's other work. It has nothing to draw, and submits that, over and over.
+struct Frames {
+    device: ash::Device,
+    queue: vk::Queue,
+    queue_lock: Arc<Mutex<()>>,
+    fence: vk::Fence,
+}
+
+impl Frames {
+    /// How many there were until it was over.
+    fn draw_until(&self, is_over: &AtomicBool) -> Result<usize> {
+        let mut drawn = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            // SAFETY: the fence is this device's, used here only, and waited for before it is used again; the lock is
+            // held by everybody who submits.
+            unsafe {
+                {
+                    let _held = self.queue_lock.lock().unwrap_or_else(PoisonError::into_inner);
+                    self.device.queue_submit(self.queue, &[], self.fence)?;
+                }
+                self.device.wait_for_fences(&[self.fence], true, PATIENCE.as_nanos() as u64)?;
+                self.device.reset_fences(&[self.fence])?;
+            }
+            drawn += 1;
+        }
+        Ok(drawn)
     }
 }
 

@@ -30,6 +30,10 @@ impl BufferUsage {
     pub const TRANSFER_DST: Self = Self(vk::BufferUsageFlags::TRANSFER_DST.as_raw());
     /// Read and written by shaders.
     pub const STORAGE_BUFFER: Self = Self(vk::BufferUsageFlags::STORAGE_BUFFER.as_raw());
+    /// Found by shaders at an address (`vkGetBufferDeviceAddress`). Only of an application's device, made with the feature
+    /// `bufferDeviceAddress` (VUID-VkMemoryAllocateInfo-flags-03331): whether it has that, nobody can ask here. The
+    /// next import of the memory is another buffer, at another address.
+    pub const SHADER_DEVICE_ADDRESS: Self = Self(vk::BufferUsageFlags::SHADER_DEVICE_ADDRESS.as_raw());
 
     /// Whether all of `other` is in it.
     pub fn contains(self, other: Self) -> bool {

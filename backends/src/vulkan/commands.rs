@@ -36,6 +36,7 @@ impl Commands {
     /// For the queue that the device was made with, or for its transfer queue.
     pub(super) fn new(device: &Device, only_transfers: bool) -> Result<Self> {
         const TRIED: &str = "prepare Vulkan commands";
+        device.queue(only_transfers).check(TRIED)?;
         let failed = |result| failure(TRIED, result);
         let mut made = Self {
             device: device.clone(),
@@ -91,13 +92,12 @@ impl Commands {
         // SAFETY: as above.
         unsafe { ash.reset_fences(&[fence]) }.map_err(failed)?;
         let buffers = [commands];
-        let submit = vk::SubmitInfo::default().command_buffers(&buffers);
-        {
-            let queue = device.queue(*only_transfers).handle.lock();
-            // SAFETY: the lock is the external synchronisation that vkQueueSubmit demands; the
-            // command buffer is complete, and all that it uses is kept from here on.
-            unsafe { ash.queue_submit(*queue, &[submit], fence) }.map_err(failed)?;
-        }
+        device.queue(*only_transfers).submit(tried, |queue| {
+            let submit = vk::SubmitInfo::default().command_buffers(&buffers);
+            // SAFETY: this is called while nobody else uses the queue, which is the external synchronisation that
+            // vkQueueSubmit demands; the command buffer is complete, and all that it uses is kept from here on.
+            unsafe { ash.queue_submit(queue, &[submit], fence) }
+        })?;
         self.in_flight = used;
         self.settle(tried, deadline)
     }

@@ -7,7 +7,7 @@
 //! device's own. Between two buffers of the device nothing is staged, and the device's own clock says how long
 //! that took, where it has one.
 //!
-//! Absent: an engine of a queue that is not ours to submit to. [`Device::own_queue`] says that it is.
+//! Absent: an engine of an application's queue without its lock. [`Device::with_queue_lock`] takes that.
 #![expect(unsafe_code, reason = "recording copies")]
 
 use std::sync::Arc;

@@ -27,8 +27,8 @@ impl Engine {
     pub fn read_image(&mut self, image: &Image, into: &mut [u8], deadline: Instant) -> Result<()> {
         const TRIED: &str = "copy out of an imported image";
         self.check_image(TRIED, image, ImageUsage::TRANSFER_SRC, into.len())?;
-        let band_bytes = band_bytes(image);
-        for (band, y) in into.chunks_mut(band_bytes).zip(bands(image, band_bytes)) {
+        let rows = self.band_rows(image);
+        for (band, y) in into.chunks_mut(rows * row_bytes(image)).zip(bands(image, rows)) {
             let staging = self.copy_band(TRIED, image, deadline, None, y, band.len())?;
             // SAFETY: a band is at most as large as the staging memory, and nothing is in flight.
             unsafe { staging.read(band) };
@@ -43,8 +43,8 @@ impl Engine {
     pub fn write_image(&mut self, image: &Image, pixels: &[u8], deadline: Instant) -> Result<()> {
         const TRIED: &str = "copy into an imported image";
         self.check_image(TRIED, image, ImageUsage::TRANSFER_DST, pixels.len())?;
-        let band_bytes = band_bytes(image);
-        for (band, y) in pixels.chunks(band_bytes).zip(bands(image, band_bytes)) {
+        let rows = self.band_rows(image);
+        for (band, y) in pixels.chunks(rows * row_bytes(image)).zip(bands(image, rows)) {
             self.copy_band(TRIED, image, deadline, Some(band), y, band.len())?;
         }
         Ok(())
@@ -60,8 +60,7 @@ impl Engine {
         y: u32,
         length_bytes: usize,
     ) -> Result<Arc<Staging>> {
-        let device = self.device.clone();
-        let staging = made(&mut self.staging, || Staging::new(&device, STAGING_BYTES))?;
+        let staging = self.staging_of(length_bytes as u64)?;
         let used = vec![Arc::clone(&image.0) as _, Arc::clone(&staging) as _];
         let width = image.layout().width;
         let rows = (length_bytes / (width as usize * 4)) as u32;
@@ -106,6 +105,20 @@ impl Engine {
         Ok(staging)
     }
 
+    /// How many rows are copied at once.
+    fn band_rows(&self, image: &Image) -> usize {
+        let granularity = self.device.queue(false).family.min_image_transfer_granularity;
+        band_rows(image.layout(), granularity.height)
+    }
+
+    /// Staging memory of at least so many bytes: more than usual where a queue copies no less at once.
+    fn staging_of(&mut self, length_bytes: u64) -> Result<Arc<Staging>> {
+        let size_bytes = length_bytes.max(STAGING_BYTES);
+        self.staging.take_if(|staging| staging.size_bytes() < size_bytes);
+        let device = self.device.clone();
+        made(&mut self.staging, || Staging::new(&device, size_bytes))
+    }
+
     /// Whether `image` is of this device, made for `usage`, and has `length_bytes` of pixels.
     fn check_image(
         &self,
@@ -132,14 +145,40 @@ impl Engine {
     }
 }
 
-/// As many whole rows as fit the staging memory, in bytes. One does: no picture is wider than 32768 pixels.
-fn band_bytes(image: &Image) -> usize {
-    let row_bytes = image.layout().width as usize * 4;
-    (STAGING_BYTES as usize / row_bytes) * row_bytes
+fn row_bytes(image: &Image) -> usize {
+    image.layout().width as usize * 4
 }
 
-/// The first row of each band.
-fn bands(image: &Image, band_bytes: usize) -> impl Iterator<Item = u32> + use<> {
-    let ImageLayout { width, height, .. } = image.layout();
-    (0..height).step_by(band_bytes / (width as usize * 4))
+/// As many whole rows as fit the usual staging memory (one does: no picture is wider than 32768 pixels), in steps of
+/// `granularity` (`minImageTransferGranularity`: VUID-vkCmdCopyImageToBuffer-imageOffset-07747,
+/// VUID-vkCmdCopyBufferToImage-imageOffset-07738), and one step at least. A queue with a granularity of zero copies whole
+/// images only.
+fn band_rows(picture: ImageLayout, granularity: u32) -> usize {
+    let (rows, granularity) = (picture.height as usize, granularity as usize);
+    if granularity == 0 {
+        return rows;
+    }
+    let fit = STAGING_BYTES as usize / (picture.width as usize * 4);
+    (fit / granularity).max(1) * granularity
+}
+
+/// The first row of each band of so many rows.
+fn bands(image: &Image, rows: usize) -> impl Iterator<Item = u32> + use<> {
+    (0..image.layout().height).step_by(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_are_steps_of_what_the_queue_copies_at_once() {
+        let picture = |width, height| ImageLayout { offset_bytes: 0, width, height, stride_bytes: width * 4 };
+        let rows_of_4_mib = 4 << 20 >> 12;
+        assert_eq!(band_rows(picture(1024, 5000), 1), rows_of_4_mib);
+        assert_eq!(band_rows(picture(1024, 5000), 48), rows_of_4_mib / 48 * 48);
+        assert_eq!(band_rows(picture(32768, 5000), 1), 32);
+        assert_eq!(band_rows(picture(32768, 5000), 64), 64, "one step, however large");
+        assert_eq!(band_rows(picture(1024, 5000), 0), 5000, "the whole image");
+    }
 }

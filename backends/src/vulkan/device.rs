@@ -35,7 +35,7 @@ pub struct RawDevice<'a> {
     pub physical_device: u64,
     /// `VkDevice`.
     pub device: u64,
-    /// `VkQueue`; used by [`Engine`](super::Engine) only, and after [`Device::own_queue`].
+    /// `VkQueue`; nothing is submitted to it without [`Device::with_queue_lock`].
     pub queue: u64,
     /// The family of `queue`, and the one that imported memory is handed to and from.
     pub queue_family_index: u32,
@@ -47,7 +47,7 @@ pub struct RawDevice<'a> {
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
-    /// Where this process may submit by itself. They hold the device without engines.
+    /// Where this library may submit. They hold the device without engines.
     engines: Option<Arc<[CopyEngine]>>,
 }
 
@@ -92,14 +92,12 @@ impl Device {
     ///
     /// # Errors
     /// [`Kind::VulkanMissing`] where instance or device are older than Vulkan 1.1, or an extension
-    /// that is said to be enabled is not. Without the extensions for dma-bufs or host pointers the
-    /// call succeeds, and the imports that want them fail.
+    /// that is said to be enabled is not; [`Kind::InvalidInput`] for a queue family that the device does not have.
+    /// Without the extensions for dma-bufs or host pointers the call succeeds, and the imports that want them fail.
     ///
     /// # Safety
     /// The handles are valid, belong together, and outlive every clone of the device and every
-    /// buffer and engine made from it. While an [`Engine`](super::Engine) works, nobody else
-    /// submits to `queue` (vkQueueSubmit demands external synchronisation): a queue of its own is
-    /// best.
+    /// buffer and engine made from it.
     pub unsafe fn from_raw(raw: &RawDevice<'_>) -> Result<Self> {
         const TRIED: &str = "use an application's Vulkan device";
         let missing = |why: String| Error::new(Kind::VulkanMissing, TRIED, why);
@@ -138,16 +136,59 @@ impl Device {
         }
         // SAFETY: the caller vouches for the device.
         let device = unsafe { ash::Device::load(instance.fp_v1_0(), handle) };
-        let queue = vk::Queue::from_raw(raw.queue);
-        Ok(Self::build(
-            None,
-            instance,
-            device,
-            physical,
-            (queue, raw.queue_family_index),
-            raw.enabled_extensions,
-            description,
-        ))
+        // SAFETY: the physical device is one of the instance.
+        let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
+        let index = raw.queue_family_index;
+        let Some(&family) = families.get(index as usize) else {
+            let why = format!("it has {} queue families, and none of number {index}", families.len());
+            return Err(Error::new(Kind::InvalidInput, TRIED, why).on(&description.name));
+        };
+        let queue = Queue::of_application(vk::Queue::from_raw(raw.queue), index, family);
+        Ok(Self::build(None, instance, device, physical, queue, raw.enabled_extensions, description))
+    }
+
+    /// Gives the lock under which the application submits to the queue, so that this library may submit as well: the device
+    /// has engines then, for verification and for staged copies, and [`Engine`](super::Engine) works on it. A device that
+    /// [`Instance::open_device`] made has them from the start.
+    ///
+    /// `lock` calls what it is given, once, while nobody else uses the queue:
+    ///
+    /// ```
+    /// # use std::sync::{Arc, Mutex, PoisonError};
+    /// # use peervram_backends::{Result, vulkan::Device};
+    /// # fn take(device: Device, queue_lock: &Arc<Mutex<()>>) -> Result<Device> {
+    /// let queue_lock = Arc::clone(queue_lock);
+    /// // SAFETY: all of the application's submissions are made with `queue_lock` held.
+    /// unsafe {
+    ///     device.with_queue_lock(move |submit| {
+    ///         let _held = queue_lock.lock().unwrap_or_else(PoisonError::into_inner);
+    ///         submit();
+    ///     })
+    /// }
+    /// # }
+    /// ```
+    /// An application that submits on one thread only can hand the call to that thread and wait for it. Where the queue is
+    /// used by nobody else, `|submit| submit()` will do.
+    ///
+    /// It is called for each piece of work, on whatever thread copies, verifies or enters a staged access, and is held for
+    /// one `vkQueueSubmit`, not until the work is done. Time that is spent waiting for it is not bounded by the work's
+    /// deadline. Do not enter, attach or verify with the lock held.
+    ///
+    /// A lock that panics before it calls, or does not call, fails that piece of work with [`Kind::InvalidInput`].
+    ///
+    /// # Errors
+    /// [`Kind::InvalidInput`] for a device that peervram opened, and for a queue that has a lock.
+    ///
+    /// # Safety
+    /// While `lock` calls what it is given, nobody else submits to the queue, presents on it or waits for it
+    /// (`vkQueueWaitIdle`, and `vkDeviceWaitIdle`, which waits for all): the specification demands that access to a queue is
+    /// externally synchronised ("Host Synchronization" of each of these calls).
+    pub unsafe fn with_queue_lock(
+        self,
+        lock: impl Fn(&mut (dyn FnMut() + Send)) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        self.inner.queue.set_lock(Box::new(lock)).map_err(|error| error.on(self.name()))?;
+        Ok(self.with_engines())
     }
 
     /// As [`Device::from_raw`], with ash's types.
@@ -195,16 +236,21 @@ impl Device {
         enabled: &[&CStr],
         description: PhysicalDevice,
     ) -> Self {
-        // SAFETY: the device was made with a queue of each of these families.
-        let queue = |family| (unsafe { device.get_device_queue(family, 0) }, family);
-        let (main, transfers) = (queue(families.computes), families.only_transfers.map(queue));
         let instance = owner.ash().clone();
+        // SAFETY: the physical device is one of the instance.
+        let known = unsafe { instance.get_physical_device_queue_family_properties(physical) };
+        let queue = |family| {
+            // SAFETY: the device was made with a queue of each of these families.
+            let handle = unsafe { device.get_device_queue(family, 0) };
+            Queue::own(handle, family, known[family as usize])
+        };
+        let (main, transfers) = (queue(families.computes), families.only_transfers.map(queue));
         let mut device = Self::build(Some(owner), instance, device, physical, main, enabled, description);
         let inner = Arc::get_mut(&mut device.inner).expect("nobody else has it yet");
         inner.resets_queries = resets_queries;
-        if let Some((handle, family)) = transfers {
-            inner.transfer_queue = Some(Queue::new(handle, family));
-            inner.sharing_families = vec![families.computes, family];
+        if let Some(queue) = transfers {
+            inner.sharing_families = vec![families.computes, queue.family_index];
+            inner.transfer_queue = Some(queue);
         }
         device.with_engines()
     }
@@ -214,7 +260,7 @@ impl Device {
         instance: ash::Instance,
         device: ash::Device,
         physical: vk::PhysicalDevice,
-        (queue, queue_family_index): (vk::Queue, u32),
+        queue: Queue,
         enabled: &[&CStr],
         description: PhysicalDevice,
     ) -> Self {
@@ -249,7 +295,7 @@ impl Device {
                 host_pointer,
                 has_modifiers: has(ext::image_drm_format_modifier::NAME),
                 outside_family_index,
-                queue: Queue::new(queue, queue_family_index),
+                queue,
                 transfer_queue: None,
                 sharing_families: Vec::new(),
                 resets_queries: false,
@@ -258,26 +304,10 @@ impl Device {
         }
     }
 
-    /// Says that nobody else submits to the queue that the device was made with, so that this process may do so by
-    /// itself: the device has engines then, for verification and for staged copies. A device that
-    /// [`Instance::open_device`] made has them from the start.
-    ///
-    /// # Safety
-    /// From now on nobody else submits to the queue, or waits for it (vkQueueSubmit demands external
-    /// synchronisation: VUID-vkQueueSubmit-queue-00893).
-    pub unsafe fn own_queue(self) -> Self {
-        self.with_engines()
-    }
-
     fn with_engines(self) -> Self {
         let device = Self { inner: self.inner, engines: None };
-        // SAFETY: the physical device is one of the instance; both are valid as long as the device.
-        let families = unsafe {
-            device.inner.instance.get_physical_device_queue_family_properties(device.inner.physical)
-        };
-        let flags = families.get(device.inner.queue.family_index as usize).map(|family| family.queue_flags);
         // Every family that draws or computes copies, too.
-        let computes = flags.is_some_and(|flags| flags.contains(vk::QueueFlags::COMPUTE));
+        let computes = device.inner.queue.family.queue_flags.contains(vk::QueueFlags::COMPUTE);
         let has = |means: &Means| match means {
             Means::TransferQueue => device.inner.transfer_queue.is_some(),
             Means::Commands => true,
@@ -391,6 +421,12 @@ impl Device {
         }
     }
 
+    /// Whether its buffers may have addresses: an application's device may have been made with the feature, one of our
+    /// own was not.
+    pub(super) fn may_have_addresses(&self) -> bool {
+        self.inner.owner.is_none()
+    }
+
     /// Whether the CPU can reset queries.
     pub(super) fn resets_queries(&self) -> bool {
         self.inner.resets_queries
@@ -443,7 +479,7 @@ impl Importer for Device {
     }
 
     /// Memory of the device's own, where it has engines to fill it; host memory for a CPU, which has no other,
-    /// and for a device whose queue is not ours to submit to.
+    /// and for an application's device without a [lock](Device::with_queue_lock) for its queue.
     fn stage(&self, size_bytes: u64) -> Result<Buffer> {
         if self.engines.is_some() && !self.description().is_cpu {
             return Buffer::own(self, size_bytes).map_err(|error| error.on(self.name()));

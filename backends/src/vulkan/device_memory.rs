@@ -82,7 +82,8 @@ impl DeviceMemory {
         &self.buffer
     }
 
-    /// Who answers for it: the device, with the engine that it copies by where its queue is ours to submit to.
+    /// Who answers for it: the device, with the engine that it copies by. An application's device has one with a
+    /// [lock](Device::with_queue_lock) for its queue.
     pub fn owner(&self) -> Arc<dyn Owner> {
         let buffer = Buffer(Arc::clone(&self.buffer.0));
         Arc::new(Answering { name: self.name(), engine: OwnEngine { buffer } })
@@ -199,8 +200,9 @@ impl OwnEngine {
         carry: impl Fn(&dyn Engine<Buffer>, u64, &HostSlice) -> Result<()>,
     ) -> Result<()> {
         let engine = self.first().ok_or_else(|| {
-            let why = "nobody said that its queue is ours to submit to";
+            let why = "the queue is the application's, and nobody said under which lock to submit to it";
             Error::new(Kind::Unsupported, "copy by a Vulkan device", why)
+                .next("give the lock: vulkan::Device::with_queue_lock")
         })?;
         let mut done = 0;
         for piece in ranges.pieces(offset_bytes, host.length_bytes() as u64)? {

@@ -33,9 +33,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// On the queue that `device` was made with, which must be able to compute.
+    /// On the queue that `device` was made with. Checksums and pictures take one that computes.
     ///
     /// # Errors
+    /// [`Kind::Unsupported`] for an application's device without a [lock](Device::with_queue_lock) for its queue;
     /// [`Kind::Vulkan`] where the driver refuses.
     pub fn new(device: &Device) -> Result<Self> {
         Self::on_queue(device, false)

@@ -50,8 +50,7 @@ impl Exportable {
             create_buffer(tried, device, &options, handle, size_bytes, u64::MAX, origin)?;
         let memory_type_index = memory_type::for_device_access(device.memory_types(), needs.memory_type_bits)
             .ok_or_else(|| Error::new(Kind::Vulkan, tried, "no memory type suits it"))?;
-        let is_dedicated =
-            needs.dedicated || features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
+        let is_dedicated = needs.is_dedicated(features);
         let mut export = vk::ExportMemoryAllocateInfo::default().handle_types(handle);
         let mut dedicate = vk::MemoryDedicatedAllocateInfo::default().buffer(allocation.buffer);
         let mut info = vk::MemoryAllocateInfo::default()

@@ -29,14 +29,14 @@ pub(super) fn dma_buf(
     let features = ask(TRIED, device, layout, options, DMA_BUF)?;
     let (mut image, needs) = create(TRIED, device, layout, options, DMA_BUF, Origin::DmaBuf)?;
     let place = place(TRIED, layout, options.tiling, &needs, dma_buf.size_bytes())?;
-    let dedicated = needs.dedicated || features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
+    let is_dedicated = needs.is_dedicated(features);
     // VUID-vkBindImageMemory-memory-02628: what is dedicated is bound at offset zero.
-    if dedicated && place != 0 {
+    if is_dedicated && place != 0 {
         let why = format!("the driver wants a picture at the start of its memory, and it is at {place:#x}");
         return Err(Error::new(Kind::InvalidInput, TRIED, why)
             .next("lend from the picture on, or ask for Tiling::EXPLICIT_LINEAR"));
     }
-    let whole = dedicated.then_some(Whole::Image(image.image));
+    let whole = is_dedicated.then_some(Whole::Image(image.image));
     // VUID-VkMemoryDedicatedAllocateInfo-image-02964: dedicated memory has exactly the size that is required.
     image.memory = memory::of_dma_buf(TRIED, device, dma_buf, place + needs.size_bytes, &needs, whole)?;
     bind(TRIED, &image, place)?;
@@ -53,12 +53,12 @@ pub(super) fn host_pointer(
     memory::for_host_pointers(TRIED, device, &mapping)?;
     let length_bytes = mapping.len() as u64;
     layout.check(length_bytes)?;
-    ask(TRIED, device, layout, options, HOST_POINTER)?;
+    let features = ask(TRIED, device, layout, options, HOST_POINTER)?;
     let origin = Origin::HostPointer(Arc::clone(&mapping));
     let (mut image, needs) = create(TRIED, device, layout, options, HOST_POINTER, origin)?;
     let place = place(TRIED, layout, options.tiling, &needs, length_bytes)?;
     // The mapping outlives the memory: the image holds both.
-    image.memory = memory::of_mapping(TRIED, device, &mapping, &needs)?;
+    image.memory = memory::of_mapping(TRIED, device, &mapping, &needs, features)?;
     bind(TRIED, &image, place)?;
     Ok(Image(Arc::new(image)))
 }
@@ -305,6 +305,7 @@ mod tests {
             alignment_bytes,
             memory_type_bits: 1,
             dedicated: false,
+            has_address: false,
         };
         let at = |tiling, needs, available| place("test", LAYOUT, tiling, &needs, available);
         assert_eq!(at(Tiling::Linear, needs(0x2000, 64), 0x3000).unwrap(), 0x1000);

@@ -12,7 +12,7 @@ use super::buffer::{Allocation, Origin, buffer_info};
 use super::failure::failure;
 use super::memory::{self, DMA_BUF, HOST_POINTER, Needs, Whole};
 use super::physical_device::external_features;
-use super::{Buffer, Device, ImportOptions};
+use super::{Buffer, BufferUsage, Device, ImportOptions};
 use crate::{DmaBuf, Error, Kind, Mapping, Result};
 
 pub(super) fn dma_buf(device: &Device, dma_buf: &DmaBuf, options: &ImportOptions) -> Result<Buffer> {
@@ -22,10 +22,8 @@ pub(super) fn dma_buf(device: &Device, dma_buf: &DmaBuf, options: &ImportOptions
     let features = importable(TRIED, device, options, DMA_BUF)?;
     let (mut allocation, needs) =
         create_buffer(TRIED, device, options, DMA_BUF, size_bytes, dma_buf.size_bytes(), Origin::DmaBuf)?;
-    let dedicated = options.dedicated
-        || needs.dedicated
-        || features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
-    let whole = dedicated.then_some(Whole::Buffer(allocation.buffer));
+    let whole =
+        (options.dedicated || needs.is_dedicated(features)).then_some(Whole::Buffer(allocation.buffer));
     // VUID-VkMemoryDedicatedAllocateInfo-buffer-02965: exactly the size that the buffer requires.
     allocation.memory = memory::of_dma_buf(TRIED, device, dma_buf, needs.size_bytes, &needs, whole)?;
     bind(TRIED, &allocation)?;
@@ -41,12 +39,12 @@ pub(super) fn host_pointer(
     memory::for_host_pointers(TRIED, device, &mapping)?;
     let length_bytes = mapping.len() as u64;
     let size_bytes = checked_size(TRIED, options, length_bytes)?;
-    importable(TRIED, device, options, HOST_POINTER)?;
+    let features = importable(TRIED, device, options, HOST_POINTER)?;
     // The mapping outlives the memory: the allocation holds both.
     let origin = Origin::HostPointer(Arc::clone(&mapping));
     let (mut allocation, needs) =
         create_buffer(TRIED, device, options, HOST_POINTER, size_bytes, length_bytes, origin)?;
-    allocation.memory = memory::of_mapping(TRIED, device, &mapping, &needs)?;
+    allocation.memory = memory::of_mapping(TRIED, device, &mapping, &needs, features)?;
     bind(TRIED, &allocation)?;
     Ok(Buffer(Arc::new(allocation)))
 }
@@ -77,6 +75,12 @@ pub(super) fn create_buffer(
     available_bytes: u64,
     origin: Origin,
 ) -> Result<(Allocation, Needs)> {
+    let has_address = options.usage.contains(BufferUsage::SHADER_DEVICE_ADDRESS);
+    if has_address && !device.may_have_addresses() {
+        let why = "peervram opens devices without bufferDeviceAddress, so no buffer of theirs has an address";
+        return Err(Error::new(Kind::Unsupported, tried, why)
+            .next("import by a device of yours that has the feature: Device::from_raw"));
+    }
     let mut external = vk::ExternalMemoryBufferCreateInfo::default().handle_types(handle);
     let info = buffer_info(device, size_bytes, options.usage).push_next(&mut external);
     // SAFETY: the chain is initialised and outlives the call; the size is not zero
@@ -96,7 +100,7 @@ pub(super) fn create_buffer(
     let asked = vk::BufferMemoryRequirementsInfo2::default().buffer(buffer);
     // SAFETY: the buffer was made above; the chain is initialised and outlives the call.
     unsafe { device.ash().get_buffer_memory_requirements2(&asked, &mut needs) };
-    let needs = Needs::new(needs.memory_requirements, dedicated);
+    let needs = Needs { has_address, ..Needs::new(needs.memory_requirements, dedicated) };
     // VUID-vkBindBufferMemory-size-01037: the memory must be as large as the requirements say.
     if needs.size_bytes > available_bytes {
         let why = format!("the driver needs {:#x} bytes, there are {available_bytes:#x}", needs.size_bytes);

@@ -9,7 +9,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use ash::vk;
+use ash::{khr, vk};
 use libloading::Library;
 
 use super::device::Device;
@@ -74,8 +74,8 @@ impl Instance {
     }
 
     /// Makes a device with one queue that computes, of the physical device that is meant, and with one that only transfers
-    /// if it has such; with every extension of [`EXTENSIONS`] that it has, with timeline semaphores, and with
-    /// queries that the CPU resets, if it has those.
+    /// if it has such and `VK_KHR_synchronization2`; with every extension of [`EXTENSIONS`] that it has, with timeline
+    /// semaphores, and with queries that the CPU resets, if it has those.
     ///
     /// # Errors
     /// As [`Selector::choose`]; [`Kind::VulkanMissing`] for a device before Vulkan 1.1 or without
@@ -97,58 +97,72 @@ impl Instance {
         let instance = self.ash();
         // SAFETY: `physical` is a physical device of this instance.
         let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-        let families = Families::choose(&families).ok_or_else(|| missing("it has no queue that computes"))?;
-        let enabled: Vec<_> = EXTENSIONS
+        let features = self.features(physical, description.api_version)?;
+        let families = Families::choose(&families, features.synchronization2)
+            .ok_or_else(|| missing("it has no queue that computes"))?;
+        let mut enabled: Vec<_> = EXTENSIONS
             .into_iter()
             .filter(|extension| !description.missing_extensions.contains(extension))
             .map(|extension| extension.name)
             .collect();
+        // VUID-VkBufferMemoryBarrier-None-09050 and -09051: without this, buffers that two families share are handed to
+        // and from no family outside of Vulkan.
+        let shares = families.only_transfers.is_some();
+        enabled.extend(shares.then_some(khr::synchronization2::NAME));
         let names: Vec<_> = enabled.iter().map(|name| name.as_ptr()).collect();
         let queue =
             |family| vk::DeviceQueueCreateInfo::default().queue_family_index(family).queue_priorities(&[1.0]);
         let queues: Vec<_> =
             [Some(families.computes), families.only_transfers].into_iter().flatten().map(queue).collect();
-        let (mut timeline, mut reset) = self.features(physical, description.api_version).unzip();
-        let resets_queries = reset.is_some_and(|reset| reset.host_query_reset != 0);
-        let info =
+        let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default()
+            .timeline_semaphore(features.timeline_semaphore);
+        let mut reset =
+            vk::PhysicalDeviceHostQueryResetFeatures::default().host_query_reset(features.host_query_reset);
+        let mut synchronization =
+            vk::PhysicalDeviceSynchronization2Features::default().synchronization2(true);
+        let mut info =
             vk::DeviceCreateInfo::default().queue_create_infos(&queues).enabled_extension_names(&names);
-        let info = match (&mut timeline, &mut reset) {
-            (Some(timeline), Some(reset)) => info.push_next(timeline).push_next(reset),
-            _ => info,
-        };
+        // A device before Vulkan 1.2 knows neither structure.
+        if description.api_version >= (1, 2, 0) {
+            info = info.push_next(&mut timeline).push_next(&mut reset);
+        }
+        if shares {
+            info = info.push_next(&mut synchronization);
+        }
         // SAFETY: the families are of this device's and different, the extensions are ones that it lists, and
         // everything that `info` points to outlives the call.
         let device = unsafe { instance.create_device(physical, &info, None) }
             .map_err(|result| failure(TRIED, result).on(&description.name))?;
-        let queues = (families, resets_queries);
+        let queues = (families, features.host_query_reset);
         Ok(Device::own(self.clone(), device, physical, queues, &enabled, description))
     }
 
-    /// The features that [`TimelineSignal`](super::TimelineSignal) and the clock of a transfer queue need, as the device has
-    /// them; nothing before Vulkan 1.2, which does not know the structures.
-    fn features(
-        &self,
-        physical: vk::PhysicalDevice,
-        api_version: (u32, u32, u32),
-    ) -> Option<(
-        vk::PhysicalDeviceTimelineSemaphoreFeatures<'static>,
-        vk::PhysicalDeviceHostQueryResetFeatures<'static>,
-    )> {
-        if api_version < (1, 2, 0) {
-            return None;
-        }
+    /// What the device has of the features that are enabled where they are there.
+    fn features(&self, physical: vk::PhysicalDevice, api_version: (u32, u32, u32)) -> Result<Features> {
+        // SAFETY: `physical` is a physical device of this instance.
+        let extensions = unsafe { self.ash().enumerate_device_extension_properties(physical) }
+            .map_err(|result| failure("list a Vulkan device's extensions", result))?;
+        let knows_synchronization2 = extensions
+            .iter()
+            .any(|extension| extension.extension_name_as_c_str() == Ok(khr::synchronization2::NAME));
         let mut timeline = vk::PhysicalDeviceTimelineSemaphoreFeatures::default();
         let mut reset = vk::PhysicalDeviceHostQueryResetFeatures::default();
-        let mut features =
-            vk::PhysicalDeviceFeatures2::default().push_next(&mut timeline).push_next(&mut reset);
-        // SAFETY: the device is of Vulkan 1.2, and so knows the structures, which outlive the call.
-        unsafe { self.ash().get_physical_device_features2(physical, &mut features) };
-        // New ones, which are in no chain.
-        let (has_timeline, has_reset) = (timeline.timeline_semaphore != 0, reset.host_query_reset != 0);
-        Some((
-            vk::PhysicalDeviceTimelineSemaphoreFeatures::default().timeline_semaphore(has_timeline),
-            vk::PhysicalDeviceHostQueryResetFeatures::default().host_query_reset(has_reset),
-        ))
+        let mut synchronization = vk::PhysicalDeviceSynchronization2Features::default();
+        let mut all = vk::PhysicalDeviceFeatures2::default();
+        // A driver may be asked only for structures that it knows.
+        if api_version >= (1, 2, 0) {
+            all = all.push_next(&mut timeline).push_next(&mut reset);
+        }
+        if knows_synchronization2 {
+            all = all.push_next(&mut synchronization);
+        }
+        // SAFETY: the device is of Vulkan 1.1, which has the call, and it knows the structures, which outlive the call.
+        unsafe { self.ash().get_physical_device_features2(physical, &mut all) };
+        Ok(Features {
+            timeline_semaphore: timeline.timeline_semaphore != 0,
+            host_query_reset: reset.host_query_reset != 0,
+            synchronization2: synchronization.synchronization2 != 0,
+        })
     }
 
     pub(super) fn ash(&self) -> &ash::Instance {
@@ -160,6 +174,16 @@ impl Instance {
         let handles = unsafe { self.ash().enumerate_physical_devices() };
         handles.map_err(|result| failure("list Vulkan devices", result).next(INSTALL_A_DRIVER))
     }
+}
+
+/// Features of a device.
+struct Features {
+    /// For [`TimelineSignal`](super::TimelineSignal).
+    timeline_semaphore: bool,
+    /// For the clock of a transfer queue.
+    host_query_reset: bool,
+    /// For a transfer queue beside the other.
+    synchronization2: bool,
 }
 
 impl fmt::Debug for Instance {

@@ -23,6 +23,8 @@ pub(super) struct Needs {
     pub(super) memory_type_bits: u32,
     pub(super) alignment_bytes: u64,
     pub(super) dedicated: bool,
+    /// Shaders see it by an address: a buffer of that usage.
+    pub(super) has_address: bool,
 }
 
 impl Needs {
@@ -32,7 +34,24 @@ impl Needs {
             memory_type_bits: of.memory_type_bits,
             alignment_bytes: of.alignment,
             dedicated: dedicated.requires_dedicated_allocation != 0,
+            has_address: false,
         }
+    }
+
+    /// Whether the driver demands memory that is dedicated: of what was made for it (VUID-vkBindBufferMemory-buffer-01444,
+    /// VUID-vkBindImageMemory-image-01445), or of the kind of handle (`VK_EXTERNAL_MEMORY_FEATURE_DEDICATED_ONLY_BIT`).
+    pub(super) fn is_dedicated(&self, features: vk::ExternalMemoryFeatureFlags) -> bool {
+        self.dedicated || features.contains(vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY)
+    }
+
+    /// VUID-vkBindBufferMemory-bufferDeviceAddress-03339: memory of a buffer that has an address is allocated for it.
+    pub(super) fn flags(&self) -> vk::MemoryAllocateFlagsInfo<'static> {
+        let flags = if self.has_address {
+            vk::MemoryAllocateFlags::DEVICE_ADDRESS
+        } else {
+            vk::MemoryAllocateFlags::empty()
+        };
+        vk::MemoryAllocateFlagsInfo::default().flags(flags)
     }
 }
 
@@ -41,6 +60,16 @@ impl Needs {
 pub(super) enum Whole {
     Buffer(vk::Buffer),
     Image(vk::Image),
+}
+
+impl Whole {
+    fn info(self) -> vk::MemoryDedicatedAllocateInfo<'static> {
+        let info = vk::MemoryDedicatedAllocateInfo::default();
+        match self {
+            Self::Buffer(buffer) => info.buffer(buffer),
+            Self::Image(image) => info.image(image),
+        }
+    }
 }
 
 /// The functions for dma-bufs.
@@ -76,17 +105,14 @@ pub(super) fn of_dma_buf(
     let memory_type = choose_type(tried, device, fd_properties.memory_type_bits & needs.memory_type_bits)?;
 
     let mut import = vk::ImportMemoryFdInfoKHR::default().handle_type(DMA_BUF).fd(fd.as_raw_fd());
-    let mut dedicate = vk::MemoryDedicatedAllocateInfo::default();
+    let (mut flags, mut dedicate) = (needs.flags(), dedicated_to.map(Whole::info));
     let mut info = vk::MemoryAllocateInfo::default()
         .allocation_size(size_bytes)
         .memory_type_index(memory_type)
-        .push_next(&mut import);
-    if let Some(whole) = dedicated_to {
-        dedicate = match whole {
-            Whole::Buffer(buffer) => dedicate.buffer(buffer),
-            Whole::Image(image) => dedicate.image(image),
-        };
-        info = info.push_next(&mut dedicate);
+        .push_next(&mut import)
+        .push_next(&mut flags);
+    if let Some(dedicate) = &mut dedicate {
+        info = info.push_next(dedicate);
     }
     // SAFETY: the chain is initialised and outlives the call; `fd` is open and a duplicate that
     // nobody else knows.
@@ -119,8 +145,14 @@ pub(super) fn of_mapping(
     device: &Device,
     mapping: &Mapping,
     needs: &Needs,
+    features: vk::ExternalMemoryFeatureFlags,
 ) -> Result<vk::DeviceMemory> {
     let functions = for_host_pointers(tried, device, mapping)?;
+    // VUID-VkMemoryAllocateInfo-pNext-02806.
+    if needs.is_dedicated(features) {
+        let why = "the driver wants memory that is dedicated, and memory by host pointer must not be";
+        return Err(Error::new(Kind::ImporterCannot, tried, why).next("export a dma-buf and import that"));
+    }
     let pointer = mapping.as_ptr();
     let mut pointer_properties = vk::MemoryHostPointerPropertiesEXT::default();
     // SAFETY: the extension is enabled, and the pointer is aligned
@@ -140,10 +172,12 @@ pub(super) fn of_mapping(
 
     let mut import =
         vk::ImportMemoryHostPointerInfoEXT::default().handle_type(HOST_POINTER).host_pointer(pointer.cast());
+    let mut flags = needs.flags();
     let info = vk::MemoryAllocateInfo::default()
         .allocation_size(mapping.len() as u64)
         .memory_type_index(memory_type)
-        .push_next(&mut import);
+        .push_next(&mut import)
+        .push_next(&mut flags);
     // SAFETY: pointer and length are aligned (VUID-VkImportMemoryHostPointerInfoEXT-pHostPointer-01749,
     // VUID-VkMemoryAllocateInfo-allocationSize-01745), and the caller keeps the mapping.
     unsafe { device.ash().allocate_memory(&info, None) }.map_err(|result| failure(tried, result))
@@ -172,6 +206,18 @@ fn check_alignment(tried: &'static str, address: u64, length_bytes: u64, alignme
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn either_the_handle_or_what_is_made_demands_dedicated_memory() {
+        let of = |dedicated: bool, features| {
+            let demand = vk::MemoryDedicatedRequirements::default().requires_dedicated_allocation(dedicated);
+            Needs::new(vk::MemoryRequirements::default(), demand).is_dedicated(features)
+        };
+        let (importable, only) =
+            (vk::ExternalMemoryFeatureFlags::IMPORTABLE, vk::ExternalMemoryFeatureFlags::DEDICATED_ONLY);
+        assert!(of(true, importable) && of(false, importable | only));
+        assert!(!of(false, importable));
+    }
 
     #[test]
     fn pointer_and_length_obey_the_devices_alignment() {

@@ -3,7 +3,8 @@
 //!
 //! Order of calls in an application that has a Vulkan device:
 //! 1. ask [`required_extensions`] and [`optional_extensions`] before creating the device;
-//! 2. [`Device::from_raw`] with its handles and its loader (`from_ash` behind the feature `ash`);
+//! 2. [`Device::from_raw`] with its handles and its loader (`from_ash` behind the feature `ash`), and
+//!    [`Device::with_queue_lock`], so that verification and staged copies may submit beside the application;
 //! 3. [`Importer::import`](crate::Importer::import), or [`Device::import_dma_buf`] with options;
 //! 4. record [`Device::record_acquire`] before and [`Device::record_release`] after its own work on
 //!    [`Buffer::raw_buffer`], or let an [`Engine`] do ready-made work: a checksum, a copy, a picture;

@@ -153,17 +153,18 @@ pub(super) unsafe fn release_image(
         .old_layout(layout)
         .new_layout(vk::ImageLayout::GENERAL)
         .src_access_mask(last.access);
-    let (mut after, mut for_host) = (vk::PipelineStageFlags::BOTTOM_OF_PIPE, Vec::new());
-    if let Origin::HostPointer(_) = image.origin {
-        // A release makes nothing visible; the owner may look at the mapping by CPU.
-        after = vk::PipelineStageFlags::HOST;
-        let host = vk::AccessFlags::HOST_READ | vk::AccessFlags::HOST_WRITE;
-        for_host.push(vk::MemoryBarrier::default().src_access_mask(last.access).dst_access_mask(host));
-    }
-    let none = vk::DependencyFlags::empty();
+    let is_mapped = matches!(image.origin, Origin::HostPointer(_));
+    let (all, end) = (vk::PipelineStageFlags::ALL_COMMANDS, vk::PipelineStageFlags::BOTTOM_OF_PIPE);
+    let (after, none) = (if is_mapped { all } else { end }, vk::DependencyFlags::empty());
     // SAFETY: the caller vouches for `commands`, and that the image lives long enough.
-    unsafe {
-        device.ash().cmd_pipeline_barrier(commands, last.stage, after, none, &for_host, &[], &[barrier]);
+    unsafe { device.ash().cmd_pipeline_barrier(commands, last.stage, after, none, &[], &[], &[barrier]) };
+    if is_mapped {
+        // A release makes nothing visible, and the owner may look at the mapping by CPU. In a barrier of its own: one with
+        // the host in it hands nothing over (VUID-vkCmdPipelineBarrier-srcStageMask-09633). The change of the layout
+        // writes, too, and all commands are before it.
+        let written = Use { stage: all, access: vk::AccessFlags::MEMORY_WRITE };
+        // SAFETY: as above.
+        unsafe { show_host(device.ash(), commands, written) };
     }
 }
 
@@ -214,14 +215,14 @@ pub(super) unsafe fn release(commands: vk::CommandBuffer, allocation: &Allocatio
     unsafe { record(commands, allocation, last.stage, after, barrier) };
 }
 
-/// Records that what was written to staging memory is there for the CPU when the commands have completed.
+/// Records that what was written is there for the CPU when the commands have completed, and that it may write then.
 ///
 /// # Safety
 /// `commands` is being recorded, by nobody else, and outside a render pass.
 pub(super) unsafe fn show_host(ash: &ash::Device, commands: vk::CommandBuffer, last: Use) {
     let barrier = [vk::MemoryBarrier::default()
         .src_access_mask(last.access)
-        .dst_access_mask(vk::AccessFlags::HOST_READ)];
+        .dst_access_mask(vk::AccessFlags::HOST_READ | vk::AccessFlags::HOST_WRITE)];
     let (after, none) = (vk::PipelineStageFlags::HOST, vk::DependencyFlags::empty());
     // SAFETY: the caller vouches for `commands`.
     unsafe { ash.cmd_pipeline_barrier(commands, last.stage, after, none, &barrier, &[], &[]) };

@@ -26,8 +26,9 @@ impl FenceSignal {
     /// Of `fence`, a `VkFence` that the work's submission signals (vkQueueSubmit).
     ///
     /// # Safety
-    /// The fence is of `device`, and until the signal is dropped it is neither destroyed nor reset:
-    /// a fence that is used again would fire for other work.
+    /// The fence is of `device`, and until the signal is dropped it is neither destroyed nor reset
+    /// (vkDestroyFence, "Host Synchronization"): a fence that is used again would fire for other work. Whoever gave the signal away,
+    /// to an access for example, is told when it was dropped: by the outcome of that.
     pub unsafe fn from_raw(device: &Device, fence: u64) -> Self {
         Self { device: device.clone(), fence: vk::Fence::from_raw(fence) }
     }
@@ -67,7 +68,8 @@ impl TimelineSignal {
     /// `VK_KHR_timeline_semaphore`.
     ///
     /// # Safety
-    /// The semaphore is of `device`, of type TIMELINE, and is not destroyed until the signal is dropped.
+    /// The semaphore is of `device`, of type TIMELINE, and is not destroyed until the signal is dropped, as with
+    /// [`FenceSignal::from_raw`].
     pub unsafe fn from_raw(device: &Device, semaphore: u64, value: u64) -> Result<Self> {
         let (instance, _) = device.ash_instance();
         // SAFETY: the device is valid and of this instance.

@@ -26,17 +26,11 @@ pub(super) struct Stopwatch {
 impl Stopwatch {
     /// Of the queue that the device was made with, or of its transfer queue; none where that has no clock.
     pub fn new(device: &Device, only_transfers: bool) -> Result<Option<Self>> {
+        let family = &device.queue(only_transfers).family;
         // Commands reset queries on queues that compute or draw only (VUID-vkCmdResetQueryPool-commandBuffer-cmdpool).
-        if only_transfers && !device.resets_queries() {
-            return Ok(None);
-        }
-        let (instance, physical) = device.ash_instance();
-        // SAFETY: the physical device is one of the instance; both are valid as long as the device.
-        let families = unsafe { instance.get_physical_device_queue_family_properties(physical) };
-        let bits = families
-            .get(device.queue(only_transfers).family_index as usize)
-            .map_or(0, |family| family.timestamp_valid_bits);
-        if bits == 0 {
+        let by_commands = family.queue_flags.intersects(vk::QueueFlags::COMPUTE | vk::QueueFlags::GRAPHICS);
+        let bits = family.timestamp_valid_bits;
+        if bits == 0 || !(device.resets_queries() || by_commands) {
             return Ok(None);
         }
         let info = vk::QueryPoolCreateInfo::default().query_type(vk::QueryType::TIMESTAMP).query_count(2);
