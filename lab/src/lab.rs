@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::folder::Folder;
 use crate::kernel::Kernel;
@@ -12,7 +13,10 @@ use crate::progress::Progress;
 use crate::qemu::Qemu;
 use crate::root::{Purpose, Root};
 use crate::vm::Vm;
-use crate::{grace, holder, initrd, wire};
+use crate::{grace, holder, initrd, validation, wire};
+
+/// The folder of our layer in the guest's [`wire::SHARE`].
+pub const LAYERS: &str = "layers";
 
 /// What the lab needs of this workspace, built.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct Programs {
     pub shim: PathBuf,
     /// What serves model GPUs (package `peervram-model`).
     pub model: PathBuf,
+    /// The Vulkan layer that makes a driver seem another one (package `peervram-lab-layer`).
+    pub layer: PathBuf,
 }
 
 /// A lab that is ready to boot machines.
@@ -55,6 +61,12 @@ impl<'a> Lab<'a> {
     /// The private root's place on the host.
     pub fn root(&self) -> &Path {
         self.root.folder()
+    }
+
+    /// A program run inside the private root, which sees the host's `shared` folder as `/lab`: on this machine's kernel, with
+    /// the root's libraries.
+    pub fn command_in_root(&self, shared: &Path, program: &str) -> Command {
+        self.root.command(shared, program)
     }
 
     /// Who is told of what takes long.
@@ -114,13 +126,14 @@ impl<'a> Lab<'a> {
         let initrd = initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
         let folder = Folder::new()?;
         let place = folder.path();
-        fs::create_dir(place.join("share"))?;
+        fs::create_dir_all(place.join("share").join(LAYERS))?;
         for (from, to) in [
             (&kernel.image, "kernel"),
             (&initrd, "initrd"),
             (&self.programs.shim, "shim.so"),
             (&self.programs.agent, "share/agent"),
             (&self.programs.command_line, "share/peervram"),
+            (&self.programs.layer, "share/layers/layer.so"),
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
@@ -128,6 +141,10 @@ impl<'a> Lab<'a> {
         for program in &self.more {
             share(place, program)?;
         }
+        let shared = place.join("share");
+        let layer = Path::new(wire::SHARE).join(LAYERS).join("layer.so");
+        fs::write(shared.join(LAYERS).join("layer.json"), peervram_lab_layer::manifest(&layer))?;
+        fs::write(shared.join(validation::SETTINGS), validation::settings(validation::LOG_IN_GUEST))?;
         grace::lay_out(machine, place)?;
         if let Some(own) = &kernel.own {
             share(place, &holder::open(&self.root, own, self.progress)?)?;

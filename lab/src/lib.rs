@@ -43,10 +43,11 @@ pub mod suite;
 mod table;
 mod topology;
 pub mod tree;
+pub mod validation;
 mod vm;
 pub mod wire;
 
-pub use lab::{Lab, Programs};
+pub use lab::{LAYERS, Lab, Programs};
 pub use machine::Machine;
 pub use picture::Picture;
 pub use progress::Progress;

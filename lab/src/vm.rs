@@ -20,6 +20,7 @@ use crate::machine::Facts;
 use crate::model::Model;
 use crate::picture::Picture;
 use crate::qemu::Qemu;
+use crate::validation;
 use crate::wire::{self, Cell, Event, Order, Stream, Verdict};
 
 /// From QEMU's start to the agent's first word. Ten times what a quiet host needs.
@@ -41,6 +42,7 @@ pub struct Vm {
     cells: Vec<Cell>,
     release: String,
     boot: Duration,
+    measures: bool,
 }
 
 /// How a program ended.
@@ -83,6 +85,7 @@ impl Vm {
             cells: Vec::new(),
             release: String::new(),
             boot: Duration::ZERO,
+            measures: false,
         };
         vm.first_words(facts)
             .map_err(|error| error.context(format!("its last words were:\n{}", vm.qemu.last_words(25))))?;
@@ -121,6 +124,11 @@ impl Vm {
     /// The last lines of its console.
     pub fn last_words(&self, lines: usize) -> String {
         self.qemu.last_words(lines)
+    }
+
+    /// From now on programs are measured, so that the validation layers do not look on.
+    pub fn measures(&mut self) {
+        self.measures = true;
     }
 
     /// Runs one test of the guest program: its verdict and its seconds. Model GPUs behave when it
@@ -163,11 +171,12 @@ impl Vm {
         mut watch: impl FnMut(&mut Vm, Stream, &str) -> Result<()>,
     ) -> Result<Exit> {
         let program = self.share(program)?;
-        self.order(&Order::Run {
-            program,
-            arguments: arguments.iter().map(ToString::to_string).collect(),
-            environment: environment.clone(),
-        })?;
+        let mut environment = environment.clone();
+        if self.measures {
+            environment.insert(validation::LAYERS.into(), String::new());
+        }
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        self.order(&Order::Run { program, arguments, environment })?;
         let (mut stdout, mut stderr) = (String::new(), String::new());
         loop {
             match self.next(silence_limit)? {

@@ -196,6 +196,7 @@ fn run_in_lab(lab: &Lab, arguments: &Bench, what: &[String], figures: &mut Figur
             println!();
         }
         let mut vm = lab.boot(machine)?;
+        vm.measures();
         let mut words = what;
         words.extend(options(arguments));
         // The lab has no KVM.

@@ -48,11 +48,27 @@ fn path(messages: &str, name: &str) -> Result<PathBuf> {
 pub fn lab_programs() -> Result<Programs> {
     // By itself: features that the guest's packages leave out are not to change theirs.
     let command_line = artifacts(&["peervram"])?.remove(0);
-    let paths = artifacts(&["peervram-lab-guest", "peervram-lab-shim", "peervram-model"])?;
-    let Ok([agent, shim, model]) = <[PathBuf; 3]>::try_from(paths) else {
+    let packages = ["peervram-lab-guest", "peervram-lab-shim", "peervram-model", "peervram-lab-layer"];
+    let Ok([agent, shim, model, layer]) = <[PathBuf; 4]>::try_from(artifacts(&packages)?) else {
         bail!("cargo built fewer programs than packages");
     };
-    Ok(Programs { agent, command_line, shim, model })
+    Ok(Programs { agent, command_line, shim, model, layer })
+}
+
+/// The tests of Vulkan's backend, as programs that run elsewhere.
+pub fn vulkan_tests() -> Result<Vec<PathBuf>> {
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--quiet", "--message-format=json-render-diagnostics"]);
+    command.args(["--package", "peervram-backends", "--features", "ash"]);
+    command.args(["--test", "vulkan", "--test", "vulkan_release"]);
+    let output = command.stderr(Stdio::inherit()).output().context("starting cargo")?;
+    ensure!(output.status.success(), "`cargo test --no-run` of peervram-backends: {}", output.status);
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let programs: Vec<PathBuf> =
+        messages.filter_map(|message| Some(message["executable"].as_str()?.into())).collect();
+    ensure!(programs.len() == 2, "cargo names {} programs of tests, not two", programs.len());
+    Ok(programs)
 }
 
 /// The benchmarks, optimised.

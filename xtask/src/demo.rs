@@ -19,6 +19,7 @@ use crate::in_guest::Devices;
 use crate::lab::{self, Setup};
 use crate::png;
 use crate::terminal::{self, Exit, FAILED, Steps, USAGE};
+use crate::validation;
 
 /// Longest silence of the program in the guest: a shader is compiled by an emulated CPU.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
@@ -83,7 +84,10 @@ fn here(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&missing_vulkan(), arguments.setup.yes)?;
     let program = &build::artifacts(&["peervram"])?[0];
     let picture = arguments.folder.join("demo.png");
+    // Nobody has to install the layers for a demo; where they are, they look on.
+    let watched = if validation::is_there() { validation::environment()? } else { Vec::new() };
     let status = Command::new(program)
+        .envs(watched)
         .arg("demo")
         .arg("--output")
         .arg(&picture)

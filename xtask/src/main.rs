@@ -16,6 +16,7 @@ mod sample;
 mod shaders;
 mod terminal;
 mod test;
+mod validation;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

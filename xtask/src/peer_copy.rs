@@ -81,6 +81,9 @@ impl Extent {
 pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> Result<()> {
     let program = build::peer_copy()?;
     let mut vm = lab.boot(lab::named(MACHINE)?)?;
+    if extent == Extent::Usual {
+        vm.measures();
+    }
     let folder = vm.shared_folder();
     let (record, page) = (folder.join(RECORD), folder.join(PAGE));
     let (record_there, page_there) = (in_guest(RECORD), in_guest(PAGE));

@@ -14,7 +14,7 @@ use crate::build::cargo;
 use crate::figures::Figures;
 use crate::lab::{self, Setup};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{book, demo, peer_copy, routes, sample, shaders};
+use crate::{book, demo, peer_copy, routes, sample, shaders, validation};
 
 /// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
@@ -39,7 +39,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
     let lab = if arguments.no_lab { None } else { Some(lab::open(&arguments.setup, &steps)?) };
-    terminal::install(&demo::missing_vulkan(), arguments.setup.yes)?;
+    let missing = [demo::missing_vulkan(), validation::missing()].concat();
+    terminal::install(&missing, arguments.setup.yes)?;
 
     let mut counts = Counts::default();
     println!("unit and integration tests on this machine");
@@ -47,6 +48,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     println!("\nthe threads of a revoke, in many orders");
     let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
     add(&mut counts, cargo_test(None, &shell, &["interleavings"])?);
+    if let Some(lab) = &lab {
+        println!("\nVulkan by the private root's driver");
+        add(&mut counts, validation::tests_in_root(lab)?);
+    }
     println!("\ndemo on the embedded default");
     add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
     match &lab {
@@ -110,6 +115,7 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
     let mut command = cargo();
     command.arg("test").args(what).args(["--no-fail-fast", "--"]).args(names).arg("--show-output");
     command.env("PEERVRAM_REQUIRE_VULKAN", "1");
+    command.envs(validation::environment()?).env("PEERVRAM_REQUIRE_VALIDATION", "1");
     if let Some(lab) = lab {
         command.env("PEERVRAM_KERNEL_HEADERS", lab.root().join("usr/include"));
     }
@@ -143,7 +149,7 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
 const SKIPPED: &str = "skipped: ";
 
 /// The sum of libtest's result lines; `skips` more skips were said past libtest.
-fn count(text: &str, skips: usize) -> Counts {
+pub fn count(text: &str, skips: usize) -> Counts {
     let number = |line: &str, word: &str| -> usize {
         let mut words = line.split([' ', ';']).rev().skip_while(|candidate| *candidate != word);
         words.nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)

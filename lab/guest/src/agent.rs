@@ -19,8 +19,10 @@ use std::time::{Duration, Instant};
 use crate::guest;
 use crate::kernel_log::{self, KernelLog};
 use crate::program::{Happening, Program};
+use crate::test::{Test, validated};
 use crate::tests;
 use crate::tree::Tree;
+use crate::validation_log;
 
 const SOCKET: &str = "/run/lab.sock";
 
@@ -114,6 +116,8 @@ impl Agent {
     fn test(&self, name: &str) -> Result<(Verdict, Option<f64>)> {
         let mut command = Command::new("/proc/self/exe");
         command.args(["test", name]).env(wire::SOCKET_VARIABLE, SOCKET);
+        validation_log::begin()?;
+        command.envs(tests::all().find(|test| test.name == name).map(Test::environment).unwrap_or_default());
         // Certificates of one test are not for the next: devices go wrong between them, unseen.
         command.env("XDG_STATE_HOME", format!("/tmp/state/{name}"));
         let program = Program::start(command, false, &self.sender)?;
@@ -164,6 +168,9 @@ impl Agent {
     /// A passed test that made the kernel complain has not passed.
     fn blame(&self, name: &str, verdict: &mut Verdict) {
         let Some(test) = tests::all().find(|test| test.name == name) else { return };
+        if let Some(said) = validation_log::messages() {
+            *verdict = failed(with(verdict, &said));
+        }
         let messages = match self.log.new_messages() {
             Ok(messages) => messages,
             Err(error) => {
@@ -175,14 +182,10 @@ impl Agent {
         if !messages.iter().any(|message| complains(&message)) {
             return;
         }
-        let before = match verdict {
-            Verdict::Passed => String::new(),
-            Verdict::Failed { reason } | Verdict::Skipped { reason } => format!("{reason}\n"),
-        };
         let first = messages.iter().position(|message| complains(&message)).unwrap_or(0);
         let said = &messages[first.saturating_sub(3)..];
         let said = said[..said.len().min(COMPLAINT_LINES)].join("\n");
-        *verdict = failed(format!("{before}the kernel complains:\n{said}"));
+        *verdict = failed(with(verdict, &format!("the kernel complains:\n{said}")));
     }
 
     fn run(
@@ -192,7 +195,8 @@ impl Agent {
         environment: &BTreeMap<String, String>,
     ) -> Result<i32> {
         let mut command = Command::new(program);
-        command.args(arguments).env(wire::SOCKET_VARIABLE, SOCKET).envs(environment);
+        validation_log::begin()?;
+        command.args(arguments).env(wire::SOCKET_VARIABLE, SOCKET).envs(validated()).envs(environment);
         let mut program = Program::start(command, true, &self.sender)?;
         loop {
             match self.queue.recv()? {
@@ -200,10 +204,19 @@ impl Agent {
                 Happening::Order(Order::EndOfInput) => program.end_input(),
                 Happening::Order(order) => self.pass_on(&order)?,
                 Happening::Said(event) | Happening::Output(event) => self.say(&event)?,
-                Happening::Exited { id, code } if id == program.id() => return Ok(code),
+                Happening::Exited { id, code } if id == program.id() => return self.judge(code),
                 Happening::Exited { .. } => {}
             }
         }
+    }
+
+    /// The exit code of a program that is over. One whose calls of Vulkan were wrong has failed, and so has its parent.
+    fn judge(&self, code: i32) -> Result<i32> {
+        let Some(said) = validation_log::messages() else { return Ok(code) };
+        for line in said.lines() {
+            self.say(&Event::Output { stream: wire::Stream::Stderr, line: line.into() })?;
+        }
+        Ok(if code == 0 { 1 } else { code })
     }
 
     fn say(&self, event: &Event) -> Result<()> {
@@ -252,6 +265,14 @@ impl Agent {
     }
 }
 
+/// What a verdict says, and that.
+fn with(verdict: &Verdict, said: &str) -> String {
+    match verdict {
+        Verdict::Passed => said.into(),
+        Verdict::Failed { reason } | Verdict::Skipped { reason } => format!("{reason}\n{said}"),
+    }
+}
+
 fn failed(reason: String) -> Verdict {
     Verdict::Failed { reason }
 }
@@ -259,6 +280,7 @@ fn failed(reason: String) -> Verdict {
 fn died(code: i32) -> Verdict {
     failed(match code {
         135 => "killed by SIGBUS: it touched memory that was taken away".into(),
+        133 => "killed by SIGTRAP: the validation layers ended it".into(),
         129.. => format!("killed by signal {}", code - 128),
         _ => format!("ended with code {code} and without a verdict"),
     })

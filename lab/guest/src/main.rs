@@ -27,6 +27,7 @@ mod sw_sync;
 mod test;
 mod tests;
 mod tree;
+mod validation_log;
 mod witness;
 
 use anyhow::{Context, Result, bail};

@@ -14,8 +14,10 @@
 
 use anyhow::{Context, Result};
 use peervram_lab::machine::{Facts, Topology};
-use peervram_lab::wire;
+use peervram_lab::{LAYERS, validation, wire};
+use std::ffi::OsString;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -35,6 +37,8 @@ pub struct Test {
     on: fn(&Facts) -> bool,
     is_of_a_topology: bool,
     allowed: &'static [&'static str],
+    /// What the Vulkan driver pretends.
+    pretence: Option<&'static str>,
 }
 
 impl Test {
@@ -47,6 +51,7 @@ impl Test {
             on: |_| true,
             is_of_a_topology: true,
             allowed: &[],
+            pretence: None,
         }
     }
 
@@ -98,6 +103,22 @@ impl Test {
         Test { allowed, ..self }
     }
 
+    /// The same, with a Vulkan driver that seems to be another one (lab/layer).
+    pub const fn pretending(self, what: &'static str) -> Test {
+        Test { pretence: Some(what), ..self }
+    }
+
+    /// What it is started with: the validation layers watch, and the driver is another one where it says so.
+    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let mut all = validated();
+        all.extend(
+            self.pretence
+                .into_iter()
+                .flat_map(|what| validation::pretending(what, &Path::new(wire::SHARE).join(LAYERS))),
+        );
+        all
+    }
+
     /// Whether it is for that machine.
     pub fn is_for(&self, facts: &Facts) -> bool {
         (self.with)(facts) && (self.on)(facts)
@@ -112,6 +133,11 @@ impl Test {
     pub fn allows(&self, message: &str) -> bool {
         self.allowed.iter().any(|part| message.contains(part))
     }
+}
+
+/// What every program of the guest is started with: the validation layers watch its calls of Vulkan.
+pub fn validated() -> Vec<(&'static str, OsString)> {
+    validation::environment(&Path::new(wire::SHARE).join(validation::SETTINGS)).into()
 }
 
 /// An error that is no failure: something that the test needs is not there.

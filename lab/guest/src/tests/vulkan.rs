@@ -1,5 +1,6 @@
 //! Vulkan reads and writes the VFIO device's VRAM, and host memory, on the real kernel.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,6 +36,23 @@ pub const TESTS: &[Test] = &[
         .on(|facts| facts.vulkan)
         .on_any_topology(),
     Test::new("vulkan/a-vulkan-devices-own-memory-is-lent", own_memory_is_lent)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    // The driver seems to want memory dedicated, or to have a queue that only transfers.
+    Test::new("vulkan/host-memory-crosses-dedicated", host_memory_crosses_as_dma_buf)
+        .pretending("dedicated-only")
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/a-vulkan-devices-own-memory-is-lent-dedicated", own_memory_is_lent)
+        .pretending("dedicated-only")
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/a-transfer-queue-is-an-engine", transfer_queue_is_an_engine)
+        .pretending("transfer-queue")
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
+    Test::new("vulkan/a-vulkan-devices-own-memory-is-lent-with-a-transfer-queue", own_memory_is_lent)
+        .pretending("transfer-queue")
         .on(|facts| facts.vulkan)
         .on_any_topology(),
     Test::new("vulkan/import-outlives-the-device", import_outlives_the_device)
@@ -126,6 +144,21 @@ fn own_memory_is_lent(_: &Guest) -> Verdict {
     let seen = importers.checksum(access.memory(), 0..SIZE_BYTES, Instant::now() + SLOW)?;
     ensure!(seen == vulkan::checksum(&bytes), "the importer sees {seen:08x}");
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    Ok(())
+}
+
+/// Verified by each of its engines on memory that is handed over from outside, while two families share the buffer.
+fn transfer_queue_is_an_engine(_: &Guest) -> Verdict {
+    let memory = HostMemory::new(4 << 20)?;
+    let ranges = DmaRanges::whole(memory.region())?;
+    let lender = Lender::new(memory);
+    let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
+    let attachment = export.attach(open()?, Trust::Verified(Direction::Both))?;
+    ensure!(attachment.path() == Path::Peer, "the path is {}: {:?}", attachment.path(), attachment.refused());
+    let certificate = attachment.certificate().context("it is trusted for nothing")?;
+    let engines: BTreeSet<&str> = certificate.tests.iter().map(|test| test.engine.as_str()).collect();
+    let expected = BTreeSet::from(["compute shader", "copy commands", "transfer queue"]);
+    ensure!(engines == expected && certificate.passed(), "its certificate is {certificate:?}");
     Ok(())
 }
 
