@@ -4,7 +4,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
+use drm::Device as _;
 use peervram::backends::drm::{Node, ScanOut};
+use peervram::backends::holders::{Attached, Census};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, RawBytes};
 use peervram::picture::Picture;
@@ -25,6 +27,10 @@ pub const TESTS: &[Test] = &[
     Test::new("drm/buffers-take-turns-on-a-screen", buffers_take_turns).on(Facts::allows_peers),
     Test::new("drm/same-dma-buf-twice-is-closed-once", same_dma_buf_twice).on(Facts::allows_peers),
     Test::new("drm/one-open-file-is-one-node", one_open_file_is_one_node).on(Facts::allows_peers),
+    Test::new("drm/opening-a-card-leaves-the-screen-to-others", opening_leaves_the_screen)
+        .on(Facts::allows_peers),
+    Test::new("drm/a-screen-that-was-lost-keeps-no-import", lost_screen_keeps_no_import)
+        .on(Facts::allows_peers),
     Test::new("drm/route-that-the-kernel-refuses-is-named", refused_route_is_named)
         .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
     Test::new("drm/importer-that-cannot-is-named", importer_that_cannot_is_named).on(Facts::exports_dma_bufs),
@@ -159,6 +165,64 @@ fn one_open_file_is_one_node(guest: &Guest) -> Verdict {
     let other = Node::open(&guest.virtio_gpu_node()?)?;
     drop(other.import(crossing.export.dma_buf().map_err(|error| anyhow!("{error}"))?)?);
     check_screen(&guest.screendump()?, &crossing.card)
+}
+
+/// A node that is open keeps the screen from nobody, and one that shows from everybody, until it shows no more.
+fn opening_leaves_the_screen(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let layout = crossing.card.layout();
+    // The first to open the card, and the second, which is as another program's: its open file is not given up.
+    let first = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+    let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
+    let second = crossing.export.attach(Arc::new(Node::from_fd(file.into())?), Trust::Unverified)?;
+    {
+        let (first, second) = (first.enter(Direction::Read)?, second.enter(Direction::Read)?);
+        let shown = ScanOut::start(second.memory(), layout)?;
+        check_screen(&guest.screendump()?, &crossing.card)?;
+        let error = refused(ScanOut::start(first.memory(), layout), Kind::PermissionDenied)?;
+        ensure!(error.to_string().contains("another program has the screen"), "{error}");
+        // What was refused changes nothing of what is shown.
+        check_screen(&guest.screendump()?, &crossing.card)?;
+        drop(shown);
+    }
+    // Its open file goes with its last node, and the screen with that.
+    second.detach()?;
+    let access = first.enter(Direction::Read)?;
+    for _ in 0..2 {
+        let shown = ScanOut::start(access.memory(), layout)?;
+        check_screen(&guest.screendump()?, &crossing.card)?;
+        drop(shown);
+        // Given back each time: whoever asks next has it.
+        let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
+        let next = Node::from_fd(file.into())?;
+        next.acquire_master_lock().context("the screen was not given back")?;
+    }
+    Ok(())
+}
+
+/// Who loses the screen, as by a switch of consoles, leaves no framebuffer behind, which would keep the import.
+fn lost_screen_keeps_no_import(guest: &Guest) -> Verdict {
+    let crossing = Crossing::new(guest, 1)?;
+    let node = open_node(guest)?;
+    let gpu = Attached::Pci(guest.virtio_gpu()?.parse()?);
+    let dma_buf = crossing.export.dma_buf().map_err(|error| anyhow!("{error}"))?;
+    let inode = dma_buf.inode()?;
+    let attached = || -> anyhow::Result<Vec<Attached>> {
+        let census = Census::take();
+        let seen = census.buffers.iter().find(|buffer| buffer.inode == inode).context("it is gone")?;
+        seen.attached.clone().context("who is attached could not be read")
+    };
+    let import = node.import(dma_buf)?;
+    let shown = ScanOut::start(&import, crossing.card.layout())?;
+    ensure!(attached()? == [gpu], "{:?} attached", attached()?);
+    node.release_master_lock()?;
+    let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
+    let other = Node::from_fd(file.into())?;
+    other.acquire_master_lock()?;
+    drop(shown);
+    node.release(import)?;
+    ensure!(attached()?.is_empty(), "{:?} still attached", attached()?);
+    Ok(())
 }
 
 fn refused_route_is_named(guest: &Guest) -> Verdict {
