@@ -171,8 +171,12 @@ impl Node {
         function.as_ref().and_then(import_support_of).or_else(|| import_support(self.driver()))
     }
 
-    /// Has the open file be DRM master, until as many have given that back.
+    /// Has the open file be DRM master, until as many have given that back. A compositor's is left as it is: the kernel
+    /// lets only the process that opened a file take the screen by it, which may be a session's and not ours.
     pub(super) fn take_master(&self) -> Result<(), Errno> {
+        if !self.0.is_ours {
+            return Ok(());
+        }
         let mut screens = self.0.screens.lock();
         // Asked each time, for it may have been lost to a switch of consoles. Nothing happens where it is.
         self.acquire_master_lock().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
@@ -180,11 +184,14 @@ impl Node {
         Ok(())
     }
 
-    /// The last gives it up, unless the open file is a compositor's.
+    /// The last gives it up.
     pub(super) fn give_master_back(&self) -> std::io::Result<()> {
+        if !self.0.is_ours {
+            return Ok(());
+        }
         let mut screens = self.0.screens.lock();
         *screens -= 1;
-        if *screens > 0 || !self.0.is_ours {
+        if *screens > 0 {
             return Ok(());
         }
         match self.release_master_lock() {
