@@ -215,6 +215,10 @@ mod tests {
     fn too_many_ranges_are_refused_before_they_are_looked_at() {
         let many = vec![(0, 0); MAX_RANGES + 1];
         assert_eq!(why(PAGE, &many), "1025 ranges are more than 1024");
+        let as_many_as_there_may_be: Vec<(u64, u64)> =
+            (0..MAX_RANGES as u64).map(|page| (page * PAGE, PAGE)).collect();
+        let ranges = check(MAX_RANGES as u64 * PAGE, &as_many_as_there_may_be).unwrap();
+        assert_eq!((ranges.region_index(), ranges.size_bytes()), (2, MAX_RANGES as u64 * PAGE));
     }
 
     #[test]
@@ -244,6 +248,9 @@ mod tests {
             flags: RegionFlags::default(),
             capabilities: Vec::new(),
         };
+        let page = page_size_bytes();
+        let whole = DmaRanges::whole(&Region { size_bytes: 3 * page, ..region(4, 0) }).unwrap();
+        assert_eq!((whole.region_index(), whole.as_slice()), (4, &[DmaRange::new(0, 3 * page)][..]));
         let ranges = check(16 * PAGE, &[(0, PAGE), (PAGE, 3 * PAGE)]).unwrap();
         assert!(ranges.fit(&region(2, 4)) && ranges.are_all_of(&region(2, 4)));
         assert!(ranges.fit(&region(2, 5)) && !ranges.are_all_of(&region(2, 5)));

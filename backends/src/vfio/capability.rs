@@ -26,7 +26,8 @@ pub(super) fn find_capability(read_word: impl Fn(u64) -> Result<u16>, id: u8) ->
         return Ok(None);
     }
     let [mut at, _] = read_word(PCI_CAPABILITY_LIST)?.to_le_bytes();
-    for _ in 0..CAPABILITIES_MAX {
+    // And once more, to see that the last of so many is the last.
+    for _ in 0..=CAPABILITIES_MAX {
         // The low two bits are reserved, and to be masked.
         at &= !3;
         if at < PCI_STD_HEADER_SIZEOF {
@@ -87,6 +88,17 @@ mod tests {
         assert_eq!(find(&bytes, 0x10).unwrap(), Some(0x50));
         assert_eq!(find(&bytes, 0x11).unwrap(), Some(0x90));
         assert_eq!(find(&bytes, 0x13).unwrap(), None);
+    }
+
+    #[test]
+    fn a_list_that_fills_all_the_room_is_walked_to_its_end() {
+        let list: Vec<(u8, u8, u8)> = (0x40_u8..=0xfc)
+            .step_by(4)
+            .map(|at| (at, if at == 0xfc { 0x01 } else { 0x09 }, at.wrapping_add(4)))
+            .collect();
+        assert_eq!(list.len(), CAPABILITIES_MAX);
+        assert_eq!(find(&space(&list), 0x01).unwrap(), Some(0xfc));
+        assert_eq!(find(&space(&list), 0x02).unwrap(), None);
     }
 
     #[test]
