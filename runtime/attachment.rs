@@ -25,7 +25,7 @@ use crate::revoke::{Event, Events, Subscription};
 use crate::round_trip::round_trip;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{self, Mutex, Thread, pause};
-use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Store, Target};
+use crate::verify::{self, Certificate, Fingerprint, Limits, Progress, Request, Store, Target};
 use crate::{Direction, Error, Import, Kind, Outcome, Path, Result, Staging, Trust};
 
 /// How often a drain looks whether imports that were given out are still in somebody's hands.
@@ -268,7 +268,8 @@ impl<I: Importer> Attachment<I> {
             let whose = || attached.importer.name();
             hook::ask(Hook::Progress, whose, (), || progress(done));
         };
-        let certificate = verify::certify(&self.target(&access), direction, limits, &mut progress);
+        let wrong = attached.wrong_places(access.import().path(), direction);
+        let certificate = verify::certify(&self.target(&access), direction, limits, &wrong, &mut progress);
         match access.finish() {
             // What nobody imported was not tested either: then there is an error to tell.
             Outcome::Ok | Outcome::NotCopiedBack => certificate,
@@ -277,6 +278,12 @@ impl<I: Importer> Attachment<I> {
                 Err(Error::new(Kind::Revoked, "verify a path", why).on(attached.lent.device_name()))
             }
         }
+    }
+
+    /// What a certificate has to [grant](Certificate::grants) for this attachment to be trusted in `direction`: the
+    /// path that it took, for its importer's engines, on the ranges that are lent to it.
+    pub fn request(&self, direction: Direction) -> Request {
+        verify::request(&self.attached().lent, &*self.attached().importer, self.path(), direction)
     }
 
     /// What would have to be as it is now for a certificate of this attachment to be current.
@@ -377,10 +384,21 @@ impl<I: Importer> Attached<I> {
         direction: Direction,
         generation: u64,
     ) -> Result<(Known, Certificate)> {
-        // A device is the same one tomorrow. Host memory is not.
+        verify::assure(self.store()?, &self.target(memory, path, generation), direction, &self.options.limits)
+    }
+
+    /// Where certificates of this are kept. A device is the same one tomorrow; host memory is not.
+    fn store(&self) -> Result<Option<&Store>> {
         let is_device = self.lent.entry().exporter()?.pci_address().is_some();
-        let store = is_device.then(|| self.options.store());
-        verify::assure(store, &self.target(memory, path, generation), direction, &self.options.limits)
+        Ok(is_device.then(|| self.options.store()))
+    }
+
+    /// Where bytes were wrong before in `direction` by `path`, from the start of what is lent.
+    fn wrong_places(&self, path: Path, direction: Direction) -> Vec<u64> {
+        let request = verify::request(&self.lent, &*self.importer, path, direction);
+        let subject = verify::subject(&self.lent, &*self.importer);
+        let known = self.store().ok().flatten().and_then(|store| store.get(&subject));
+        known.map_or_else(Vec::new, |known| known.wrong_places(&request))
     }
 
     /// Tries the owner's engine on memory of `generation`, where there is one and the application wants tests.

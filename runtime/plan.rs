@@ -227,6 +227,75 @@ mod tests {
         panic!("it never ends: {plan:?}");
     }
 
+    /// Every step that a plan asks for, up to its end.
+    fn steps(trust: Trust, is_device: bool, truths: [Truth; 2]) -> Vec<Step> {
+        let mut plan = Plan::new(trust, is_device);
+        let mut all = Vec::new();
+        loop {
+            let step = plan.next();
+            all.push(step);
+            match step {
+                Step::Import(path) => match truths[usize::from(path == Path::HostPointer)] {
+                    Some(_) => plan.imported(path),
+                    None => plan.refused(path),
+                },
+                Step::Test(path, direction) => {
+                    let (reads, writes) = truths[usize::from(path == Path::HostPointer)].unwrap();
+                    plan.tested(path, direction, if direction == Direction::Read { reads } else { writes });
+                }
+                Step::Refuse(path, _) => plan.refused(path),
+                Step::Stage => plan.refused(Path::Staged),
+                Step::Take(_) | Step::GiveUp => return all,
+            }
+        }
+    }
+
+    #[test]
+    fn each_path_is_imported_tested_and_refused_for_its_reason() {
+        let (peer, host, both) = (Path::Peer, Path::HostPointer, Trust::Verified(Direction::Both));
+        let wrong = (Known::Wrong, Known::Wrong);
+        let expected = [
+            Step::Import(peer),
+            Step::Test(peer, Direction::Read),
+            Step::Test(peer, Direction::Write),
+            Step::Refuse(peer, Refusal::Wrong),
+            Step::Import(host),
+            Step::Test(host, Direction::Read),
+            Step::Refuse(host, Refusal::WindowOnly),
+            Step::Stage,
+            Step::GiveUp,
+        ];
+        assert_eq!(steps(both, true, [Some((RIGHT, Known::Wrong)), Some((WINDOW, RIGHT))]), expected);
+        let first_wrong =
+            [Step::Import(peer), Step::Test(peer, Direction::Read), Step::Refuse(peer, Refusal::Wrong)];
+        assert_eq!(steps(both, true, [Some(wrong), None])[..3], first_wrong);
+        let one = |direction| steps(Trust::Verified(direction), true, [None, Some((RIGHT, RIGHT))]);
+        for direction in [Direction::Read, Direction::Write] {
+            let expected =
+                [Step::Import(peer), Step::Import(host), Step::Test(host, direction), Step::Take(host)];
+            assert_eq!(one(direction), expected);
+        }
+        assert_eq!(
+            steps(Trust::Unverified, true, [Some(wrong), None]),
+            [Step::Import(peer), Step::Take(peer)]
+        );
+    }
+
+    #[test]
+    fn what_was_said_of_one_direction_is_not_said_of_the_other() {
+        for (tested, other) in [(Direction::Read, Direction::Write), (Direction::Write, Direction::Read)] {
+            let mut plan = Plan::new(Trust::Verified(Direction::Both), true);
+            assert!(!plan.is_right(Path::Peer, tested), "nothing was tested yet");
+            plan.tested(Path::Peer, tested, WINDOW);
+            assert!(plan.is_right(Path::Peer, tested) && !plan.is_right(Path::Peer, other));
+            assert!(!plan.is_right(Path::HostPointer, tested) && !plan.is_right(Path::Staged, tested));
+            plan.tested(Path::Peer, tested, Known::Wrong);
+            assert!(!plan.is_right(Path::Peer, tested));
+            plan.tested(Path::HostPointer, Direction::Both, RIGHT);
+            assert!(plan.is_right(Path::HostPointer, tested) && plan.is_right(Path::HostPointer, other));
+        }
+    }
+
     #[test]
     fn dead_reads_are_staged_and_writes_alone_are_not() {
         let dead_reads = [Some((Known::Wrong, RIGHT)), None];

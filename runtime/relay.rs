@@ -160,6 +160,39 @@ mod tests {
         }
     }
 
+    /// The pieces that each hop was given, and whether the second hop was on the caller's thread.
+    fn hops(size_bytes: usize, count: usize) -> ([Vec<(u64, usize)>; 2], bool) {
+        let (mut first, mut second, mut is_here) = (Vec::new(), Vec::new(), true);
+        let caller = thread::current().id();
+        let fill = |offset: u64, slice: &HostSlice| {
+            first.push((offset, slice.length_bytes()));
+            Ok(())
+        };
+        let empty = |offset: u64, slice: &HostSlice| {
+            is_here &= thread::current().id() == caller;
+            second.push((offset, slice.length_bytes()));
+            Ok(())
+        };
+        relay(size_bytes as u64, &slices(count), fill, empty).unwrap();
+        ([first, second], is_here)
+    }
+
+    #[test]
+    fn pieces_go_in_order_and_on_the_callers_thread_where_nothing_is_gained() {
+        let all = [(0, SLICE), (SLICE as u64, SLICE), (2 * SLICE as u64, 5)];
+        for count in 1..4 {
+            let ([first, second], is_here) = hops(2 * SLICE + 5, count);
+            assert_eq!(first, all);
+            assert_eq!(second, all);
+            assert_eq!(is_here, count == 1, "{count} slices");
+            for size_bytes in [1, SLICE] {
+                let ([first, second], is_here) = hops(size_bytes, count);
+                assert_eq!((first, second), (vec![(0, size_bytes)], vec![(0, size_bytes)]));
+                assert!(is_here, "a thread for one piece");
+            }
+        }
+    }
+
     #[test]
     fn both_hops_are_at_work_at_once() {
         let (busy, most) = (AtomicUsize::new(0), AtomicUsize::new(0));

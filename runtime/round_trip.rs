@@ -80,43 +80,132 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Instant;
 
-    /// An engine on plain bytes, that may lie.
-    struct Liar(fn(&mut [u8]));
+    const PAGE: usize = 4096;
+
+    /// What an engine does with the bytes that it reads from an offset. None of them arrive where it says so.
+    type Lie = fn(usize, &mut [u8]) -> bool;
+
+    /// An engine on plain bytes, that may lie, and notes what it was asked for.
+    struct Liar {
+        lie: Lie,
+        asked: Mutex<Vec<(&'static str, u64, Duration)>>,
+    }
+
+    impl Liar {
+        fn new(lie: Lie) -> Self {
+            Self { lie, asked: Mutex::default() }
+        }
+
+        fn note(&self, what: &'static str, at: u64, deadline: Instant) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.asked.lock().unwrap().push((what, at, left));
+        }
+    }
 
     impl Engine<Mutex<Vec<u8>>> for Liar {
         fn name(&self) -> &str {
             "liar"
         }
 
-        fn read(&self, memory: &Mutex<Vec<u8>>, at: u64, host: &HostSlice, _: Instant) -> Result<()> {
+        fn read(&self, memory: &Mutex<Vec<u8>>, at: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+            self.note("read", at, deadline);
             let mut bytes = memory.lock().unwrap()[at as usize..][..host.length_bytes()].to_vec();
-            (self.0)(&mut bytes);
-            host.mapping().write(host.offset_bytes(), &bytes)
+            let arrives = (self.lie)(at as usize, &mut bytes);
+            if arrives { host.mapping().write(host.offset_bytes(), &bytes) } else { Ok(()) }
         }
 
-        fn write(&self, memory: &Mutex<Vec<u8>>, at: u64, host: &HostSlice, _: Instant) -> Result<()> {
+        fn write(&self, memory: &Mutex<Vec<u8>>, at: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
+            self.note("write", at, deadline);
             host.mapping()
                 .read(host.offset_bytes(), &mut memory.lock().unwrap()[at as usize..][..host.length_bytes()])
         }
     }
 
-    #[test]
-    fn an_honest_engine_passes_and_leaves_what_was_there() {
-        let there: Vec<u8> = (0..3 * page_size_bytes()).map(|i| (i * 7) as u8).collect();
-        let memory = Mutex::new(there.clone());
-        round_trip(&Liar(|_| ()), &memory, there.len() as u64, Duration::ZERO, || Ok(())).unwrap();
-        assert!(*memory.lock().unwrap() == there);
+    fn before() -> Vec<u8> {
+        (0..3 * PAGE).map(|at| (at * 7 + at / 256) as u8).collect()
+    }
+
+    fn tried(liar: &Liar, memory: &Mutex<Vec<u8>>) -> Result<()> {
+        let size_bytes = memory.lock().unwrap().len() as u64;
+        round_trip(liar, memory, size_bytes, Duration::from_secs(60), || Ok(()))
     }
 
     #[test]
-    fn a_lie_is_found_out() {
-        let lies: [fn(&mut [u8]); 3] =
-            [|bytes| bytes.fill(0xFF), |bytes| bytes.fill(0), |bytes| bytes[9] ^= 1];
-        for lie in lies {
-            let memory = Mutex::new(vec![0; page_size_bytes() as usize]);
-            let result = round_trip(&Liar(lie), &memory, page_size_bytes(), Duration::ZERO, || Ok(()));
-            let error = result.unwrap_err();
-            assert_eq!(error.kind(), Kind::Unverified);
+    fn an_honest_engine_passes_and_leaves_what_was_there() {
+        assert_eq!(page_size_bytes() as usize, PAGE, "this test is for pages of 4 KiB");
+        let (memory, liar) = (Mutex::new(before()), Liar::new(|_, _| true));
+        tried(&liar, &memory).unwrap();
+        assert!(*memory.lock().unwrap() == before());
+        let asked = liar.asked.into_inner().unwrap();
+        let last = 2 * PAGE as u64;
+        let places: Vec<_> = asked.iter().map(|&(what, at, _)| (what, at)).collect();
+        let at = |at| [("read", at), ("write", at), ("read", at), ("write", at)];
+        assert_eq!(places, [at(0), at(last)].concat());
+        let is_in_time = |left: &Duration| (50..=60).contains(&left.as_secs());
+        assert!(asked.iter().all(|(_, _, left)| is_in_time(left)), "{asked:?}");
+    }
+
+    #[test]
+    fn a_lie_is_found_out_at_either_end_and_what_was_there_is_put_back() {
+        let lies: [Lie; 6] = [
+            |_, bytes| {
+                bytes.fill(0xFF);
+                true
+            },
+            |_, bytes| {
+                bytes.fill(0);
+                true
+            },
+            |_, bytes| {
+                bytes[9] ^= 1;
+                true
+            },
+            |at, bytes| {
+                *bytes.last_mut().unwrap() ^= u8::from(at == 2 * PAGE);
+                true
+            },
+            // What was read of the first page must not be taken for the last one's.
+            |at, _| at == 0,
+            |at, _| at > 0,
+        ];
+        for (number, lie) in lies.into_iter().enumerate() {
+            let error = tried(&Liar::new(lie), &Mutex::new(before())).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unverified, "lie {number}");
+            assert!(error.why().starts_with("its liar wrote a page and read other bytes: ["), "{error}");
         }
+    }
+
+    /// An engine whose memory goes away meanwhile writes nothing afterwards.
+    #[test]
+    fn nothing_is_copied_that_is_not_held() {
+        for left in 0..8 {
+            let (memory, liar) = (Mutex::new(before()), Liar::new(|_, _| true));
+            let count = std::cell::Cell::new(0);
+            let hold = || {
+                count.set(count.get() + 1);
+                match count.get() > left {
+                    true => Err(Error::new(Kind::Revoked, "hold memory", "it went")),
+                    false => Ok(()),
+                }
+            };
+            let result = round_trip(&liar, &memory, 3 * PAGE as u64, Duration::ZERO, hold);
+            assert_eq!(result.unwrap_err().kind(), Kind::Revoked);
+            assert_eq!(liar.asked.lock().unwrap().len(), left);
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_nobodys_by_chance() {
+        let words = |bytes: &[u8]| -> Vec<u64> {
+            bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
+        };
+        let (one, other) = (words(&pattern(PAGE)), words(&pattern(PAGE)));
+        assert_eq!(one.len(), PAGE / 8);
+        let all: std::collections::BTreeSet<u64> = one.iter().chain(&other).copied().collect();
+        assert_eq!(all.len(), one.len() + other.len(), "a word is there twice");
+        assert!(!all.contains(&0));
+        let ones: u32 = all.iter().map(|word| word.count_ones()).sum();
+        let share = f64::from(ones) / (64.0 * all.len() as f64);
+        assert!((0.45..0.55).contains(&share), "{share} of its bits are ones");
     }
 }

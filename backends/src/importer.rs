@@ -83,6 +83,13 @@ pub trait Importer: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// The names of the engines by which its device reaches an import, also of those that this process may not use.
+    /// A test that was passed by all of them holds for this importer, whoever made it. Where the names are those of
+    /// [`engines`](Importer::engines), there is nothing to say.
+    fn engine_names(&self) -> Vec<String> {
+        self.engines().iter().map(|engine| engine.name().to_owned()).collect()
+    }
+
     /// Frees an import. The device must have finished with it.
     ///
     /// # Errors

@@ -212,7 +212,7 @@ fn verify<E: Exporter + 'static, I: backends::Importer>(
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment: Attachment<I> = export.attach(importer, Trust::Unverified)?;
     let certificate = attachment.verify(direction, &limits, &mut progress_line())?;
-    let granted = certificate.grants(direction, attachment.path(), export.aperture().ranges(), is_cpu);
+    let granted = certificate.grants(&attachment.request(direction).window_only(is_cpu));
     // Host memory is other memory the next time.
     let is_kept = certificate.subject.lender.address.is_some();
     let file = is_kept.then(|| Store::of_user().keep(certificate.clone())).flatten();
@@ -399,7 +399,7 @@ mod tests {
             "path": "peer",
             "ranges": [{ "offset_bytes": 0, "length_bytes": 16 << 20 }],
             "full": false,
-            "places": ["start: 0x0+0x100000"],
+            "places": [{ "offset_bytes": 0, "length_bytes": 1 << 20, "name": "start" }],
             "seed": 7,
             "when": "2026-11-24T19:41:00Z",
             "copied_bytes": 4 << 20,
@@ -409,7 +409,7 @@ mod tests {
         });
         let party = |address: &str| serde_json::json!({ "name": address, "address": address });
         let certificate = serde_json::json!({
-            "format": 1,
+            "format": 2,
             "machine": "unknown",
             "subject": { "lender": party("0000:01:00.0"), "region": 2, "importer": party("0000:02:00.0") },
             "outlives_reboots": false,

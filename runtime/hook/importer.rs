@@ -54,6 +54,11 @@ impl<I: Importer> Importer for Guarded<I> {
         self.engines.first(&self.inner, count)
     }
 
+    fn engine_names(&self) -> Vec<String> {
+        let asked = || self.inner.engine_names();
+        ask(Hook::ImporterEngineNames, || self.inner.name(), Vec::new(), asked)
+    }
+
     fn release(&self, memory: I::Memory) -> Result<()> {
         call(Hook::ImporterRelease, || self.inner.name(), || self.inner.release(memory))
     }

@@ -260,6 +260,11 @@ impl Importer for Card {
         vec![self]
     }
 
+    fn engine_names(&self) -> Vec<String> {
+        self.fault.pass(Hook::ImporterEngineNames);
+        vec!["card's engine".into()]
+    }
+
     fn release(&self, _: Arc<Mapping>) -> Result<()> {
         self.fault.pass(Hook::ImporterRelease);
         Ok(())

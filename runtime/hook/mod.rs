@@ -77,6 +77,7 @@ hooks! {
     ImporterStage = "Importer::stage",
     ImporterHostMemory = "Importer::host_memory",
     ImporterEngines = "Importer::engines",
+    ImporterEngineNames = "Importer::engine_names",
     ImporterRelease = "Importer::release",
     OwnerName = "Owner::name",
     OwnerFlush = "Owner::flush",

@@ -15,11 +15,12 @@ use super::difference::Difference;
 use super::faults::Faults;
 use super::fingerprint::{BOOT, DRIVER, Fingerprint, Void};
 use super::observer::Observer;
+use super::places::Place;
 use super::{date, store};
 use crate::{Direction, Path, Result};
 
 /// The format of the file. A file of another one is ignored.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 const TRIED: &str = "trust a path";
 
@@ -81,6 +82,34 @@ impl Extent {
         let end = |extent: Self| extent.offset_bytes.checked_add(extent.length_bytes);
         other.offset_bytes >= self.offset_bytes
             && matches!((end(self), end(other)), (Some(this), Some(other)) if other <= this)
+    }
+}
+
+/// What somebody wants to trust a path for: an importer's engines, a direction, a path, and what is lent by it.
+/// [`Attachment::request`](crate::Attachment::request) makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    pub(crate) engines: Vec<String>,
+    pub(crate) direction: Direction,
+    pub(crate) path: Path,
+    /// In the order of the buffer.
+    pub(crate) ranges: Vec<Extent>,
+    /// Whether it is enough that the CPU looked, through the same window as the importer.
+    pub(crate) window_only: bool,
+}
+
+impl Request {
+    pub(crate) fn new(engines: Vec<String>, direction: Direction, path: Path, ranges: &DmaRanges) -> Self {
+        let engines = engines.iter().map(|engine| clean(engine)).collect();
+        let ranges = ranges.as_slice().iter().map(Extent::from).collect();
+        Self { engines, direction, path, ranges, window_only: false }
+    }
+
+    /// The same, where a look through the importer's own window is enough, or is not.
+    #[must_use]
+    pub fn window_only(mut self, is_enough: bool) -> Self {
+        self.window_only = is_enough;
+        self
     }
 }
 
@@ -166,10 +195,10 @@ pub struct Tested {
     pub path: String,
     /// What was lent.
     pub ranges: Vec<Extent>,
-    /// Whether all of that was tested, or some places.
+    /// Whether all of that was to be tested, or some places.
     pub full: bool,
     /// The places of the quick test, each with why.
-    pub places: Vec<String>,
+    pub places: Vec<Place>,
     /// What the patterns were made from.
     pub seed: u64,
     /// When, in UTC: "2026-11-24T19:41:00Z".
@@ -195,21 +224,36 @@ impl Tested {
         self.failure.is_none()
     }
 
-    /// Whether it says the same about the same as `other`, later or earlier.
-    fn is_like(&self, other: &Self) -> bool {
-        self.is_of_engine(other) && self.observer == other.observer && self.ranges == other.ranges
-    }
-
     fn is_of_engine(&self, other: &Self) -> bool {
         (self.direction, &self.engine, &self.path) == (other.direction, &other.engine, &other.path)
     }
 
-    /// Whether all of `ranges` was lent when it was made.
-    fn covers(&self, ranges: &DmaRanges) -> bool {
-        ranges.as_slice().iter().all(|range| {
-            let range = Extent::from(range);
-            self.ranges.iter().any(|extent| extent.contains(range))
-        })
+    /// Where bytes were first seen to be wrong, from the start of what was lent.
+    pub(crate) fn first_wrong_bytes(&self) -> Option<u64> {
+        match &self.failure {
+            Some(Failure::WrongBytes(difference)) => Some(difference.first_wrong_bytes),
+            _ => None,
+        }
+    }
+
+    /// Whether `older` has nothing to say any more that this one does not.
+    ///
+    /// A failure takes back every pass of its engine in its direction. A pass takes back a failure where it looked
+    /// for it: on the same ranges, with an observer who sees as much, and everywhere if the failure came of a test
+    /// of everything, else at least where bytes were wrong.
+    fn replaces(&self, older: &Self) -> bool {
+        let looked_as_far =
+            self.ranges == older.ranges && self.observer >= older.observer && (self.full || !older.full);
+        let looked_there =
+            |wrong_bytes: u64| self.full || self.places.iter().any(|place| place.contains(wrong_bytes));
+        self.is_of_engine(older)
+            && match (self.passed(), older.passed()) {
+                (false, true) => true,
+                (true, true) => looked_as_far && self.observer == older.observer,
+                (true, false) => looked_as_far && older.first_wrong_bytes().is_none_or(looked_there),
+                // A test ends at what is wrong first, so one failure does not look for the other.
+                (false, false) => looked_as_far && self.first_wrong_bytes() == older.first_wrong_bytes(),
+            }
     }
 }
 
@@ -265,68 +309,76 @@ impl Certificate {
         Fingerprint::now(address(&self.subject.lender), address(&self.subject.importer), driver)
     }
 
-    /// Whether its tests are enough to trust `ranges` of its region by `path` in `direction`: each engine that
-    /// was tested passed, and the owner's own engine looked (or the CPU, where `window_only` suffices).
+    /// Whether its tests are enough for what is asked: each of the engines was tested by that path, in each
+    /// direction, on exactly those ranges in their order, and passed; and the owner's own engine looked (or the CPU,
+    /// where a window is enough).
     ///
     /// # Errors
     /// [`Kind::Unverified`], and why.
-    pub fn grants(
-        &self,
-        direction: Direction,
-        path: Path,
-        ranges: &DmaRanges,
-        window_only: bool,
-    ) -> Result<()> {
-        direction.each().iter().try_for_each(|&way| self.grants_one(way, path, ranges, window_only))
+    pub fn grants(&self, request: &Request) -> Result<()> {
+        if request.engines.is_empty() {
+            return self.refuse(
+                "the importer names no engine, so no test is of it".into(),
+                "attach unverified, or by an importer whose device has an engine",
+            );
+        }
+        let ways = request.direction.each();
+        ways.iter().try_for_each(|&way| {
+            request.engines.iter().try_for_each(|engine| self.grants_one(way, engine, request))
+        })
     }
 
-    fn grants_one(&self, way: Direction, path: Path, ranges: &DmaRanges, window_only: bool) -> Result<()> {
-        let refuse = |why: String, next: &'static str| {
-            Err(Error::new(Kind::Unverified, TRIED, why)
-                .on(format!("{} from {}", self.subject.importer, self.subject.lender))
-                .next(next))
-        };
-        let tests: Vec<&Tested> =
-            self.tests.iter().filter(|test| test.direction == way && test.path == path.name()).collect();
-        if let Some((test, failure)) = tests.iter().find_map(|test| Some((test, test.failure.as_ref()?))) {
-            let why = format!("a {way} by the {} went wrong: {failure}", test.engine);
-            return refuse(why, "docs/verify.md says what each kind of wrong bytes mostly comes from");
+    fn grants_one(&self, way: Direction, engine: &str, request: &Request) -> Result<()> {
+        let path = request.path.name();
+        let is_of_it = |test: &&Tested| (test.direction, &*test.engine, &*test.path) == (way, engine, path);
+        let tests: Vec<&Tested> = self.tests.iter().filter(is_of_it).collect();
+        if let Some(failure) = tests.iter().find_map(|test| test.failure.as_ref()) {
+            let why = format!("a {way} by the {engine} went wrong: {failure}");
+            return self.refuse(why, "docs/verify.md says what each kind of wrong bytes mostly comes from");
         }
-        let covering: Vec<&&Tested> = tests.iter().filter(|test| test.covers(ranges)).collect();
-        if covering.is_empty() {
-            let why = format!("no {way} of these ranges was tested by {path}");
-            return refuse(why, "run peervram verify");
+        let mut of_ranges = tests.iter().filter(|test| test.ranges == request.ranges).peekable();
+        if of_ranges.peek().is_none() {
+            let why = format!("no {way} of these ranges by the {engine} was tested by {path}");
+            return self.refuse(why, "run peervram verify");
         }
-        for test in &covering {
-            let is_observed = window_only
-                || covering
-                    .iter()
-                    .any(|other| other.engine == test.engine && other.observer == Observer::OwnerEngine);
-            if !is_observed {
-                let why = format!(
-                    "a {way} by the {} was seen through the same window only, which may show a private copy",
-                    test.engine
-                );
-                return refuse(why, "lend with an owner that has an engine, or attach unverified");
-            }
+        if !request.window_only && of_ranges.all(|test| test.observer != Observer::OwnerEngine) {
+            let why = format!(
+                "a {way} by the {engine} was seen through the same window only, which may show a private copy"
+            );
+            return self.refuse(why, "lend with an owner that has an engine, or attach unverified");
         }
         Ok(())
     }
 
-    /// Adds what an `older` one knows and this one does not say anew. A failure replaces everything that was
-    /// known of its engine in its direction, and a pass replaces failures.
-    pub(crate) fn inherit(&mut self, older: &Self) {
-        let is_news = |old: &&Tested| {
-            !self
-                .tests
-                .iter()
-                .any(|new| new.is_like(old) || new.is_of_engine(old) && (!new.passed() || !old.passed()))
+    fn refuse(&self, why: String, next: &'static str) -> Result<()> {
+        let on = format!("{} from {}", self.subject.importer, self.subject.lender);
+        Err(Error::new(Kind::Unverified, TRIED, why).on(on).next(next))
+    }
+
+    /// Where tests of what is asked for went wrong, from the start of what is lent.
+    pub(crate) fn wrong_places(&self, request: &Request) -> Vec<u64> {
+        let is_of_it = |test: &&Tested| {
+            request.direction.includes(test.direction)
+                && test.path == request.path.name()
+                && test.ranges == request.ranges
         };
-        let mut kept: Vec<Tested> = older.tests.iter().filter(is_news).cloned().collect();
-        // The latest stay.
-        kept.sort_by(|a, b| b.when.cmp(&a.when));
+        self.tests.iter().filter(is_of_it).filter_map(Tested::first_wrong_bytes).collect()
+    }
+
+    /// Adds what an `older` one knows and no test of this one [replaces](Tested::replaces).
+    pub(crate) fn inherit(&mut self, older: &Self) {
+        let is_left = |old: &&Tested| !self.tests.iter().any(|new| new.replaces(old));
+        let mut kept: Vec<Tested> = older.tests.iter().filter(is_left).cloned().collect();
+        // Failures stay, and the latest of the others.
+        kept.sort_by(|a, b| a.passed().cmp(&b.passed()).then_with(|| b.when.cmp(&a.when)));
         kept.truncate(MOST_TESTS.saturating_sub(self.tests.len()));
         self.tests.append(&mut kept);
+    }
+
+    /// Adds the failures alone of one that was made under the same circumstances, but is to outlive other ones.
+    pub(crate) fn inherit_failures(&mut self, older: &Self) {
+        let tests = older.tests.iter().filter(|test| !test.passed()).cloned().collect();
+        self.inherit(&Self { tests, ..older.clone() });
     }
 
     /// Whether what was read from a file can be a certificate. Nothing in it was trusted before.
@@ -345,7 +397,8 @@ impl Certificate {
                 Faults::NotWatched(why) => vec![why],
             };
             let own = [&test.engine, &test.path, &test.when];
-            own.into_iter().chain(&test.places).chain(failure).chain(faults).all(|text| fits(text))
+            let places = test.places.iter().map(|place| &place.name);
+            own.into_iter().chain(places).chain(failure).chain(faults).all(|text| fits(text))
         };
         let Subject { lender, importer, .. } = &self.subject;
         let names =
@@ -397,6 +450,7 @@ pub(crate) fn clean(text: &str) -> String {
 pub(crate) mod tests {
     use proptest::prelude::*;
 
+    use super::super::pattern::{Pattern, Purpose};
     use super::*;
 
     /// One that a test of 16 MiB left, of `engine` in `direction`.
@@ -408,7 +462,7 @@ pub(crate) mod tests {
             path: Path::Peer.name().into(),
             ranges: vec![Extent { offset_bytes: 0, length_bytes: 16 << 20 }],
             full: false,
-            places: vec!["start: 0x0+0x10000".into()],
+            places: vec![Place { offset_bytes: 0, length_bytes: 64 << 10, name: "start".into() }],
             seed: 7,
             when: "2026-11-24T19:41:00Z".into(),
             copied_bytes: 1 << 20,
@@ -446,9 +500,14 @@ pub(crate) mod tests {
     const ENGINE: Observer = Observer::OwnerEngine;
     const WINDOW: Observer = Observer::OwnerCpuThroughBar;
 
+    /// What a test of 16 MiB by one engine answers, where nothing else is said.
+    pub(crate) fn request(direction: Direction) -> Request {
+        Request::new(vec!["copy engine".into()], direction, Path::Peer, &ranges(0, 16 << 20))
+    }
+
     /// Whether it grants, and the reason why not.
-    fn grants(certificate: &Certificate, direction: Direction, ranges: &DmaRanges, window: bool) -> String {
-        match certificate.grants(direction, Path::Peer, ranges, window) {
+    fn grants(certificate: &Certificate, request: &Request) -> String {
+        match certificate.grants(request) {
             Ok(()) => "yes".into(),
             Err(error) => {
                 assert_eq!(error.kind(), Kind::Unverified);
@@ -460,39 +519,74 @@ pub(crate) mod tests {
     #[test]
     fn it_grants_what_was_tested_and_nothing_else() {
         let certificate = certificate(vec![tested(Direction::Read, "copy engine", ENGINE)]);
-        let whole = ranges(0, 16 << 20);
-        assert_eq!(grants(&certificate, Direction::Read, &whole, false), "yes");
-        assert_eq!(grants(&certificate, Direction::Read, &ranges(4096, 4096), false), "yes");
-        let untested = "no write of these ranges was tested by peer";
-        assert_eq!(grants(&certificate, Direction::Write, &whole, false), untested);
-        assert_eq!(grants(&certificate, Direction::Both, &whole, false), untested);
-        let beyond = grants(&certificate, Direction::Read, &ranges(8 << 20, 16 << 20), false);
-        assert_eq!(beyond, "no read of these ranges was tested by peer");
-        let other = certificate.grants(Direction::Read, Path::HostPointer, &whole, false).unwrap_err();
-        assert!(other.why().contains("by host-pointer"), "{other}");
+        let read = request(Direction::Read);
+        assert_eq!(grants(&certificate, &read), "yes");
+        let untested = "no write of these ranges by the copy engine was tested by peer";
+        assert_eq!(grants(&certificate, &request(Direction::Write)), untested);
+        assert_eq!(grants(&certificate, &request(Direction::Both)), untested);
+        for (offset_bytes, length_bytes) in [(4096, 4096), (0, 16 << 10), (8 << 20, 16 << 20), (0, 32 << 20)]
+        {
+            let other = Request { ranges: vec![Extent { offset_bytes, length_bytes }], ..read.clone() };
+            let why = grants(&certificate, &other);
+            assert_eq!(why, "no read of these ranges by the copy engine was tested by peer", "{other:?}");
+        }
+        let other = Request { path: Path::HostPointer, ..read };
+        assert!(grants(&certificate, &other).contains("by host-pointer"));
+    }
+
+    /// Once an application with a compute queue passed, and one with a transfer queue alone was believed.
+    #[test]
+    fn an_engine_that_was_not_tested_is_not_granted() {
+        let all = |engines: &[&str]| Request {
+            engines: engines.iter().map(|&engine| engine.into()).collect(),
+            ..request(Direction::Read)
+        };
+        let tested = |engine| tested(Direction::Read, engine, ENGINE);
+        let certificate = certificate(vec![tested("compute shader"), tested("copy commands")]);
+        assert_eq!(grants(&certificate, &all(&["copy commands", "compute shader"])), "yes");
+        assert_eq!(grants(&certificate, &all(&["compute shader"])), "yes");
+        for engines in [&["transfer queue"][..], &["compute shader", "transfer queue"], &["compute"]] {
+            assert!(grants(&certificate, &all(engines)).contains("was tested by peer"), "{engines:?}");
+        }
+        assert!(grants(&certificate, &all(&[])).contains("names no engine"));
+        // A name is compared as it is kept.
+        let odd = Request::new(vec!["odd\nname".into()], Direction::Read, Path::Peer, &ranges(0, 4096));
+        assert_eq!(odd.engines, ["odd name"]);
     }
 
     #[test]
     fn the_window_alone_grants_nothing_unless_it_suffices_by_name() {
         let window = certificate(vec![tested(Direction::Read, "copy engine", WINDOW)]);
-        let whole = ranges(0, 16 << 20);
-        assert!(grants(&window, Direction::Read, &whole, false).contains("same window only"));
-        assert_eq!(grants(&window, Direction::Read, &whole, true), "yes");
+        let read = request(Direction::Read);
+        assert!(grants(&window, &read).contains("same window only"));
+        assert_eq!(grants(&window, &read.clone().window_only(true)), "yes");
+        assert!(grants(&window, &read.clone().window_only(true).window_only(false)).contains("window"));
         let both = certificate(vec![
             tested(Direction::Read, "copy engine", WINDOW),
             tested(Direction::Read, "copy engine", ENGINE),
         ]);
-        assert_eq!(grants(&both, Direction::Read, &whole, false), "yes");
+        assert_eq!(grants(&both, &read), "yes");
+        // What was seen by more than the window was seen elsewhere.
+        let mut elsewhere = tested(Direction::Read, "copy engine", ENGINE);
+        elsewhere.ranges[0].offset_bytes = 32 << 20;
+        let both = certificate(vec![tested(Direction::Read, "copy engine", WINDOW), elsewhere]);
+        assert!(grants(&both, &read).contains("same window only"));
     }
 
     #[test]
-    fn one_engine_that_fails_is_enough_to_refuse() {
+    fn one_of_its_engines_that_fails_is_enough_to_refuse() {
         let certificate = certificate(vec![
             tested(Direction::Read, "transfer queue", ENGINE),
             failed(tested(Direction::Read, "compute queue", ENGINE)),
         ]);
-        let why = grants(&certificate, Direction::Read, &ranges(0, 4096), true);
+        let of = |engines: &[&str]| Request {
+            engines: engines.iter().map(|&engine| engine.into()).collect(),
+            window_only: true,
+            ..request(Direction::Read)
+        };
+        let why = grants(&certificate, &of(&["transfer queue", "compute queue"]));
         assert_eq!(why, "a read by the compute queue went wrong: the kernel reported a fault: DMAR: fault");
+        assert_eq!(grants(&certificate, &of(&["transfer queue"])), "yes");
     }
 
     #[test]
@@ -533,9 +627,141 @@ pub(crate) mod tests {
         let mut mended = certificate(vec![read()]);
         mended.inherit(&broken);
         assert!(mended.passed());
+        assert_eq!(mended.tests.len(), 2);
+    }
+
+    /// Wrong at that byte.
+    fn wrong_at(mut tested: Tested, first_wrong_bytes: u64) -> Tested {
+        let (sent, seen) = (Pattern::new(7, Direction::Read, 0, Purpose::Sent), [0x5A; 4096]);
+        let found = Difference::find(&sent, first_wrong_bytes, &seen, 16 << 20, &[], None);
+        tested.failure = found.map(Failure::WrongBytes);
+        assert_eq!(tested.first_wrong_bytes(), Some(first_wrong_bytes));
+        tested
+    }
+
+    /// What is left of `older` when `newer` was kept after it.
+    fn left(newer: &Tested, older: &Tested) -> bool {
+        let mut sum = certificate(vec![newer.clone()]);
+        sum.inherit(&certificate(vec![older.clone()]));
+        assert_eq!(sum.tests[0], *newer);
+        sum.tests.len() == 2
+    }
+
+    #[test]
+    fn a_pass_takes_back_a_failure_only_where_it_looked_for_it() {
+        let quick = tested(Direction::Read, "copy engine", ENGINE);
+        let full = Tested { full: true, ..quick.clone() };
+        let (near, far) = (4096, 12 << 20);
+        // Of a test of everything: only another one of everything counts.
+        for wrong in [wrong_at(full.clone(), near), wrong_at(full.clone(), far), failed(full.clone())] {
+            assert!(left(&quick, &wrong), "a quick pass took back {wrong:?}");
+            assert!(!left(&full, &wrong), "a full pass left {wrong:?}");
+        }
+        // Of a quick one: where bytes were wrong.
+        assert!(!left(&quick, &wrong_at(quick.clone(), near)));
+        assert!(left(&quick, &wrong_at(quick.clone(), far)));
+        assert!(!left(&full, &wrong_at(quick.clone(), far)));
+        assert!(!left(&quick, &failed(quick.clone())));
+        // By somebody who sees less, elsewhere, of another engine, direction or path.
+        let mut elsewhere = full.clone();
+        elsewhere.ranges[0].length_bytes += 4096;
+        for newer in [
+            Tested { observer: WINDOW, ..full.clone() },
+            elsewhere,
+            Tested { engine: "other".into(), ..full.clone() },
+            Tested { direction: Direction::Write, ..full.clone() },
+            Tested { path: Path::HostPointer.name().into(), ..full.clone() },
+        ] {
+            assert!(left(&newer, &wrong_at(quick.clone(), near)), "{newer:?} took back a failure");
+        }
+        // Who sees more may.
+        assert!(!left(&full, &wrong_at(Tested { observer: WINDOW, ..quick }, near)));
+    }
+
+    #[test]
+    fn passes_and_failures_of_the_same_do_not_pile_up_and_none_is_lost() {
+        let quick = tested(Direction::Read, "copy engine", ENGINE);
+        let full = Tested { full: true, ..quick.clone() };
+        assert!(!left(&quick, &quick) && !left(&full, &quick) && !left(&full, &full));
+        assert!(left(&quick, &full), "a quick pass says less than one of everything");
+        assert!(left(&Tested { observer: WINDOW, ..quick.clone() }, &quick));
+        let wrong = |tested: &Tested, at| wrong_at(tested.clone(), at);
+        assert!(!left(&wrong(&quick, 4096), &wrong(&quick, 4096)));
+        assert!(left(&wrong(&quick, 4096), &wrong(&full, 4096)));
+        assert!(left(&wrong(&full, 4096), &wrong(&full, 8192)), "one failure does not look for the other");
+    }
+
+    #[test]
+    fn where_too_many_are_known_failures_stay_and_the_latest() {
+        let numbered = |number: u32, is_right| {
+            let when = format!("2026-11-24T19:41:{number:02}Z");
+            let test =
+                Tested { engine: format!("engine {number}"), when, ..tested(Direction::Read, "", ENGINE) };
+            if is_right { test } else { failed(test) }
+        };
+        let mut sum = certificate(vec![numbered(99, true)]);
+        let older = (0..60).map(|number| numbered(number, number != 3)).collect();
+        sum.inherit(&certificate(older));
+        let mut more = certificate((60..70).map(|number| numbered(number, true)).collect());
+        more.inherit(&sum);
+        assert_eq!(more.tests.len(), MOST_TESTS);
+        assert!(more.tests.iter().any(|test| test.engine == "engine 3"), "the failure was dropped");
+        assert!(!more.tests.iter().any(|test| test.engine == "engine 0"), "the oldest was kept");
+        assert!(more.tests.iter().any(|test| test.engine == "engine 59"));
+        more.check().unwrap();
+    }
+
+    #[test]
+    fn wrong_places_are_those_of_what_is_asked() {
+        let quick = tested(Direction::Read, "copy engine", ENGINE);
+        let mut elsewhere = wrong_at(quick.clone(), 4096);
+        elsewhere.ranges[0].offset_bytes = 4096;
+        let certificate = certificate(vec![
+            wrong_at(quick.clone(), 8192),
+            failed(tested(Direction::Read, "other", ENGINE)),
+            wrong_at(Tested { direction: Direction::Write, ..quick.clone() }, 12288),
+            wrong_at(Tested { path: Path::HostPointer.name().into(), ..quick }, 16384),
+            elsewhere,
+        ]);
+        assert_eq!(certificate.wrong_places(&request(Direction::Read)), [8192]);
+        assert_eq!(certificate.wrong_places(&request(Direction::Both)), [8192, 12288]);
+    }
+
+    #[test]
+    fn the_longer_copy_counts_and_of_two_as_long_the_faster() {
+        let figure = |size_bytes, time_ns| Figure { size_bytes, time_ns };
+        let better = |a, b| Figure::better(Some(a), Some(b)).unwrap();
+        let (short, long, slow) = (figure(10, 1), figure(20, 9), figure(20, 11));
+        for (a, b, expected) in
+            [(short, long, long), (long, short, long), (long, slow, long), (slow, long, long)]
+        {
+            assert_eq!(better(a, b), expected, "{a:?}, {b:?}");
+        }
+        assert_eq!(Figure::better(None, Some(short)), Some(short));
+        assert_eq!(Figure::better(Some(short), None), Some(short));
+        assert_eq!(Figure::better(None, None), None);
+        assert_eq!(Figure::new(7, Duration::from_micros(3)), figure(7, 3000));
+        assert!((figure(3_000_000, 1_500_000).mb_per_s() - 2000.0).abs() < 1e-9);
+        assert!((figure(5, 0).mb_per_s() - 5000.0).abs() < 1e-9, "no time is divided by");
+    }
+
+    fn several() -> impl Strategy<Value = Vec<Extent>> {
+        let extent = (0_u64..4, 1_u64..3)
+            .prop_map(|(at, length)| Extent { offset_bytes: at << 20, length_bytes: length << 20 });
+        prop::collection::vec(extent, 1..4)
     }
 
     proptest! {
+        /// Whatever was lent and is lent now: the same ranges in the same order, or nothing.
+        #[test]
+        fn several_ranges_are_granted_in_their_order_alone(then in several(), now in several(), same: bool) {
+            let now = if same { then.clone() } else { now };
+            let mut test = tested(Direction::Read, "copy engine", ENGINE);
+            test.ranges = then.clone();
+            let asked = Request { ranges: now.clone(), ..request(Direction::Read) };
+            prop_assert_eq!(certificate(vec![test]).grants(&asked).is_ok(), then == now);
+        }
+
         #[test]
         fn cleaned_text_fits(text in "\\PC{0,64}|.{0,64}", times in 1_usize..400) {
             prop_assert!(fits(&clean(&text.repeat(times))));

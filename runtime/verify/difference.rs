@@ -214,6 +214,22 @@ mod tests {
         }
     }
 
+    /// The one word that is wrong may be the first or the last that was looked at.
+    #[test]
+    fn a_word_of_another_place_is_read_at_either_end() {
+        for at in [0, 8, 4080, 4088] {
+            let mut seen = right();
+            let other = bytes_of(&sent(), OFFSET_BYTES - (2 << 20));
+            seen[at..at + 8].copy_from_slice(&other[at..at + 8]);
+            let (from, here) = (0x20_0000 + at, 0x40_0000 + at);
+            assert_eq!(looks_like(&seen), format!("the bytes of offset {from:#x}, found at {here:#x}"));
+        }
+        let alone = bytes_of(&sent(), OFFSET_BYTES - (2 << 20));
+        assert_eq!(looks_like(&alone[..8]), "the bytes of offset 0x200000, found at 0x400000");
+        // Of a shorter one nothing can be read.
+        assert!(looks_like(&alone[..7]).contains("wrote nowhere"));
+    }
+
     #[test]
     fn swapped_words_are_named() {
         let mut seen = right();

@@ -29,11 +29,12 @@ use std::time::Duration;
 
 use peervram_backends::{Error, Importer, Kind, deadline_after};
 
-pub use certificate::{Certificate, Extent, Failure, Figure, Party, Subject, Tested};
+pub use certificate::{Certificate, Extent, Failure, Figure, Party, Request, Subject, Tested};
 pub use difference::Difference;
 pub use faults::Faults;
 pub use fingerprint::{Fingerprint, Void};
 pub use observer::Observer;
+pub use places::Place;
 pub use store::{Ignored, Listing, Store};
 
 use crate::export::Lent;
@@ -50,7 +51,8 @@ const TRIED: &str = "verify a path";
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Limits {
-    /// At most so much in a quick test; a little more where that is less than all borders need.
+    /// At most so much in a quick test; a little more where that is less than all borders need, those between
+    /// ranges among them.
     pub quick_bytes: u64,
     /// Everything, after the quick test.
     pub full: bool,
@@ -134,22 +136,25 @@ pub(crate) fn assure<I: Importer>(
     limits: &Limits,
 ) -> Result<(Known, Certificate)> {
     let &Target { lent, importer, path, .. } = target;
-    let ranges = lent.aperture().ranges();
+    let request = request(lent, importer, path, direction);
     // An old look through the window is not enough where the owner's engine can look now.
     let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
-    let window_only = |certificate: &Certificate| certificate.grants(direction, path, ranges, false).is_err();
+    let window_only = |certificate: &Certificate| certificate.grants(&request).is_err();
+    let mut wrong = Vec::new();
     if let Some(store) = store {
         let (subject, now) = (subject(lent, importer), fingerprint(lent, importer));
-        match store.current(&subject, direction, path, ranges, !has_engine, &now) {
+        match store.current(&subject, &request.clone().window_only(!has_engine), &now) {
             Ok(certificate) => {
                 let known = Known::Right { window_only: window_only(&certificate) };
                 return Ok((known, certificate));
             }
             Err(error) => tracing::info!(%error, "a path is tested"),
         }
+        let known = store.get(&subject);
+        wrong = known.map_or_else(Vec::new, |known| known.wrong_places(&request));
     }
-    let certificate = certify(target, direction, limits, &mut |_| ())?;
-    let granted = certificate.grants(direction, path, ranges, true);
+    let certificate = certify(target, direction, limits, &wrong, &mut |_| ())?;
+    let granted = certificate.grants(&request.clone().window_only(true));
     let window_only = window_only(&certificate);
     if let Some(store) = store {
         store.keep(certificate.clone());
@@ -157,7 +162,12 @@ pub(crate) fn assure<I: Importer>(
     granted.map(|()| (Known::Right { window_only }, certificate))
 }
 
-/// Tests a target with each of the importer's engines, and says what came of it: a certificate may tell of
+/// What is asked of a certificate for an importer of what is lent.
+pub(crate) fn request<I: Importer>(lent: &Lent, importer: &I, path: Path, direction: Direction) -> Request {
+    Request::new(importer.engine_names(), direction, path, lent.aperture().ranges())
+}
+
+/// Tests a target with each of the importer's engines, where bytes were `wrong` before, too, and says what came of it: a certificate may tell of
 /// failures. What was in the tested places is put back, as the observer saw it.
 ///
 /// # Errors
@@ -168,6 +178,7 @@ pub(crate) fn certify<I: Importer>(
     target: &Target<'_, I>,
     direction: Direction,
     limits: &Limits,
+    wrong: &[u64],
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Certificate> {
     let &Target { lent, importer, memory, path, pieces, generation } = target;
@@ -198,7 +209,8 @@ pub(crate) fn certify<I: Importer>(
         _ => View::Bar(exporter.map(ranges)?),
     };
     let devices: Vec<_> = exporter.pci_address().into_iter().chain(importer.pci_address()).collect();
-    let places = places::quick(ranges.size_bytes(), limits.quick_bytes);
+    let lengths: Vec<u64> = ranges.as_slice().iter().map(|range| range.length_bytes).collect();
+    let places = places::quick(&lengths, limits.quick_bytes, wrong);
     let longest = places.iter().map(|place| place.length_bytes).max().unwrap_or(0);
     let longest = if limits.full { places::PIECE_BYTES.min(ranges.size_bytes()) } else { longest };
     let run = Run {
@@ -237,8 +249,8 @@ pub(crate) fn certify<I: Importer>(
                 observer: run.view.observer(),
                 path: path.name().into(),
                 ranges: ranges.as_slice().iter().map(Extent::from).collect(),
-                full: limits.full && findings.failure.is_none(),
-                places: places.iter().map(ToString::to_string).collect(),
+                full: limits.full,
+                places: places.clone(),
                 seed: run.seed,
                 when: date::now(),
                 copied_bytes: findings.copied_bytes,

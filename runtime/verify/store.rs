@@ -5,9 +5,12 @@
 //! meets the old one or the new one. What is read is trusted in nothing: size, owner, format, machine and
 //! every field are checked, and a file that is not in order is ignored aloud.
 //!
-//! Where the folder cannot be written, certificates are kept for the life of the process, and that is said
-//! once. Two processes that write the same file do not wait for each other: the later one's stays, and what the
-//! earlier one tested is tested again when it is asked for.
+//! What is said of a certificate is what its file says now: another process may have seen a failure, and a file that
+//! was deleted says nothing. Whoever keeps one adds it to what is there, under a lock, so that no failure is lost
+//! between two processes.
+//!
+//! Where the folder cannot be written, or its lock is not to be had within two seconds, certificates are kept for the
+//! life of the process, and that is said once.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,18 +20,27 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use peervram_backends::{DmaRanges, Error, Kind};
+use peervram_backends::{Error, Kind};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-use super::certificate::{Certificate, FORMAT, Subject};
+use super::certificate::{Certificate, FORMAT, Request, Subject};
 use super::fingerprint::Fingerprint;
-use crate::{Direction, Path, Result};
+use crate::Result;
 
 /// No certificate is longer: 64 tests of a few kilobytes, and a fingerprint.
 const MOST_FILE_BYTES: u64 = 4 << 20;
 /// How many files are looked at.
 const MOST_FILES: usize = 4096;
+/// Held by whoever writes, and empty.
+const LOCK: &str = ".lock";
+/// For how long others' writing is waited for. It takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+const OF_OTHERS: &str = "it is of other devices than its name says";
 
 /// A file that was not taken for a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +66,10 @@ pub struct Listing {
 #[derive(Debug)]
 pub struct Store {
     folder: Option<PathBuf>,
-    /// Those of this process, by the name of their file. Not one of `crate::sync`'s locks: it is held for a
-    /// look-up, and there is one for all threads from their first to their last.
-    kept: Mutex<BTreeMap<String, Certificate>>,
+    /// Those of this process that could not be written, by the name that their file would have. Not one of
+    /// `crate::sync`'s locks: it is held for a look-up, and there is one for all threads from their first to their
+    /// last.
+    unwritten: Mutex<BTreeMap<String, Certificate>>,
     is_said: AtomicBool,
 }
 
@@ -73,7 +86,7 @@ impl Store {
     }
 
     fn with(folder: Option<PathBuf>) -> Self {
-        Self { folder, kept: Mutex::default(), is_said: AtomicBool::new(false) }
+        Self { folder, unwritten: Mutex::default(), is_said: AtomicBool::new(false) }
     }
 
     /// Where its files lie. None where the user has no home: then nothing outlives the process.
@@ -81,40 +94,39 @@ impl Store {
         self.folder.as_deref()
     }
 
-    /// The certificate of `subject`, current or not.
+    /// The certificate of `subject`, current or not, as its file has it now.
     pub fn get(&self, subject: &Subject) -> Option<Certificate> {
         let name = file_name(subject);
-        let found = self.kept.lock().get(&name).cloned();
-        found.or_else(|| {
-            let file = self.folder.as_ref()?.join(&name);
-            match read(&file) {
-                Ok(certificate) if certificate.subject == *subject => Some(certificate),
-                Ok(_) => {
-                    warn_of(&Ignored { file, why: "it is of other devices than its name says".into() });
-                    None
-                }
-                Err(Unread::Absent) => None,
-                Err(Unread::Ignored(why)) => {
-                    warn_of(&Ignored { file, why });
-                    None
-                }
+        let written = self.read(&name).filter(|certificate| certificate.subject == *subject);
+        match (self.unwritten.lock().get(&name).cloned(), written) {
+            (Some(own), Some(written)) => Some(merge(own, &written)),
+            (own, written) => own.or(written),
+        }
+    }
+
+    /// What the file of that name has, if it is in order; if it is not, that is said.
+    fn read(&self, name: &str) -> Option<Certificate> {
+        let file = self.folder.as_ref()?.join(name);
+        let ignored = |why: String| warn_of(&Ignored { file: file.clone(), why });
+        match read(&file) {
+            Ok(certificate) if file_name(&certificate.subject) == name => Some(certificate),
+            Ok(_) => {
+                ignored(OF_OTHERS.into());
+                None
             }
-        })
+            Err(Unread::Absent) => None,
+            Err(Unread::Ignored(why)) => {
+                ignored(why);
+                None
+            }
+        }
     }
 
     /// A certificate of `subject` that is current and [grants](Certificate::grants) what is asked for.
     ///
     /// # Errors
     /// [`Kind::Unverified`]: there is none, or what voids it, or what it does not grant.
-    pub fn current(
-        &self,
-        subject: &Subject,
-        direction: Direction,
-        path: Path,
-        ranges: &DmaRanges,
-        window_only: bool,
-        now: &Fingerprint,
-    ) -> Result<Certificate> {
+    pub fn current(&self, subject: &Subject, request: &Request, now: &Fingerprint) -> Result<Certificate> {
         let on = format!("{} from {}", subject.importer, subject.lender);
         let refuse = |why: String| Error::new(Kind::Unverified, "find a certificate", why).on(&on);
         let certificate = self.get(subject).ok_or_else(|| refuse("there is none".into()))?;
@@ -122,35 +134,45 @@ impl Store {
             let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
             refuse(format!("it is void: {}", changes.join("; "))).next("run peervram verify again")
         })?;
-        certificate.grants(direction, path, ranges, window_only)?;
+        certificate.grants(request)?;
         Ok(certificate)
     }
 
-    /// Keeps `certificate`, with what the one before it knows and is still good. Says where; nowhere, where
-    /// the folder cannot be written, which is told once.
-    pub fn keep(&self, mut certificate: Certificate) -> Option<PathBuf> {
-        if let Some(older) = self.get(&certificate.subject)
-            && older.outlives_reboots == certificate.outlives_reboots
-            && older.is_current(&certificate.fingerprint).is_ok()
-        {
-            certificate.inherit(&older);
-        }
+    /// Keeps `certificate`, with what is known already and still good. Says where; nowhere, where the folder cannot
+    /// be written, which is told once.
+    pub fn keep(&self, certificate: Certificate) -> Option<PathBuf> {
         let name = file_name(&certificate.subject);
-        let written = match &self.folder {
-            Some(folder) => write(folder, &name, &certificate).map(|()| folder.join(&name)),
-            None => Err(io::Error::new(io::ErrorKind::NotFound, "neither XDG_STATE_HOME nor HOME is set")),
-        };
-        self.kept.lock().insert(name, certificate);
-        match written {
+        match self.write(&name, &certificate) {
             Ok(file) => Some(file),
             Err(error) => {
                 if !self.is_said.swap(true, Ordering::Relaxed) {
                     let folder = self.folder.as_ref().map(|folder| folder.display().to_string());
                     tracing::warn!(%error, folder, "certificates are not kept beyond this process");
                 }
+                let mut unwritten = self.unwritten.lock();
+                let merged = match unwritten.get(&name) {
+                    Some(before) => merge(certificate, before),
+                    None => certificate,
+                };
+                unwritten.insert(name, merged);
                 None
             }
         }
+    }
+
+    /// Adds `certificate` to what its file has, and to what could not be written before.
+    fn write(&self, name: &str, certificate: &Certificate) -> io::Result<PathBuf> {
+        let none = || io::Error::new(io::ErrorKind::NotFound, "neither XDG_STATE_HOME nor HOME is set");
+        let folder = self.folder.as_ref().ok_or_else(none)?;
+        fs::create_dir_all(folder)?;
+        // Nobody writes between what is read here and what is written.
+        let _locked = lock(folder)?;
+        let mut unwritten = self.unwritten.lock();
+        let before = unwritten.get(name).into_iter().cloned().chain(self.read(name));
+        let merged = before.fold(certificate.clone(), |merged, before| merge(merged, &before));
+        write(folder, name, &merged)?;
+        unwritten.remove(name);
+        Ok(folder.join(name))
     }
 
     /// Everything that is stored, and what was ignored.
@@ -159,7 +181,7 @@ impl Store {
     /// The folder is there and cannot be read.
     pub fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
-        let mut kept = self.kept.lock().clone();
+        let mut unwritten = self.unwritten.lock().clone();
         let entries = match self.folder.as_ref().map(fs::read_dir) {
             Some(Ok(entries)) => Some(entries),
             Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
@@ -173,6 +195,7 @@ impl Store {
             .into_iter()
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|file| file.file_name().is_none_or(|name| name != LOCK))
             .take(MOST_FILES)
             .collect();
         files.sort_unstable();
@@ -180,20 +203,47 @@ impl Store {
             let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             match read(&file) {
                 Ok(certificate) if file_name(&certificate.subject) == name => {
-                    // What this process knows is as new or newer.
-                    let certificate = kept.remove(&name).unwrap_or(certificate);
+                    let certificate = match unwritten.remove(&name) {
+                        Some(own) => merge(own, &certificate),
+                        None => certificate,
+                    };
                     listing.certificates.push((Some(file), certificate));
                 }
-                Ok(_) => listing
-                    .ignored
-                    .push(Ignored { file, why: "it is of other devices than its name says".into() }),
+                Ok(_) => listing.ignored.push(Ignored { file, why: OF_OTHERS.into() }),
                 Err(Unread::Absent) => {}
                 Err(Unread::Ignored(why)) => listing.ignored.push(Ignored { file, why }),
             }
         }
-        listing.certificates.extend(kept.into_values().map(|certificate| (None, certificate)));
+        listing.certificates.extend(unwritten.into_values().map(|certificate| (None, certificate)));
         listing.ignored.iter().for_each(warn_of);
         Ok(listing)
+    }
+}
+
+/// `newer`, with what `older` knows and is still good. A pass that is good for one boot does not outlive it by being
+/// added to those that do; a failure is kept all the same.
+fn merge(mut newer: Certificate, older: &Certificate) -> Certificate {
+    if older.is_current(&newer.fingerprint).is_ok() {
+        match older.outlives_reboots == newer.outlives_reboots {
+            true => newer.inherit(older),
+            false => newer.inherit_failures(older),
+        }
+    }
+    newer
+}
+
+/// Holds the folder's lock, which others wait for who keep a certificate there, until it is dropped.
+fn lock(folder: &FilePath) -> io::Result<File> {
+    let file = File::options().create(true).truncate(false).write(true).open(folder.join(LOCK))?;
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -294,7 +344,6 @@ fn parse(text: &[u8]) -> Result<Certificate, String> {
 
 fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    fs::create_dir_all(folder)?;
     let mut temporary = String::new();
     let _ = write!(temporary, ".{name}.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
     let temporary = folder.join(temporary);
@@ -318,9 +367,11 @@ fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::certificate::tests::{certificate, ranges, tested};
+    use super::super::certificate::tests::{certificate, request, tested};
+    use super::super::certificate::{Failure, Tested};
     use super::super::observer::Observer;
     use super::*;
+    use crate::Direction;
 
     fn good() -> Certificate {
         certificate(vec![tested(Direction::Read, "copy engine", Observer::OwnerEngine)])
@@ -347,18 +398,16 @@ mod tests {
         let next = Store::at(folder.path());
         assert_eq!(next.get(&good().subject), Some(good()));
         assert_eq!(next.list().unwrap().certificates.len(), 1);
-        // Nothing else is left in the folder.
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // Nothing else is left in the folder but the lock.
+        let files = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(files.filter(|name| name != LOCK).count(), 1);
     }
 
     #[test]
     fn a_certificate_counts_while_nothing_has_changed() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::at(folder.path());
-        let current = |now: &Fingerprint| {
-            let ranges = ranges(0, 4096);
-            store.current(&good().subject, Direction::Read, Path::Peer, &ranges, false, now)
-        };
+        let current = |now: &Fingerprint| store.current(&good().subject, &request(Direction::Read), now);
         let mut now = good().fingerprint;
         assert_eq!(current(&now).unwrap_err().why(), "there is none");
         store.keep(good());
@@ -376,7 +425,7 @@ mod tests {
         let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
         Store::at(folder.path()).keep(write);
         let sum = Store::at(folder.path()).get(&good().subject).unwrap();
-        sum.grants(Direction::Both, Path::Peer, &ranges(0, 4096), false).unwrap();
+        sum.grants(&request(Direction::Both)).unwrap();
     }
 
     #[test]
@@ -391,7 +440,7 @@ mod tests {
         assert_eq!(says(&text[..text.len() / 2]), "it is cut short");
         assert_eq!(says(""), "it is cut short");
         assert!(says("{]").contains("broken"));
-        assert!(says(&text.replacen("\"format\": 1", "\"format\": 2", 1)).contains("format 2"));
+        assert!(says(&text.replacen("\"format\": 2", "\"format\": 3", 1)).contains("format 3"));
         let foreign = text.replacen(&machine(), "0123456789abcdef", 1);
         assert_eq!(says(&foreign), "it was made on another machine");
         assert!(says(&text.replacen("\"read\"", "\"both\"", 1)).contains("both directions"));
@@ -425,6 +474,99 @@ mod tests {
         let nowhere = Store::with(None);
         nowhere.keep(good());
         assert_eq!(nowhere.list().unwrap().certificates, [(None, good())]);
+    }
+
+    fn failed(mut tested: Tested) -> Tested {
+        tested.failure = Some(Failure::Fault { message: "DMAR: fault".into() });
+        tested
+    }
+
+    fn read_by(engine: &str) -> Tested {
+        tested(Direction::Read, engine, Observer::OwnerEngine)
+    }
+
+    /// Two processes are two stores on one folder.
+    #[test]
+    fn what_another_process_wrote_or_deleted_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (Store::at(folder.path()), Store::at(folder.path()));
+        let now = good().fingerprint;
+        let current = |store: &Store| store.current(&good().subject, &request(Direction::Read), &now);
+        let file = ours.keep(good()).unwrap();
+        current(&ours).unwrap();
+
+        // They see a failure.
+        theirs.keep(certificate(vec![failed(read_by("copy engine"))]));
+        assert!(current(&ours).unwrap_err().why().contains("went wrong"));
+        // What we keep then, of something else, does not hide it.
+        ours.keep(certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]));
+        for store in [&ours, &theirs] {
+            assert!(current(store).unwrap_err().why().contains("went wrong"));
+            assert_eq!(store.get(&good().subject).unwrap().tests.len(), 2);
+            assert_eq!(store.list().unwrap().certificates[0].1.tests.len(), 2);
+        }
+        // A later pass takes it back, for everyone.
+        ours.keep(good());
+        current(&theirs).unwrap();
+
+        fs::remove_file(&file).unwrap();
+        for store in [&ours, &theirs] {
+            assert_eq!(current(store).unwrap_err().why(), "there is none");
+            assert!(store.list().unwrap().certificates.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_pass_that_outlives_reboots_takes_over_failures_and_no_pass_of_one_boot() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let mut everything = failed(read_by("copy engine"));
+        everything.full = true;
+        store.keep(certificate(vec![everything, read_by("other")]));
+        let mut outlives = good();
+        outlives.outlives_reboots = true;
+        store.keep(outlives);
+        let known = store.get(&good().subject).unwrap();
+        assert!(known.outlives_reboots);
+        let tests: Vec<_> = known.tests.iter().map(|test| (&*test.engine, test.passed())).collect();
+        assert_eq!(tests, [("copy engine", true), ("copy engine", false)]);
+    }
+
+    #[test]
+    fn whoever_keeps_at_the_same_time_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let store = Store::at(folder);
+                    for number in 0..4 {
+                        let engine = format!("engine {writer} {number}");
+                        store.keep(certificate(vec![failed(read_by(&engine))])).unwrap();
+                    }
+                });
+            }
+        });
+        let known = Store::at(folder.path()).get(&good().subject).unwrap();
+        assert_eq!(known.tests.len(), 32);
+    }
+
+    #[test]
+    fn a_lock_that_is_not_given_back_costs_two_seconds_and_no_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let hanging = lock(folder.path()).unwrap();
+        let store = Store::at(folder.path());
+        let begun = Instant::now();
+        assert_eq!(store.keep(good()), None);
+        assert!((2..20).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert_eq!(store.get(&good().subject), Some(good()));
+        assert!(Store::at(folder.path()).get(&good().subject).is_none());
+        drop(hanging);
+        // What could not be written goes along with the next.
+        let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
+        store.keep(write).unwrap();
+        let known = Store::at(folder.path()).get(&good().subject).unwrap();
+        known.grants(&request(Direction::Both)).unwrap();
     }
 
     proptest! {

@@ -32,6 +32,8 @@ enum Wrong {
     SwappedWords,
     /// The very last byte of the memory.
     LastByte,
+    /// One byte of the memory, wherever it is.
+    ByteAt(usize),
     /// What was read first is read for ever.
     Stale,
     Refuses,
@@ -39,13 +41,14 @@ enum Wrong {
 
 /// An engine that copies by CPU, and goes wrong as it is told.
 struct FakeEngine {
+    name: &'static str,
     wrong: Mutex<Wrong>,
     cache: Mutex<std::collections::BTreeMap<usize, Vec<u8>>>,
 }
 
 impl FakeEngine {
     fn new(wrong: Wrong) -> Self {
-        Self { wrong: Mutex::new(wrong), cache: Mutex::default() }
+        Self { name: "fake engine", wrong: Mutex::new(wrong), cache: Mutex::default() }
     }
 
     /// The bytes that it takes for those from `from`, which should be read at `offset` of the lent memory.
@@ -54,6 +57,7 @@ impl FakeEngine {
             Wrong::AllOnes => bytes.fill(0xff),
             Wrong::Zeros => bytes.fill(0),
             Wrong::SwappedWords => bytes.chunks_exact_mut(8).for_each(<[u8]>::reverse),
+            Wrong::ByteAt(at) if (offset..offset + bytes.len()).contains(&at) => bytes[at - offset] ^= 1,
             Wrong::LastByte if offset + bytes.len() == SIZE_BYTES => *bytes.last_mut().unwrap() ^= 1,
             _ => {}
         }
@@ -106,7 +110,7 @@ impl FakeEngine {
 /// As an importer's.
 impl Engine<Arc<Mapping>> for FakeEngine {
     fn name(&self) -> &str {
-        "fake engine"
+        self.name
     }
 
     fn read(&self, memory: &Arc<Mapping>, offset: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
@@ -285,8 +289,7 @@ impl Pair {
     }
 
     fn grants(&self, certificate: &Certificate, direction: Direction) -> Result<()> {
-        let ranges = self.export.aperture().ranges();
-        certificate.grants(direction, self.attachment.path(), ranges, false)
+        certificate.grants(&self.attachment.request(direction))
     }
 
     fn is_put_back(&self) -> bool {
@@ -318,7 +321,7 @@ fn a_healthy_pair_is_certified_in_both_directions_and_nothing_is_lost() {
         let figure = test.figure.unwrap();
         assert!(figure.size_bytes > MIB as u64 && figure.time_ns > 0, "{figure:?}");
         assert!(test.copied_bytes <= 2 * limits().quick_bytes, "{test:?}");
-        assert!(test.places.iter().any(|place| place.contains("across 2 MiB")), "{test:?}");
+        assert!(test.places.iter().any(|place| place.name.contains("across 2 MiB")), "{test:?}");
     }
     assert!(pair.owner.is_flushed.load(Ordering::Relaxed), "the owner's last bytes were not flushed");
 }
@@ -541,4 +544,82 @@ fn an_access_does_no_more_than_was_tested() {
         // A test is how trust begins: it asks for none.
         attachment.verify(both, &limits(), &mut |_| ()).unwrap();
     }
+}
+
+/// An importer that says to be the same as that of a pair, with another engine.
+fn twin(name: &'static str, wrong: Wrong) -> Arc<FakeImporter> {
+    let engine = FakeEngine { name, ..FakeEngine::new(wrong) };
+    Arc::new(FakeImporter { engine: Some(engine), driver: Mutex::new("fake driver 1".into()) })
+}
+
+fn attach(
+    pair: &Pair,
+    importer: Arc<FakeImporter>,
+    store: &Arc<Store>,
+    limits: Limits,
+) -> Result<Attachment<FakeImporter>> {
+    let trust = Trust::Verified(Direction::Read);
+    pair.export.attach(importer, AttachOptions::new(trust).with_limits(limits).with_store(Arc::clone(store)))
+}
+
+/// Once an application's certificate was believed by another one, whose one engine nobody had tested.
+#[test]
+fn an_engine_that_was_never_tested_is_tested_whatever_another_one_passed() {
+    let pair = Pair::new(GOOD);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::at(folder.path()));
+    let attached = attach(&pair, twin("compute queue", Wrong::Nothing), &store, limits()).unwrap();
+    attached.detach().unwrap();
+    let error = attach(&pair, twin("transfer queue", Wrong::AllOnes), &store, limits()).unwrap_err();
+    assert!(error.why().contains("a read by the transfer queue went wrong"), "{error}");
+    // The first one's still counts.
+    let seed = |engine: &str| {
+        let listing = store.list().unwrap();
+        let tests = listing.certificates[0].1.tests.iter();
+        tests.filter(|test| test.engine == engine).map(|test| test.seed).next().unwrap()
+    };
+    let before = seed("compute queue");
+    attach(&pair, twin("compute queue", Wrong::AllOnes), &store, limits()).unwrap();
+    assert_eq!(seed("compute queue"), before, "it was tested again");
+}
+
+/// Once the next quick test, which looks elsewhere, took back what a test of everything had found.
+#[test]
+fn a_failure_that_only_a_full_test_finds_is_looked_for_again() {
+    let at = 4 * MIB + 12345;
+    let pair = Pair::new(GOOD);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::at(folder.path()));
+    let (quick, full) = (limits(), Limits { full: true, ..limits() });
+    // A quick test that knows of nothing does not see it.
+    let other = tempfile::tempdir().unwrap();
+    let other = Arc::new(Store::at(other.path()));
+    attach(&pair, twin("fake engine", Wrong::ByteAt(at)), &other, quick.clone()).unwrap();
+
+    let error = attach(&pair, twin("fake engine", Wrong::ByteAt(at)), &store, full.clone()).unwrap_err();
+    assert!(error.why().contains("the first at 0x403039"), "{error}");
+    for _ in 0..2 {
+        let error = attach(&pair, twin("fake engine", Wrong::ByteAt(at)), &store, quick.clone()).unwrap_err();
+        assert!(error.why().contains("the first at 0x403039"), "{error}");
+    }
+    // So does a test that an application makes itself, with the store that it attached with.
+    let options = AttachOptions::new(Trust::Unverified).with_store(Arc::clone(&store));
+    let importer = twin("fake engine", Wrong::ByteAt(at));
+    let unverified = pair.export.attach(importer, options).unwrap();
+    let certificate = unverified.verify(Direction::Read, &quick, &mut |_| ()).unwrap();
+    assert!(!certificate.passed() && !certificate.tests[0].full);
+
+    // Mended: a quick pass lets in, and is made each time; a full one is believed.
+    let seeds = || -> Vec<u64> {
+        let tests = store.list().unwrap().certificates[0].1.tests.clone();
+        tests.iter().filter(|test| test.passed()).map(|test| test.seed).collect()
+    };
+    attach(&pair, twin("fake engine", Wrong::Nothing), &store, quick.clone()).unwrap();
+    let first = seeds();
+    attach(&pair, twin("fake engine", Wrong::Nothing), &store, quick.clone()).unwrap();
+    assert_ne!(seeds(), first, "a failure of a test of everything was taken back by a quick one");
+    attach(&pair, twin("fake engine", Wrong::Nothing), &store, full).unwrap();
+    let last = seeds();
+    attach(&pair, twin("fake engine", Wrong::Nothing), &store, quick).unwrap();
+    assert_eq!(seeds(), last, "it was tested again after everything had been");
 }

@@ -499,6 +499,12 @@ impl Importer for Device {
         engines.map(|engine| engine as &dyn Engine<Buffer>).collect()
     }
 
+    /// An application's queue has engines, too, where nobody here may submit to it.
+    fn engine_names(&self) -> Vec<String> {
+        let device = if self.engines.is_some() { self.clone() } else { self.clone().with_engines() };
+        device.engines().iter().map(|engine| engine.name().to_owned()).collect()
+    }
+
     /// [`Kind::StillInUse`] where work that missed its deadline still runs on the buffer: it is
     /// freed when that work ends.
     fn release(&self, memory: Buffer) -> Result<()> {

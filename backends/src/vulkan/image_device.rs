@@ -81,6 +81,11 @@ impl Importer for ImageDevice {
         memory.mapping().cloned()
     }
 
+    /// An image has no engine, and is reached by the device's.
+    fn engine_names(&self) -> Vec<String> {
+        self.device.engine_names()
+    }
+
     /// [`Kind::StillInUse`] where work that missed its deadline still runs on the image: it is freed when that work
     /// ends.
     fn release(&self, memory: Image) -> Result<()> {

@@ -68,6 +68,10 @@ impl<I: Importer> Importer for Only<I> {
         self.importer.engines()
     }
 
+    fn engine_names(&self) -> Vec<String> {
+        self.importer.engine_names()
+    }
+
     fn release(&self, memory: I::Memory) -> Result<()> {
         self.importer.release(memory)
     }

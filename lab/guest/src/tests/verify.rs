@@ -86,13 +86,12 @@ impl<'guest> Pair<'guest> {
     }
 
     fn grants(&self, certificate: &Certificate, direction: Direction) -> peervram::Result<()> {
-        certificate.grants(direction, self.attachment.path(), self.export.aperture().ranges(), false)
+        certificate.grants(&self.attachment.request(direction))
     }
 
     fn current(&self, store: &Store, certificate: &Certificate) -> peervram::Result<Certificate> {
         let now = self.attachment.fingerprint();
-        let (path, ranges) = (self.attachment.path(), self.export.aperture().ranges());
-        store.current(&certificate.subject, Direction::Both, path, ranges, false, &now)
+        store.current(&certificate.subject, &self.attachment.request(Direction::Both), &now)
     }
 
     fn host_checksum(&self) -> Result<u32> {
@@ -119,7 +118,7 @@ fn healthy_pair_is_certified(guest: &Guest) -> Verdict {
     for test in &certificate.tests {
         ensure!(test.observer == Observer::OwnerEngine && test.engine == "copy engine", "{test:?}");
         ensure!(test.faults == Faults::Watched(Vec::new()), "{:?}", test.faults);
-        ensure!(test.places.iter().any(|place| place.contains("across 2 MiB")), "{:?}", test.places);
+        ensure!(test.places.iter().any(|place| place.name.contains("across 2 MiB")), "{:?}", test.places);
         let figure = test.figure.context("no figure")?;
         let text = format!(
             "{} KiB in {:.0} ms, {:.1} MB/s",
