@@ -36,7 +36,7 @@ use super::{paragraph, tree};
     sudo peervram route --all                         every pair of devices that matter\n  \
     peervram route --tree machine.json 01:00.0 02:00.0\n\n\
     Exit codes: 0 the question was answered, whatever the answer; 1 a device is not there; 2 wrong usage;\n\
-    4 this machine has no PCI bus. With --json, `answer` is works, refused, unknown or unasked.")]
+    4 this machine has no PCI bus. With --json, `answer` is works, refused (by the kernel), importer-cannot,\n    unknown, or unasked (a CPU reads the BAR).")]
 pub struct Arguments {
     /// Whose memory: a PCI address.
     #[arg(required_unless_present = "all")]
@@ -110,6 +110,8 @@ struct Report<'a> {
     lender: PciAddress,
     importer: String,
     answer: &'static str,
+    /// Whether the importer takes the memory; none where that is not known.
+    importer_can: Option<bool>,
     importer_words: &'a str,
     importer_modes: Vec<ModeReport>,
     verdict_words: &'a str,
@@ -183,6 +185,7 @@ fn report<'a>(topology: &'a Topology, route: &'a Route) -> Report<'a> {
         lender: route.provider,
         importer: route.client.to_string(),
         answer: route.answer().code(),
+        importer_can: route.importer_can,
         importer_words: &route.import_words,
         importer_modes: route.imports.iter().map(mode).collect(),
         verdict_words: &route.verdict_words,

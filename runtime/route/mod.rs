@@ -14,6 +14,8 @@ mod drawing;
 mod fix;
 mod hop;
 mod kernel_messages;
+#[cfg(test)]
+mod machine;
 mod notes;
 mod speed;
 #[cfg(test)]
@@ -23,7 +25,9 @@ mod words;
 use std::fmt;
 
 use peervram_backends::topology::{Client, Expected, MapType, Topology, Verdict};
-use peervram_backends::{Error, Governor, ImportSupport, Kind, PciAddress, Result, import_modes, pci};
+use peervram_backends::{
+    Error, Governor, ImportSupport, Kind, PciAddress, Result, import_modes, import_support_of, pci,
+};
 
 pub use fix::{Fix, FixKind, Needs, Regrouping};
 pub use hop::{Hop, Link};
@@ -61,12 +65,17 @@ pub struct Route {
     /// The first prediction: what is known of the client's driver, mode by mode, the best first. Empty where
     /// it has none or is not known.
     pub imports: Vec<&'static ImportSupport>,
+    /// Whether it takes the memory, in the mode that it is in; none where that is not known.
+    pub importer_can: Option<bool>,
     /// The same in a sentence.
     pub import_words: String,
     /// The second: what the kernel is expected to say. None for a processor, for which nobody asks.
     pub verdict: Option<Verdict>,
     /// The same in a sentence.
     pub verdict_words: String,
+    /// Which of both ends do not answer: their configuration spaces are all ones. What the kernel says of the
+    /// pair then says nothing of the bytes.
+    pub silent: Vec<PciAddress>,
     /// The provider, the ports above it, those above the client, the client.
     pub way: Vec<Hop>,
     /// What would change it, the recommended one first.
@@ -113,12 +122,18 @@ impl Route {
         };
         let driver = driver_of(topology, client);
         let imports: Vec<_> = driver.map(|driver| import_modes(driver).collect()).unwrap_or_default();
+        let silent = silent(topology, provider, client);
         Ok(Self {
             provider,
             client: client.clone(),
             import_words: words::import(topology, client, driver, &imports),
+            importer_can: importer_can(topology, client, driver),
             imports,
-            verdict_words: words::verdict(topology, provider, verdict.as_ref()),
+            verdict_words: match &silent[..] {
+                [] => words::verdict(topology, provider, verdict.as_ref()),
+                silent => words::silent(silent),
+            },
+            silent,
             way: hop::way(topology, provider, client, verdict.as_ref()),
             verdict,
             fixes: Vec::new(),
@@ -132,13 +147,17 @@ impl Route {
         self.verdict.as_ref()?.expected.known()
     }
 
-    /// In a word: works, refused, unknown, unasked.
+    /// Both predictions in a word. What the kernel refuses is refused, whatever the importer can.
     pub fn answer(&self) -> Answer {
-        match self.verdict.as_ref().map(|verdict| &verdict.expected) {
-            None => Answer::Unasked,
-            Some(Expected::Known(MapType::NotSupported)) => Answer::Refused,
-            Some(Expected::Known(_)) => Answer::Works,
-            Some(Expected::Unknown { .. }) => Answer::Unknown,
+        if !self.silent.is_empty() {
+            return Answer::Unknown;
+        }
+        match (self.verdict.as_ref().map(|verdict| &verdict.expected), self.importer_can) {
+            (None, _) => Answer::Unasked,
+            (Some(Expected::Known(MapType::NotSupported)), _) => Answer::Refused,
+            (Some(Expected::Unknown { .. }), _) => Answer::Unknown,
+            (Some(Expected::Known(_)), Some(false)) => Answer::ImporterCannot,
+            (Some(Expected::Known(_)), Some(true) | None) => Answer::Works,
         }
     }
 
@@ -156,11 +175,14 @@ impl Route {
 /// A route in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The kernel will map it.
+    /// The kernel will map it, and nothing is known of the importer that forbids it.
     Works,
     /// The kernel will refuse to map it.
     Refused,
-    /// What was read does not tell.
+    /// The kernel would map it, and the importer does not import memory of another device: its driver cannot, or
+    /// it has none.
+    ImporterCannot,
+    /// What was read does not tell, or one of both does not answer.
     Unknown,
     /// Nobody asks the kernel: a processor reads and writes the BAR.
     Unasked,
@@ -172,6 +194,7 @@ impl Answer {
         match self {
             Self::Works => "works",
             Self::Refused => "refused",
+            Self::ImporterCannot => "importer-cannot",
             Self::Unknown => "unknown",
             Self::Unasked => "unasked",
         }
@@ -193,6 +216,36 @@ fn driver_of<'a>(topology: &'a Topology, client: &'a End) -> Option<&'a str> {
         End::NotPci(name) => Some(name),
         End::Cpu => None,
     }
+}
+
+/// Whether the client takes the memory, in the mode that it is in.
+fn importer_can(topology: &Topology, client: &End, driver: Option<&str>) -> Option<bool> {
+    let function = match client {
+        // A process maps the BAR.
+        End::Cpu => return Some(true),
+        End::NotPci(name) => return Some(import_modes(name).next()?.can_import),
+        End::Function(address) => &topology.place(*address)?.function,
+    };
+    match driver {
+        None => Some(false),
+        Some(driver) if pci::is_vfio_driver(driver) => Some(true),
+        // Another virtio device than a GPU.
+        Some("virtio-pci") if function.drm_nodes.is_empty() => Some(false),
+        Some(_) => Some(import_support_of(function)?.can_import),
+    }
+}
+
+/// Which of both ends do not answer.
+fn silent(topology: &Topology, provider: PciAddress, client: &End) -> Vec<PciAddress> {
+    let client = match client {
+        End::Function(address) => Some(*address),
+        End::Cpu | End::NotPci(_) => None,
+    };
+    let is_silent = |address: &PciAddress| {
+        let config = topology.place(*address).and_then(|place| place.config.known());
+        config.is_some_and(|config| config.is_all_ones())
+    };
+    [Some(provider), client].into_iter().flatten().filter(is_silent).collect()
 }
 
 /// Whether whatever drives the client has the kernel ask for a verdict.

@@ -1,186 +1,15 @@
 //! Routes on machines made by hand, as captured ones. What kernels say of the fixes is asked in the lab.
 
-use peervram_backends::topology::{MapType, Topology};
-use peervram_backends::{Kind, PciAddress};
+use peervram_backends::Kind;
+use peervram_backends::topology::MapType;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Answer, End, Fix, FixKind, KernelMessages, Needs, Route};
-
-/// A machine as JSON, and what is added to it.
-struct Machine {
-    places: Vec<Value>,
-    cpu: Value,
-    release: &'static str,
-}
-
-/// What a PCI Express function's configuration space says.
-#[derive(Clone, Copy)]
-struct Config {
-    port_type: u8,
-    is_bridge: bool,
-    acs: Option<u16>,
-    /// Speed and width, now and at most.
-    link: [(u8, u8); 2],
-    /// Exponents of 128 bytes, now and at most.
-    payload: [u8; 2],
-    /// A BAR that can have these bits' sizes.
-    resizable: Option<(u32, u8)>,
-}
-
-const REDIRECTS: u16 = 0x1d;
-const FULL: [(u8, u8); 2] = [(4, 16), (4, 16)];
-const ENDPOINT: Config =
-    Config { port_type: 0, is_bridge: false, acs: None, link: FULL, payload: [1, 1], resizable: None };
-const ROOT_PORT: Config = Config { port_type: 4, is_bridge: true, acs: Some(REDIRECTS), ..ENDPOINT };
-const UPSTREAM: Config = Config { port_type: 5, is_bridge: true, ..ENDPOINT };
-const DOWNSTREAM: Config = Config { port_type: 6, ..ROOT_PORT };
-
-impl Config {
-    fn hex(self) -> String {
-        let mut bytes = vec![0_u8; 4096];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        let link = |(speed, width): (u8, u8)| u16::from(speed) | u16::from(width) << 4;
-        put(6, &[0x10]);
-        put(0xe, &[self.is_bridge.into()]);
-        put(0x34, &[0x40]);
-        let slot = if matches!(self.port_type, 4 | 6) { 1 } else { 0 };
-        put(0x40, &[0x10, 0, self.port_type << 4 | 2, slot]);
-        put(0x44, &[self.payload[1]]);
-        put(0x48, &[self.payload[0] << 5]);
-        put(0x4c, &u32::from(link(self.link[1])).to_le_bytes());
-        put(0x52, &link(self.link[0]).to_le_bytes());
-        if let Some(control) = self.acs {
-            put(0x100, &0x0001_000d_u32.to_le_bytes());
-            put(0x104, &[0x5f, 0]);
-            put(0x106, &control.to_le_bytes());
-        } else if let Some((sizes, now)) = self.resizable {
-            put(0x100, &0x0001_0015_u32.to_le_bytes());
-            put(0x104, &(sizes << 4).to_le_bytes());
-            put(0x108, &(2 | 1 << 5 | u32::from(now) << 8).to_le_bytes());
-        }
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-impl Machine {
-    /// With an Intel host bridge that is not on the list, and Intel's CPU.
-    fn new() -> Self {
-        let cpu = json!({"known": {"vendor": "GenuineIntel", "family": 6, "model": 94, "name": null, "microcode": null}});
-        Self { places: Vec::new(), cpu, release: "7.3.4" }
-            .add("00:00.0", "pci0000:00", ENDPOINT)
-            .id("8086:29c0")
-    }
-
-    fn zen(mut self) -> Self {
-        self.cpu["known"]["vendor"] = json!("AuthenticAMD");
-        self.cpu["known"]["family"] = json!(0x17);
-        self
-    }
-
-    fn add(self, address: &str, above: &str, config: Config) -> Self {
-        let config = json!({"known": {"size_bytes": 4096, "bytes": config.hex()}});
-        self.add_read(address, above, config)
-    }
-
-    fn add_read(mut self, address: &str, above: &str, config: Value) -> Self {
-        let above = match above.parse::<PciAddress>() {
-            Ok(bridge) => json!({"bridge": bridge}),
-            Err(_) => json!({"host-bridge": above}),
-        };
-        let address: PciAddress = address.parse().unwrap();
-        let function = json!({
-            "address": address, "vendor_id": 0x1b36, "device_id": 0xc, "class": 0x03_00_00, "driver": null,
-            "iommu_group": null, "numa_node": null, "bars": [], "link": null, "drm_nodes": [],
-            "memory_enabled": null,
-        });
-        self.places.push(json!({
-            "function": function, "above": above, "config": config, "iommu_domain": "DMA-FQ",
-            "physical_function": null,
-        }));
-        self
-    }
-
-    /// Changes the function that was added last.
-    fn id(mut self, id: &str) -> Self {
-        let (vendor, device) = id.split_once(':').unwrap();
-        let function = &mut self.places.last_mut().unwrap()["function"];
-        function["vendor_id"] = json!(u16::from_str_radix(vendor, 16).unwrap());
-        function["device_id"] = json!(u16::from_str_radix(device, 16).unwrap());
-        self
-    }
-
-    fn driver(mut self, driver: &str) -> Self {
-        self.places.last_mut().unwrap()["function"]["driver"] = json!(driver);
-        self
-    }
-
-    fn topology(&self) -> Topology {
-        let unread = json!({"unread": "made by hand"});
-        let captured = json!({
-            "format": "peervram-topology", "version": 1, "kernel_release": {"known": self.release},
-            "command_line": unread, "boot_id": unread, "cpu": self.cpu, "order": {"known": null},
-            "places": self.places,
-        });
-        Topology::from_json(&captured.to_string()).unwrap()
-    }
-
-    fn route(&self, provider: &str, client: &str) -> Route {
-        self.route_after(provider, client, &KernelMessages::in_text(""))
-    }
-
-    fn route_after(&self, provider: &str, client: &str, messages: &KernelMessages) -> Route {
-        let client = match client.parse() {
-            Ok(address) => End::Function(address),
-            Err(_) if client == "cpu" => End::Cpu,
-            Err(_) => End::NotPci(client.into()),
-        };
-        Route::explain(&self.topology(), provider.parse().unwrap(), &client, messages).unwrap()
-    }
-}
-
-fn root_ports() -> Machine {
-    Machine::new()
-        .add("00:02.0", "pci0000:00", ROOT_PORT)
-        .add("01:00.0", "00:02.0", ENDPOINT)
-        .driver("vfio-pci")
-        .add("00:03.0", "pci0000:00", ROOT_PORT)
-        .add("02:00.0", "00:03.0", ENDPOINT)
-        .driver("amdgpu")
-}
-
-/// A switch with three ports, the third of them free, and a card beside it.
-fn switch(acs: Option<u16>) -> Machine {
-    let port = Config { acs, ..DOWNSTREAM };
-    Machine::new()
-        .add("00:02.0", "pci0000:00", ROOT_PORT)
-        .add("01:00.0", "00:02.0", UPSTREAM)
-        .add("02:00.0", "01:00.0", port)
-        .add("02:01.0", "01:00.0", port)
-        .add("02:02.0", "01:00.0", port)
-        .add("03:00.0", "02:00.0", ENDPOINT)
-        .driver("vfio-pci")
-        .add("04:00.0", "02:01.0", ENDPOINT)
-        .driver("xe")
-        .add("00:04.0", "pci0000:00", ROOT_PORT)
-        .add("06:00.0", "00:04.0", ENDPOINT)
-        .driver("amdgpu")
-}
-
-fn fix(route: &Route, kind: FixKind) -> &Fix {
-    let found = route.fixes.iter().find(|fix| fix.kind == kind);
-    found.unwrap_or_else(|| panic!("no {kind:?} in {:?}", route.fixes))
-}
-
-fn has(route: &Route, kind: FixKind) -> bool {
-    route.fixes.iter().any(|fix| fix.kind == kind)
-}
-
-fn drawn(machine: &Machine, route: &Route) -> String {
-    let drawing = route.draw(&machine.topology());
-    assert!(drawing.lines().all(|line| line.chars().count() <= 80), "{drawing}");
-    drawing
-}
+use super::machine::{
+    Config, DOWNSTREAM, ENDPOINT, Machine, REDIRECTS, ROOT_PORT, UPSTREAM, drawn, fix, has, root_ports,
+    switch,
+};
+use super::{Answer, End, FixKind, KernelMessages, Needs, Route};
 
 #[test]
 fn ports_that_redirect_are_told_not_to() {
@@ -374,6 +203,142 @@ fn what_was_not_read_is_asked_for() {
 }
 
 #[test]
+fn a_dead_end_leaves_the_answer_unknown_and_says_how_to_bring_it_back() {
+    let ones = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
+    for (lender, importer) in [(Some(&ones), None), (None, Some(&ones)), (Some(&ones), Some(&ones))] {
+        let config = |dead: Option<&Value>| {
+            dead.cloned().unwrap_or_else(|| json!({"known": {"size_bytes": 4096, "bytes": ENDPOINT.hex()}}))
+        };
+        let machine = Machine::new()
+            .zen()
+            .add("00:02.0", "pci0000:00", ROOT_PORT)
+            .add_read("01:00.0", "00:02.0", config(lender))
+            .driver("vfio-pci")
+            .add("00:03.0", "pci0000:00", ROOT_PORT)
+            .add_read("02:00.0", "00:03.0", config(importer))
+            .driver("amdgpu");
+        let route = machine.route("01:00.0", "02:00.0");
+        assert_eq!(route.answer(), Answer::Unknown);
+        let recommended = route.recommended().unwrap();
+        let dead = if lender.is_some() { "0000:01:00.0" } else { "0000:02:00.0" };
+        assert_eq!(
+            recommended.commands,
+            [format!("echo 1 > /sys/bus/pci/devices/{dead}/remove"), "echo 1 > /sys/bus/pci/rescan".into()]
+        );
+        assert!(recommended.what.contains("does not answer") && recommended.what.contains("off and on"));
+        assert!(
+            route.verdict_words.starts_with("unknown, because") && route.verdict_words.contains(dead),
+            "{}",
+            route.verdict_words
+        );
+        assert_eq!(
+            machine.route("01:00.0", "cpu").answer(),
+            if lender.is_some() { Answer::Unknown } else { Answer::Unasked }
+        );
+    }
+}
+
+#[test]
+fn no_command_takes_what_is_below_a_port_that_does_not_answer() {
+    let ones = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
+    let machine = |other: &str| {
+        Machine::new()
+            .add_read("00:02.0", "pci0000:00", ones.clone())
+            .add("01:00.0", "00:02.0", ENDPOINT)
+            .driver("vfio-pci")
+            .add("01:00.1", "00:02.0", ENDPOINT)
+            .driver("amdgpu")
+            .add("01:00.2", "00:02.0", UPSTREAM)
+            .driver("pcieport")
+            .add("02:00.0", "01:00.2", ENDPOINT)
+            .driver(other)
+    };
+    let route = machine("nvme").route("01:00.0", "01:00.1");
+    let fix = fix(&route, FixKind::WakeDevice);
+    assert!(fix.commands.is_empty() && fix.what.contains("0000:02:00.0 (nvme)"), "{fix:?}");
+    assert!(!fix.what.contains("pcieport") && !fix.what.contains("amdgpu"), "{fix:?}");
+    assert_eq!(machine("vfio-pci").route("01:00.0", "01:00.1").recommended().unwrap().commands.len(), 2);
+}
+
+#[test]
+fn what_the_importer_cannot_is_no_route_that_works() {
+    let zen = |driver: Option<&str>| {
+        let mut machine = root_ports().zen();
+        machine.places.last_mut().unwrap()["function"]["driver"] = json!(driver);
+        machine.route("01:00.0", "02:00.0")
+    };
+    for (driver, can, answer) in [
+        (Some("amdgpu"), Some(true), Answer::Works),
+        (Some("vfio-pci"), Some(true), Answer::Works),
+        (Some("i915"), Some(false), Answer::ImporterCannot),
+        // A virtio device that is no GPU.
+        (Some("virtio-pci"), Some(false), Answer::ImporterCannot),
+        (None, Some(false), Answer::ImporterCannot),
+        (Some("of-no-list"), None, Answer::Works),
+    ] {
+        let route = zen(driver);
+        assert_eq!((route.importer_can, route.answer()), (can, answer), "{driver:?}: {}", route.import_words);
+        let expected = match can {
+            Some(false) => "no",
+            Some(true) => {
+                if driver == Some("vfio-pci") {
+                    "by"
+                } else {
+                    "yes"
+                }
+            }
+            None => "not known",
+        };
+        assert!(route.import_words.starts_with(expected), "{driver:?}: {}", route.import_words);
+    }
+    assert_eq!(zen(Some("i915")).answer().code(), "importer-cannot");
+    // What the kernel refuses is refused, whoever imports.
+    assert_eq!(root_ports().driver("i915").route("01:00.0", "02:00.0").answer(), Answer::Refused);
+}
+
+#[test]
+fn a_virtio_gpu_imports_in_one_of_its_modes_only() {
+    let with = |features: u64| {
+        let mut machine = root_ports().zen();
+        let function = &mut machine.places.last_mut().unwrap()["function"];
+        function["driver"] = json!("virtio-pci");
+        function["drm_nodes"] = json!(["card0"]);
+        function["virtio_features"] = json!(features);
+        machine.route("01:00.0", "02:00.0")
+    };
+    // VIRTIO_GPU_F_RESOURCE_BLOB, and VIRTIO_GPU_F_VIRGL with it.
+    let (plain, with_3d) = (with(1 << 3), with(1 << 3 | 1));
+    assert_eq!((plain.answer(), with_3d.answer()), (Answer::Works, Answer::ImporterCannot));
+    assert!(
+        plain.import_words.starts_with("yes") && plain.import_words.contains("; not with 3D"),
+        "{}",
+        plain.import_words
+    );
+    assert!(
+        with_3d.import_words.starts_with("no") && with_3d.import_words.contains("; but it does with blob"),
+        "{}",
+        with_3d.import_words
+    );
+}
+
+#[test]
+fn what_has_a_driver_of_the_kernels_is_unbound_by_the_command_that_looks_first() {
+    let commands = |driver: Option<&str>| {
+        let mut machine = switch(Some(REDIRECTS));
+        let lender = machine.places.iter_mut().find(|place| place["function"]["address"] == "0000:03:00.0");
+        lender.unwrap()["function"]["driver"] = json!(driver);
+        fix(&machine.route("03:00.0", "04:00.0"), FixKind::WriteAcs).commands.clone()
+    };
+    let registers = ["setpci -s 0000:02:00.0 ECAP_ACS+6.w=0:2c", "setpci -s 0000:02:01.0 ECAP_ACS+6.w=0:2c"];
+    assert_eq!(commands(None), registers);
+    let with_nvme = commands(Some("nvme"));
+    assert_eq!(with_nvme[0], "peervram bind 0000:03:00.0");
+    assert_eq!(with_nvme[1], "echo 0000:03:00.0 > /sys/bus/pci/devices/0000:03:00.0/driver/unbind");
+    assert_eq!(with_nvme[2..4], registers);
+    assert_eq!(with_nvme[4..], ["echo 0000:03:00.0 > /sys/bus/pci/drivers_probe"]);
+}
+
+#[test]
 fn ends_that_are_no_functions_are_told_apart() {
     let machine = root_ports();
     let cpu = machine.route("01:00.0", "cpu");
@@ -424,7 +389,8 @@ proptest! {
         for (number, (parent, port_type, acs, on_root)) in above.iter().enumerate() {
             let name = format!("{:02x}:00.0", number + 1);
             let parent = if *on_root { "pci0000:00".to_owned() } else { names[parent % names.len()].clone() };
-            let config = Config { port_type: *port_type, is_bridge: true, acs: Some(*acs), ..ENDPOINT };
+            let has_slot = matches!(port_type, 4 | 6);
+            let config = Config { port_type: *port_type, is_bridge: true, has_slot, acs: Some(*acs), ..ENDPOINT };
             machine = machine.add(&name, &parent, config);
             names.push(name);
         }

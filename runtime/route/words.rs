@@ -3,7 +3,7 @@
 use peervram_backends::topology::{
     Expected, MapType, Place, Reading, Reason, Topology, Verdict, listed_at_last,
 };
-use peervram_backends::{ImportSupport, PciAddress, pci};
+use peervram_backends::{ImportSupport, PciAddress, import_support_of, pci};
 
 use super::End;
 
@@ -32,7 +32,14 @@ pub(super) fn import(
     {
         return "no: it is no graphics device".into();
     }
-    let Some(best) = imports.first() else {
+    // In the mode that it is in, where that is known; else in the best one.
+    let mode = match client {
+        End::Function(address) => {
+            topology.place(*address).and_then(|place| import_support_of(&place.function))
+        }
+        End::Cpu | End::NotPci(_) => None,
+    };
+    let Some(best) = mode.or(imports.first().copied()) else {
         return format!(
             "not known: {driver} is in no list of ours; most drivers attach statically and cannot"
         );
@@ -40,11 +47,26 @@ pub(super) fn import(
     let can = if best.can_import { "yes" } else { "no" };
     let mode = best.mode.map(|mode| format!(" ({mode})")).unwrap_or_default();
     let mut text = format!("{can}, {driver}{mode}: {} [{}]", best.because, best.source);
-    let others = imports[1..].iter().filter(|row| row.can_import != best.can_import);
+    let others = imports.iter().filter(|row| row.can_import != best.can_import);
     for row in others {
-        text.push_str(&format!("; not with {}", row.mode.unwrap_or("another mode")));
+        let not = if best.can_import { "not" } else { "but it does" };
+        text.push_str(&format!("; {not} with {}", row.mode.unwrap_or("another mode")));
     }
     text
+}
+
+/// The second, where there is nobody whose answer it would be about.
+pub(super) fn silent(silent: &[PciAddress]) -> String {
+    let names: Vec<String> = silent.iter().map(PciAddress::to_string).collect();
+    let (does, its) = if silent.len() == 1 {
+        ("does", "its configuration space is")
+    } else {
+        ("do", "their configuration spaces are")
+    };
+    format!(
+        "unknown, because {} {does} not answer: {its} all ones, as of a device that fell off the bus",
+        and(&names)
+    )
 }
 
 /// The second: which way do the bytes go?

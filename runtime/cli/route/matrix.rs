@@ -76,7 +76,7 @@ fn report(topology: &Topology, devices: &[&Place], routes: &[Route]) -> Report {
                     importer: importer(route)?,
                     answer: route.answer().code(),
                     map_type: route.map_type().map(|map_type| map_type.to_string()),
-                    importer_can: route.imports.first().map(|row| row.can_import),
+                    importer_can: route.importer_can,
                     verdict_words: route.verdict_words.clone(),
                 })
             })
@@ -92,6 +92,7 @@ fn letter(route: &Route) -> char {
         (Answer::Works, Some(MapType::BusAddress)) => 'B',
         (Answer::Works, _) => 'H',
         (Answer::Refused, _) => '-',
+        (Answer::ImporterCannot, _) => 'x',
         (Answer::Unknown | Answer::Unasked, _) => '?',
     }
 }
@@ -126,7 +127,8 @@ fn draw(topology: &Topology, devices: &[&Place], routes: &[Route]) -> anyhow::Re
         let driver = place.function.driver.as_deref().unwrap_or("no driver");
         writeln!(output, "{:>3} {}  {driver}, {}", number + 1, place.address(), name(&names, place))?;
     }
-    writeln!(output, "\nB bus address   H through the host bridge   - refused   ? not known   . itself")?;
-    writeln!(output, "Whether an importer takes the memory at all, and why not: peervram route A B")?;
+    writeln!(output, "\nB bus address   H through the host bridge   - refused by the kernel")?;
+    writeln!(output, "x the importer takes no memory of others   ? not known   . itself")?;
+    writeln!(output, "Why, and what would change it: peervram route A B")?;
     Ok(())
 }

@@ -9,9 +9,11 @@ mod link;
 mod reading;
 mod resizable_bar;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 use peervram_backends::topology::{MapType, Topology};
-use peervram_backends::{PciAddress, topology};
+use peervram_backends::{PciAddress, pci, topology};
 
 use super::{Answer, KernelMessages, Route};
 
@@ -117,6 +119,9 @@ pub struct Regrouping {
 /// All that would help, the recommended one first.
 pub(super) fn fixes(topology: &Topology, route: &Route, messages: &KernelMessages) -> Vec<Fix> {
     let mut fixes = Vec::new();
+    if !route.silent.is_empty() {
+        return reading::fixes(topology, route);
+    }
     let pair = route.verdict.as_ref().and_then(|verdict| match route.client {
         super::End::Function(client) => Some((verdict, client)),
         _ => None,
@@ -131,8 +136,8 @@ pub(super) fn fixes(topology: &Topology, route: &Route, messages: &KernelMessage
                     fixes.push(slot::other_hardware());
                 }
             }
-            Answer::Unknown => fixes.extend(reading::fixes(topology, route, client)),
-            Answer::Works | Answer::Unasked => {
+            Answer::Unknown => fixes.extend(reading::fixes(topology, route)),
+            Answer::Works | Answer::ImporterCannot | Answer::Unasked => {
                 if messages.refused(route.provider, client) {
                     fixes.push(stale(topology, route.provider));
                 }
@@ -166,11 +171,29 @@ fn stale(topology: &Topology, provider: PciAddress) -> Fix {
 }
 
 /// Commands that unbind a device, do something, and bind it again.
+///
+/// Nothing of the machine hangs on a VFIO driver. What another driver has may be the root disk: `peervram bind` looks,
+/// and refuses.
 fn rebind(topology: &Topology, address: PciAddress, between: &[String]) -> Vec<String> {
     let driver = topology.place(address).and_then(|place| place.function.driver.as_deref());
-    let write =
-        |file: &str| driver.map(|driver| format!("echo {address} > /sys/bus/pci/drivers/{driver}/{file}"));
-    write("unbind").into_iter().chain(between.iter().cloned()).chain(write("bind")).collect()
+    let write = |file: String| format!("echo {address} > {file}");
+    let (first, unbind, bind) = match driver {
+        None => (None, None, None),
+        Some(driver) if pci::is_vfio_driver(driver) => {
+            let file = |name: &str| Some(write(format!("/sys/bus/pci/drivers/{driver}/{name}")));
+            (None, file("unbind"), file("bind"))
+        }
+        Some(_) => {
+            let unbind = write(format!("/sys/bus/pci/devices/{address}/driver/unbind"));
+            (
+                Some(format!("peervram bind {address}")),
+                Some(unbind),
+                Some(write("/sys/bus/pci/drivers_probe".into())),
+            )
+        }
+    };
+    let before = first.into_iter().chain(unbind);
+    before.chain(between.iter().cloned()).chain(bind).collect()
 }
 
 /// What the kernel would say of a pair in another topology, if it would map it.

@@ -1,12 +1,13 @@
 //! What has to be read, or woken, before there is a verdict.
 
-use peervram_backends::PciAddress;
 use peervram_backends::topology::{Place, Reading, Topology};
+use peervram_backends::{PciAddress, pci};
 
-use super::super::Route;
+use super::super::words::and;
+use super::super::{End, Route};
 use super::{Fix, FixKind, Needs};
 
-pub(super) fn fixes(topology: &Topology, route: &Route, client: PciAddress) -> Vec<Fix> {
+pub(super) fn fixes(topology: &Topology, route: &Route) -> Vec<Fix> {
     let on_the_way = || route.way.iter().filter_map(|hop| topology.place(hop.address));
     let mut fixes = Vec::new();
     let mut wake = |what: String, commands: Vec<String>, price: &str| {
@@ -29,14 +30,30 @@ pub(super) fn fixes(topology: &Topology, route: &Route, client: PciAddress) -> V
                 vec![format!("echo on > {folder}/power/control")],
                 "it draws power until that is auto again",
             ),
-            Reading::Known(config) if config.is_all_ones() => wake(
-                format!(
-                    "{address} does not answer: it fell off the bus. Take it out of the tree and look again; where \
-                     that brings nothing, switch the machine off and on"
-                ),
-                vec![format!("echo 1 > {folder}/remove"), "echo 1 > /sys/bus/pci/rescan".into()],
-                "whoever uses it, or anything below it, loses it",
-            ),
+            Reading::Known(config) if config.is_all_ones() => {
+                let others = driven_below(topology, route, address);
+                let (what, commands) = if others.is_empty() {
+                    let commands =
+                        [format!("echo 1 > {folder}/remove"), "echo 1 > /sys/bus/pci/rescan".into()];
+                    ("Take it out of the tree and look again".to_owned(), commands.to_vec())
+                } else {
+                    (
+                        format!(
+                            "Taking it out of the tree would take {} with it, so see first who needs them",
+                            and(&others)
+                        ),
+                        Vec::new(),
+                    )
+                };
+                wake(
+                    format!(
+                        "{address} does not answer: it fell off the bus. {what}; where that brings nothing, switch \
+                         the machine off and on"
+                    ),
+                    commands,
+                    "whoever uses it, or anything below it, loses it",
+                );
+            }
             _ => {}
         }
     }
@@ -48,7 +65,7 @@ pub(super) fn fixes(topology: &Topology, route: &Route, client: PciAddress) -> V
             kind: FixKind::ReadMore,
             what: "Ask as root: others see the first 64 bytes of a configuration space, which say nothing of ACS"
                 .into(),
-            commands: vec![format!("sudo peervram route {} {client}", route.provider)],
+            commands: vec![format!("sudo peervram route {} {}", route.provider, route.client)],
             price: "nothing: nothing is changed".into(),
             needs: Needs::Root,
             then: None,
@@ -56,4 +73,29 @@ pub(super) fn fixes(topology: &Topology, route: &Route, client: PciAddress) -> V
         });
     }
     fixes
+}
+
+/// What is below a function and has a driver of the kernel's, but for the pair itself: "0000:03:00.0 (nvme)".
+fn driven_below(topology: &Topology, route: &Route, address: PciAddress) -> Vec<String> {
+    let mut found = Vec::new();
+    // Each once: in a captured tree that somebody has edited, bridges may run in a circle.
+    let mut above = vec![address];
+    let mut next = 0;
+    while let Some(&bridge) = above.get(next) {
+        next += 1;
+        for place in topology.below(bridge) {
+            let below = place.address();
+            if above.contains(&below) {
+                continue;
+            }
+            above.push(below);
+            let is_of_the_pair = below == route.provider || route.client == End::Function(below);
+            if let Some(driver) = place.function.driver.as_deref().filter(|_| !is_of_the_pair)
+                && pci::blocks_its_group(driver)
+            {
+                found.push(format!("{below} ({driver})"));
+            }
+        }
+    }
+    found
 }

@@ -1,0 +1,263 @@
+//! Each fix where it helps, and not where it does not.
+
+use peervram_backends::PciAddress;
+use peervram_backends::topology::MapType;
+use serde_json::json;
+
+use super::super::machine::{
+    Config, DOWNSTREAM, ENDPOINT, Machine, REDIRECTS, ROOT_PORT, UPSTREAM, fix, has, root_ports, switch,
+};
+use super::super::{Answer, Route};
+use super::{FixKind, Needs};
+
+fn count(route: &Route, kind: FixKind) -> usize {
+    route.fixes.iter().filter(|fix| fix.kind == kind).count()
+}
+
+/// What is said of cards and slots.
+fn moves(route: &Route) -> Vec<(String, Option<MapType>)> {
+    let moves = route.fixes.iter().filter(|fix| fix.kind == FixKind::MoveCard);
+    moves
+        .map(|fix| (fix.what.replace("Put the card at ", "").replace(" into the slot of ", " > "), fix.then))
+        .collect()
+}
+
+#[test]
+fn a_way_that_works_and_could_be_shorter_is_shown_the_shorter_one() {
+    let long = switch(Some(REDIRECTS)).zen().route("03:00.0", "04:00.0");
+    assert_eq!((long.answer(), long.map_type()), (Answer::Works, Some(MapType::ThroughHostBridge)));
+    assert_eq!(fix(&long, FixKind::DisableAcsRedirect).then, Some(MapType::BusAddress));
+    assert_eq!(count(&long, FixKind::DisableAcsRedirect), 1);
+    assert!(!has(&long, FixKind::MoveCard) && !has(&long, FixKind::OtherHardware));
+    let short = switch(None).zen().route("03:00.0", "04:00.0");
+    assert_eq!((short.answer(), short.map_type()), (Answer::Works, Some(MapType::BusAddress)));
+    assert!(short.fixes.is_empty(), "{:?}", short.fixes);
+    // Where it is refused the fix is there once, and not for a second reason again.
+    assert_eq!(count(&switch(Some(REDIRECTS)).route("03:00.0", "04:00.0"), FixKind::DisableAcsRedirect), 1);
+    // Ports without a common bridge redirect, and that decides nothing.
+    let apart = root_ports().zen().route("01:00.0", "02:00.0");
+    assert_eq!(apart.fixes.iter().map(|fix| fix.kind).collect::<Vec<_>>(), [FixKind::Passthrough]);
+}
+
+#[test]
+fn groups_that_merge_are_those_that_differ() {
+    let route = switch(Some(REDIRECTS)).route("03:00.0", "04:00.0");
+    let groups = fix(&route, FixKind::DisableAcsRedirect).groups.clone().unwrap();
+    let named = |groups: &[&[&str]]| -> Vec<Vec<PciAddress>> {
+        groups.iter().map(|group| group.iter().map(|text| text.parse().unwrap()).collect()).collect()
+    };
+    // The card beside the switch stays in the group that it is in, and so does what is above the two ports.
+    assert_eq!(groups.now, named(&[&["02:00.0"], &["02:01.0"], &["03:00.0"], &["04:00.0"]]));
+    assert_eq!(groups.then, named(&[&["02:00.0", "03:00.0"], &["02:01.0", "04:00.0"]]));
+    assert_eq!(fix(&route, FixKind::WriteAcs).groups, None);
+}
+
+#[test]
+fn a_bar_that_is_as_large_as_it_can_be_is_left_alone() {
+    let with = |now: u8| {
+        let card = Config { resizable: Some((1 << 8 | 1 << 14, now)), ..ENDPOINT };
+        Machine::new()
+            .zen()
+            .add("00:02.0", "pci0000:00", ROOT_PORT)
+            .add("01:00.0", "00:02.0", card)
+            .add("00:03.0", "pci0000:00", ROOT_PORT)
+            .add("02:00.0", "00:03.0", card)
+            .route("01:00.0", "02:00.0")
+    };
+    assert_eq!(count(&with(8), FixKind::ResizeBar), 1, "the lender's, and not the importer's");
+    assert!(!has(&with(14), FixKind::ResizeBar));
+    // Without a driver there is nothing to unbind.
+    let resize = with(8);
+    let file = "/sys/bus/pci/devices/0000:01:00.0/resource2_resize";
+    assert_eq!(fix(&resize, FixKind::ResizeBar).commands, [format!("echo 14 > {file}")]);
+    assert!(fix(&resize, FixKind::ResizeBar).what.contains("(it can have 256, 16384 MiB)"));
+}
+
+#[test]
+fn only_what_was_not_read_is_asked_for() {
+    let known = |bytes: String| json!({"known": {"size_bytes": 4096, "bytes": bytes}});
+    let cut = known("00".repeat(6) + "10" + &"00".repeat(57));
+    let ones = known("ff".repeat(4096));
+    let cut_ones = known("ff".repeat(64));
+    let asleep = json!({"unread": "it sleeps in D3cold, and reading would wake it"});
+    let denied = json!({"unread": "Permission denied"});
+    let kinds = |port: &serde_json::Value, lender: &serde_json::Value| {
+        let route = Machine::new()
+            .add_read("00:02.0", "pci0000:00", port.clone())
+            .add_read("01:00.0", "00:02.0", lender.clone())
+            .add("01:00.1", "00:02.0", ENDPOINT)
+            .route("01:00.0", "01:00.1");
+        assert_eq!(route.answer(), Answer::Unknown);
+        route.fixes.iter().map(|fix| fix.kind).collect::<Vec<_>>()
+    };
+    let whole = known(ENDPOINT.hex());
+    use FixKind::{ReadMore, WakeDevice};
+    assert_eq!(kinds(&asleep, &whole), [WakeDevice]);
+    assert_eq!(kinds(&ones, &whole), [WakeDevice]);
+    assert_eq!(kinds(&cut_ones, &whole), [WakeDevice]);
+    assert_eq!(kinds(&cut, &whole), [ReadMore]);
+    assert_eq!(kinds(&denied, &whole), [ReadMore]);
+    assert_eq!(kinds(&asleep, &cut), [WakeDevice, ReadMore]);
+    assert_eq!(kinds(&asleep, &ones), [WakeDevice, WakeDevice]);
+}
+
+#[test]
+fn free_slots_are_listed_by_what_they_bring_and_only_the_best() {
+    let machine = Machine::new()
+        .add("80:00.0", "pci0000:80", ENDPOINT)
+        // On the kernel's list from 7.3 on.
+        .id("10de:2f95")
+        .add("80:01.0", "pci0000:80", ROOT_PORT)
+        .add("81:00.0", "80:01.0", ENDPOINT)
+        .driver("amdgpu")
+        .add("80:02.0", "pci0000:80", ROOT_PORT)
+        .add("00:02.0", "pci0000:00", ROOT_PORT)
+        .add("01:00.0", "00:02.0", UPSTREAM)
+        .add("02:00.0", "01:00.0", Config { acs: None, ..DOWNSTREAM })
+        .add("02:01.0", "01:00.0", Config { acs: None, ..DOWNSTREAM })
+        .add("02:02.0", "01:00.0", Config { acs: None, ..DOWNSTREAM })
+        .add("03:00.0", "02:00.0", ENDPOINT)
+        .driver("vfio-pci")
+        .add("07:00.0", "02:01.0", UPSTREAM)
+        .add("08:00.0", "07:00.0", Config { acs: None, ..DOWNSTREAM });
+    let route = machine.route("03:00.0", "81:00.0");
+    assert_eq!(route.answer(), Answer::Refused);
+    let (bus, host) = (Some(MapType::BusAddress), Some(MapType::ThroughHostBridge));
+    let expected = [
+        ("0000:81:00.0 > 0000:02:02.0".to_owned(), bus),
+        ("0000:81:00.0 > 0000:08:00.0".to_owned(), bus),
+        ("0000:03:00.0 > 0000:80:02.0".to_owned(), host),
+    ];
+    assert_eq!(moves(&route), expected);
+    let prices: Vec<_> =
+        route.fixes.iter().filter(|fix| fix.kind == FixKind::MoveCard).map(|fix| &fix.price).collect();
+    assert!(prices[0].contains("switch's way") && prices[2].contains("host bridge"), "{prices:?}");
+    // A fourth is one too many.
+    let four =
+        machine.add("02:03.0", "01:00.0", Config { acs: None, ..DOWNSTREAM }).route("03:00.0", "81:00.0");
+    let ports: Vec<String> = moves(&four).into_iter().map(|(what, _)| what).collect();
+    assert_eq!(
+        ports,
+        ["0000:81:00.0 > 0000:02:02.0", "0000:81:00.0 > 0000:02:03.0", "0000:81:00.0 > 0000:08:00.0"]
+    );
+}
+
+#[test]
+fn what_is_no_free_slot_is_not_offered() {
+    let port = Config { acs: None, ..DOWNSTREAM };
+    let with = |free: Config| {
+        Machine::new()
+            .add("00:02.0", "pci0000:00", ROOT_PORT)
+            .add("01:00.0", "00:02.0", UPSTREAM)
+            .add("02:00.0", "01:00.0", port)
+            .add("02:02.0", "01:00.0", free)
+            .add("03:00.0", "02:00.0", ENDPOINT)
+            .driver("vfio-pci")
+            .add("00:04.0", "pci0000:00", ROOT_PORT)
+            .add("06:00.0", "00:04.0", ENDPOINT)
+            .driver("amdgpu")
+    };
+    assert_eq!(moves(&with(port).route("03:00.0", "06:00.0")).len(), 1);
+    // A port without a slot, and what has the bit of a slot and is no port.
+    for free in [Config { has_slot: false, ..port }, Config { has_slot: true, ..UPSTREAM }] {
+        let route = with(free).route("03:00.0", "06:00.0");
+        assert_eq!(moves(&route), [], "{:?}", route.fixes);
+        assert_eq!(route.recommended().unwrap().kind, FixKind::OtherHardware);
+    }
+    // A port that does not answer.
+    let mut dead = with(port);
+    let place = dead.places.iter_mut().find(|place| place["function"]["address"] == "0000:02:02.0").unwrap();
+    place["config"] = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
+    assert_eq!(moves(&dead.route("03:00.0", "06:00.0")), []);
+    // Slots with two functions, or with a bridge and what is below it, hold no card that could be moved; nor do
+    // the slots of the pair itself.
+    let two = with(port).add("05:00.0", "02:02.0", ENDPOINT).add("05:00.1", "02:02.0", ENDPOINT);
+    let bridge = with(port).add("05:00.0", "02:02.0", UPSTREAM).add("07:00.0", "05:00.0", ENDPOINT);
+    for machine in [two, bridge] {
+        assert_eq!(moves(&machine.route("03:00.0", "06:00.0")), []);
+    }
+    let taken = with(port).add("05:00.0", "02:02.0", ENDPOINT).route("03:00.0", "06:00.0");
+    assert_eq!(moves(&taken)[0].0, "0000:06:00.0 > 0000:02:02.0, where 0000:05:00.0 is now");
+    assert_eq!(moves(&taken).len(), 1);
+}
+
+#[test]
+fn what_is_no_card_is_not_moved() {
+    let base = || switch(None);
+    let moved = |machine: Machine, client: &str| {
+        let route = machine.route("03:00.0", client);
+        assert_eq!(route.answer(), Answer::Refused);
+        moves(&route).iter().filter(|(what, _)| what.starts_with(&format!("0000:{client}"))).count()
+    };
+    assert_eq!(moved(base(), "06:00.0"), 1);
+    assert_eq!(moved(base().add("06:00.1", "00:04.0", ENDPOINT), "06:00.1"), 0);
+    assert_eq!(moved(base().add("00:05.0", "pci0000:00", ENDPOINT), "00:05.0"), 0);
+    let mut virtual_function = base().add("07:00.0", "00:04.0", ENDPOINT);
+    virtual_function.places.last_mut().unwrap()["physical_function"] = json!("0000:06:00.0");
+    assert_eq!(moved(virtual_function, "07:00.0"), 0);
+}
+
+#[test]
+fn of_narrowed_links_the_slowest_is_named_and_of_full_ones_none() {
+    let narrow = |lanes: u8| Config { link: [(4, lanes), (4, 16)], ..ENDPOINT };
+    let with = |lender: Config, importer: Config| {
+        Machine::new()
+            .zen()
+            .add("00:02.0", "pci0000:00", Config { link: lender.link, ..ROOT_PORT })
+            .add("01:00.0", "00:02.0", lender)
+            .add("00:03.0", "pci0000:00", Config { link: importer.link, ..ROOT_PORT })
+            .add("02:00.0", "00:03.0", importer)
+            .route("01:00.0", "02:00.0")
+    };
+    let full = with(ENDPOINT, ENDPOINT);
+    assert!(!has(&full, FixKind::WidenLink) && !has(&full, FixKind::MaxPayload), "{:?}", full.fixes);
+    for (lender, importer) in [(8, 1), (1, 8)] {
+        let route = with(narrow(lender), narrow(importer));
+        let what = &fix(&route, FixKind::WidenLink).what;
+        assert!(what.contains("runs at x1 16 GT/s and could at x16"), "{what}");
+        assert_eq!(count(&route, FixKind::WidenLink), 1);
+    }
+    // The shortest packet on the way counts, and what all on it can.
+    let payload = |now: u8, most: u8| Config { payload: [now, most], ..ENDPOINT };
+    let port = |card: Config| Config { payload: card.payload, ..ROOT_PORT };
+    let with = |lender: Config, importer: Config| {
+        Machine::new()
+            .zen()
+            .add("00:02.0", "pci0000:00", port(lender))
+            .add("01:00.0", "00:02.0", lender)
+            .add("00:03.0", "pci0000:00", port(importer))
+            .add("02:00.0", "00:03.0", importer)
+            .route("01:00.0", "02:00.0")
+    };
+    let route = with(payload(1, 2), payload(0, 2));
+    let what = &fix(&route, FixKind::MaxPayload).what;
+    assert!(what.contains("carry 128 bytes and could carry 512: 96 % of the link, not 84 %"), "{what}");
+    assert!(!has(&with(payload(0, 2), payload(0, 0)), FixKind::MaxPayload));
+}
+
+#[test]
+fn kinds_and_needs_are_what_they_are_called() {
+    use FixKind::*;
+    for kind in [Passthrough, ResizeBar, WidenLink, MaxPayload] {
+        assert!(!kind.mends_a_verdict(), "{kind:?}");
+    }
+    for kind in [
+        DisableAcsRedirect,
+        ConfigAcs,
+        WriteAcs,
+        FirmwareAcs,
+        MoveCard,
+        NewerKernel,
+        OtherHardware,
+        Rebind,
+        ReadMore,
+        WakeDevice,
+    ] {
+        assert!(kind.mends_a_verdict(), "{kind:?}");
+    }
+    let words = [Needs::Root, Needs::Rebinding, Needs::Reboot, Needs::Hands].map(Needs::words);
+    assert_eq!(
+        words,
+        ["root", "the device unbound and bound again", "a reboot", "the machine switched off and opened"]
+    );
+}
