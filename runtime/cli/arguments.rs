@@ -23,6 +23,15 @@ pub struct MemoryArguments {
 }
 
 impl MemoryArguments {
+    /// The option that was given, if one was: for commands that have no use for it.
+    pub fn given(&self) -> Option<&'static str> {
+        match (self.region, &self.ranges[..]) {
+            (Some(_), _) => Some("--region"),
+            (None, [_, ..]) => Some("--range"),
+            (None, []) => None,
+        }
+    }
+
     /// The ranges asked for, checked against the device.
     pub fn ranges(&self, device: &Opened) -> Result<DmaRanges> {
         let region = match self.region {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use peervram::Error;
 
+use super::ending::print_json;
 use super::tree;
 
 /// Write what decides about routes on this machine as JSON: the PCI tree, its configuration spaces, the
@@ -26,7 +27,7 @@ pub struct Arguments {
     file: Option<PathBuf>,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let topology = tree::read(None)?;
     let mut text = topology.to_json();
     text.push('\n');
@@ -36,6 +37,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         None => std::io::stdout().lock().write_all(text.as_bytes())?,
     }
     let unread = topology.unread();
+    // What is captured is JSON itself; where it goes to a file there is room for a report.
+    if let Some(file) = arguments.file.as_ref().filter(|_| json) {
+        print_json(
+            &serde_json::json!({ "file": file, "functions": topology.places().len(), "unread": unread }),
+        )?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut standard_error = std::io::stderr().lock();
     writeln!(
         standard_error,

@@ -97,6 +97,11 @@ impl Check {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    if json && arguments.step {
+        let why = "--step talks to somebody at a terminal, and --json prints one value and nothing else";
+        let next = "leave --step or --json out";
+        return Err(Error::new(Kind::InvalidInput, "run the demo", why).next(next).into());
+    }
     let Ok(selector) = arguments.vulkan.parse::<Selector>();
     let importer = Arc::new(Instance::open()?.open_device(&selector)?);
     let card = Picture::test_card(arguments.size.width, arguments.size.height);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 use peervram::backends::{Aperture, PciAddress, RawBytes, vfio};
-use peervram::{Error, Lender};
+use peervram::{Error, Kind, Lender};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, show_bytes};
@@ -47,6 +47,14 @@ struct Report {
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    if json && !arguments.command.is_empty() {
+        let why = "--json is about an export that is tried; with a COMMAND the output is the command's";
+        let next = "leave one of them out";
+        return Err(Error::new(Kind::InvalidInput, "export memory", why)
+            .on(arguments.device)
+            .next(next)
+            .into());
+    }
     let device = Opened::open(arguments.device)?;
     let interface = device.as_ref().interface().map_or("adopted", vfio::Interface::name);
     let ranges = arguments.memory.ranges(&device)?;

@@ -1,5 +1,6 @@
 //! `peervram import`: attach another device to memory, and look at it through that device.
 
+use std::borrow::Cow;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -58,7 +59,7 @@ pub struct Arguments {
     picture: Option<PathBuf>,
 
     /// The size of the picture that the memory begins with: XRGB8888, rows without gaps.
-    #[arg(long, value_name = "WIDTHxHEIGHT")]
+    #[arg(long, value_name = "WIDTHxHEIGHT", requires = "picture")]
     size: Option<PictureSize>,
 
     /// Show the picture that the memory begins with on the DRM node's screen, until Enter is pressed
@@ -168,7 +169,28 @@ struct Refusal {
     error: ErrorReport,
 }
 
+impl Arguments {
+    /// Refuses what would have no effect on a dma-buf that somebody else made.
+    fn check_source(&self) -> Result<()> {
+        let Source::Inherited(_) = self.source else { return Ok(()) };
+        if self.verified.is_some() {
+            let why = "--verified is about a lender's memory, and of an inherited dma-buf no lender is known";
+            return Err(unfit(why, "leave --verified out, and compare by --checksum; or name the device"));
+        }
+        match self.memory.given() {
+            Some(option) => {
+                let why = format!(
+                    "{option} chooses from a device's memory, and an inherited dma-buf is taken whole"
+                );
+                Err(unfit(why, "give the ranges to peervram export"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    arguments.check_source()?;
     match &arguments.to {
         Target::Vulkan(selector) => {
             if arguments.show.is_some() {
@@ -188,7 +210,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn unfit(why: &'static str, next: &'static str) -> Error {
+fn unfit(why: impl Into<Cow<'static, str>>, next: &'static str) -> Error {
     Error::new(Kind::InvalidInput, "import memory", why).next(next)
 }
 

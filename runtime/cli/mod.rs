@@ -94,7 +94,7 @@ pub fn main() -> ExitCode {
         What::Holders(arguments) => holders::run(&arguments, command.json),
         What::Reset(arguments) => reset::run(&arguments, command.json),
         What::Route(arguments) => route::run(&arguments, command.json),
-        What::Capture(arguments) => capture::run(&arguments),
+        What::Capture(arguments) => capture::run(&arguments, command.json),
         What::Verify(arguments) => verify::run(&arguments, command.json),
         What::Completions(arguments) => completions::run(&arguments, command.json),
         What::Manual(arguments) => manual::run(&arguments, command.json),

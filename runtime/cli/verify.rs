@@ -67,23 +67,23 @@ pub struct Arguments {
     host: bool,
 
     /// Which way bytes go, as the importer sees it.
-    #[arg(long, value_enum, default_value = "both")]
+    #[arg(long, value_enum, default_value = "both", conflicts_with = "list")]
     direction: Way,
 
     /// Test everything, not some places. Content that changes meanwhile is lost.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["bytes", "list"])]
     full: bool,
 
     /// How much is tested without --full, like 2M: more gives a better figure of the speed.
-    #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = parse_bytes, conflicts_with = "list")]
     bytes: u64,
 
     /// Make the same bytes as a test before.
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "list")]
     seed: Option<u64>,
 
     /// Let the certificate outlive reboots, if nothing else changes. What firmware sets up cannot be read.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["host", "list"])]
     outlives_reboots: bool,
 
     /// List the certificates that are stored, and why those that are void are.
@@ -95,6 +95,11 @@ impl Arguments {
     /// The lender, unless it is host memory, and the importer, where one is named.
     fn pair(&self) -> Result<(Option<PciAddress>, Option<&Named>)> {
         let refuse = |why, next| Err(Error::new(Kind::InvalidInput, "verify a path", why).next(next));
+        if self.host && self.memory.given().is_some() {
+            let why =
+                "--region and --range choose from a device's memory, and --host lends memory of its own";
+            return refuse(why, "leave them out; or name the device: peervram verify 0000:01:00.0 vulkan");
+        }
         match (self.host, &self.first, &self.second) {
             (true, importer, None) => Ok((None, importer.as_ref())),
             (true, _, Some(_)) => {
@@ -105,6 +110,19 @@ impl Arguments {
                 "the lender is no PCI address",
                 "write it as lspci -D does: peervram verify 0000:01:00.0 vulkan; or lend --host memory",
             ),
+        }
+    }
+}
+
+impl Arguments {
+    /// Refuses what would have no effect on the list.
+    fn check_list(&self) -> Result<()> {
+        match self.memory.given() {
+            Some(option) => {
+                let why = format!("--list lists all certificates, whatever {option} says");
+                Err(Error::new(Kind::InvalidInput, "list certificates", why).next("peervram verify --list"))
+            }
+            None => Ok(()),
         }
     }
 }
@@ -156,6 +174,7 @@ struct Report<'a> {
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if arguments.list {
+        arguments.check_list()?;
         return list(Store::of_user(), json);
     }
     let (lender, importer) = arguments.pair()?;

@@ -47,9 +47,39 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["route", "gpu0", "01:00.0"], "0000:01:00.0"),
         (&["route", "--all", "01:00.0"], "--all"),
         (&["frobnicate"], "--help"),
+        // Nothing that would have no effect is taken.
+        (&["import", "fd:3", "--verified", "both"], "inherited"),
+        (&["import", "fd:3", "--region", "2"], "--region"),
+        (&["import", "fd:3", "--range", "0+4K"], "peervram export"),
+        (&["import", "01:00.0", "--size", "640x480"], "--picture"),
+        (&["import", "01:00.0", "--seconds", "5"], "--show"),
+        (&["import", "01:00.0", "--show", "640x480"], "--to /dev/dri/card0"),
+        (&["import", "01:00.0", "--to", "/dev/dri/card0", "--checksum"], "leave --to out"),
+        (
+            &["import", "01:00.0", "--to", "/dev/dri/card0", "--picture", "a.png", "--size", "9x9"],
+            "leave --to out",
+        ),
+        (&["verify", "--host", "--region", "7"], "--region"),
+        (&["verify", "--host", "--range", "0+4K"], "--range"),
+        (&["verify", "--host", "--outlives-reboots"], "--host"),
+        (&["verify", "01:00.0", "--full", "--bytes", "4M"], "--bytes"),
+        (&["verify", "--list", "--direction", "read"], "--list"),
+        (&["verify", "--list", "--full"], "--list"),
+        (&["verify", "--list", "--bytes", "4M"], "--list"),
+        (&["verify", "--list", "--seed", "4"], "--list"),
+        (&["verify", "--list", "--outlives-reboots"], "--list"),
+        (&["verify", "--list", "--region", "2"], "--region"),
+        (&["verify", "--list", "--range", "0+4K"], "--range"),
+        (&["export", "01:00.0", "--json", "--", "true"], "leave one of them out"),
+        (&["demo", "--show", "/dev/dri/card0"], "--lender"),
+        (&["demo", "--json", "--lender", "01:00.0", "--show", "/dev/dri/card0", "--step"], "--step"),
     ] {
         let output = peervram(arguments);
-        let text = String::from_utf8_lossy(&output.stderr);
+        let text = String::from_utf8_lossy(if arguments.contains(&"--json") {
+            &output.stdout
+        } else {
+            &output.stderr
+        });
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
         assert!(text.contains(example), "{arguments:?} names no {example}: {text}");
     }
@@ -292,8 +322,9 @@ fn stored_certificates_are_listed_and_what_is_none_is_named() {
 
 #[test]
 fn help_teaches_each_command() {
-    for command in ["doctor", "devices", "export", "import", "demo", "holders", "route", "capture", "verify"]
-    {
+    for command in [
+        "capture", "demo", "devices", "doctor", "export", "holders", "import", "reset", "route", "verify",
+    ] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.lines().count() > 8, "{command}: {text}");
