@@ -21,7 +21,18 @@ const KERNEL_THREAD: u32 = 0x0020_0000;
 /// `PROC_PID_INIT_INO` (include/uapi/linux/nsfs.h): the PID namespace that sees every process.
 pub(super) const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-const RUN_AS_ROOT: &str = "run as root";
+/// What to do where the kernel lets this user not look.
+fn look_as_root() -> &'static str {
+    look_with_more(rustix::process::geteuid().is_root())
+}
+
+fn look_with_more(is_root: bool) -> &'static str {
+    if is_root {
+        "this is root already: of a container, or without CAP_SYS_PTRACE; run it on the host, with all capabilities"
+    } else {
+        "run as root"
+    }
+}
 
 pub(super) struct Machine {
     root: PathBuf,
@@ -64,7 +75,7 @@ impl Machine {
                 io::ErrorKind::NotFound => {
                     "mount debugfs as root: mount -t debugfs none /sys/kernel/debug (CONFIG_DEBUG_FS)"
                 }
-                _ => RUN_AS_ROOT,
+                _ => look_as_root(),
             }
             .into(),
         })
@@ -132,7 +143,7 @@ impl Machine {
                     unread.push(Unread {
                         what: format!("open files of {}", files.process),
                         why: error.to_string(),
-                        next: RUN_AS_ROOT.into(),
+                        next: look_as_root().into(),
                     });
                     all.push(files);
                 }
@@ -142,7 +153,7 @@ impl Machine {
             unread.push(Unread {
                 what: format!("open files of {denied} process(es)"),
                 why: "they are another user's, or do not let themselves be looked at".into(),
-                next: RUN_AS_ROOT.into(),
+                next: look_as_root().into(),
             });
         }
         if !with_mappings {
@@ -237,7 +248,7 @@ impl Machine {
             unread.push(Unread {
                 what: "processes of other users".into(),
                 why: "/proc is mounted so that it hides them (hidepid)".into(),
-                next: RUN_AS_ROOT.into(),
+                next: look_as_root().into(),
             });
         }
     }
@@ -266,4 +277,15 @@ fn is_kernel_thread(folder: &Path) -> bool {
         stat.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
     };
     flags().is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_not_told_to_become_root() {
+        assert_eq!(look_with_more(false), "run as root");
+        assert!(look_with_more(true).contains("root already"));
+    }
 }
