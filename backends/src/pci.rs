@@ -216,7 +216,11 @@ impl Function {
         Ok(addresses.into_iter().filter_map(|address| Self::read_from(devices, address).ok()).collect())
     }
 
-    pub(crate) fn read_from(devices: &Path, address: PciAddress) -> Result<Self> {
+    /// Reads it out of another folder than `/sys/bus/pci/devices`: of a copy of it.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_from(devices: &Path, address: PciAddress) -> Result<Self> {
         let folder = devices.join(address.to_string());
         let missing = |error: io::Error| {
             Error::os("find a PCI device", error)

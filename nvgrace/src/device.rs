@@ -98,7 +98,7 @@ impl Device {
             let driver = function.driver.as_deref().unwrap_or("no driver");
             let why = format!("it is bound to {driver}, which shows its BARs and not its memory");
             return Err(Error::new(Kind::Unsupported, "use coherent memory", why)
-                .next(format!("bind it to {DRIVER} (module nvgrace-gpu-vfio-pci)")));
+                .next(format!("sudo peervram bind {} binds it to {DRIVER}", vfio.address())));
         }
         let mut memories = Vec::new();
         for region in vfio.regions() {

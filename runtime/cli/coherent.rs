@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
 use peervram::backends::topology::{ConfigSpace, Search};
 use peervram::nvgrace::{DRIVER, Device, Memory, Part};
@@ -95,8 +96,8 @@ impl CoherentReport {
     }
 
     /// What to bind it to, where another driver has it.
-    pub fn bind(&self) -> Option<String> {
-        let next = || format!("bind it to {DRIVER} (module nvgrace-gpu-vfio-pci), which shows its memory");
+    pub fn bind(&self, address: PciAddress) -> Option<String> {
+        let next = || format!("sudo peervram bind {address} binds it to {DRIVER}, which shows its memory");
         (!self.bound).then(next)
     }
 

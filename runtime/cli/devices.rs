@@ -152,11 +152,25 @@ fn is_narrowed(link: &Link) -> bool {
 /// Who would unbind a working driver for registers? Below this nothing is VRAM.
 pub const LEAST_VRAM_BYTES: u64 = 1 << 20;
 
+/// Why nobody would take a function from its driver for its memory; none of a GPU, and of what has memory.
+pub fn nothing_to_lend(function: &Function) -> Option<String> {
+    // Bridges and parts of the system (an IOMMU is one) carry others, whatever BARs they have.
+    if matches!(function.class >> 16, 0x06 | 0x08) {
+        return Some(format!("it is a bridge or a part of the system (class {:06x})", function.class));
+    }
+    let largest_bytes = function.largest_memory().map_or(0, |memory| memory.size_bytes);
+    (!function.is_gpu() && largest_bytes < LEAST_VRAM_BYTES)
+        .then(|| format!("it is no GPU, and its largest memory BAR has {}", show_bytes(largest_bytes)))
+}
+
 fn can_lend(function: &Function) -> Verdict {
     let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
     let Some(memory) = function.largest_memory() else {
         return no("it has no memory BAR of a page or more".into(), None);
     };
+    if let Some(why) = nothing_to_lend(function).filter(|_| !is_vfio(function)) {
+        return no(why, None);
+    }
     if let Err(error) = vfio::check_kernel_exports_dma_bufs() {
         return no(error.why().to_owned(), error.next_step().map(str::to_owned));
     }
@@ -168,12 +182,13 @@ fn can_lend(function: &Function) -> Verdict {
             Some(driver) => format!("it is bound to {driver}"),
             None => "it is bound to no driver".into(),
         };
+        let bind = format!("sudo peervram bind {}", function.address);
         let next = if function.iommu_group.is_some() {
-            "bind it to vfio-pci"
+            bind
         } else {
-            "enable the IOMMU (intel_iommu=on, or in the firmware), then bind it to vfio-pci"
+            format!("enable the IOMMU (intel_iommu=on, or in the firmware), then {bind}")
         };
-        return no(because, Some(next.into()));
+        return no(because, Some(next));
     }
     let because = format!("BAR {}, {}", memory.index, show_bytes(memory.size_bytes));
     Verdict { can: true, because, next: None }
@@ -185,14 +200,17 @@ fn can_lend_coherent(function: &Function, coherent: Option<&CoherentReport>) -> 
     let Some(coherent) = coherent else { return verdict };
     match (verdict.can, coherent.lends()) {
         (true, Some(because)) => Verdict { because, ..verdict },
-        _ => Verdict { next: coherent.bind().or(verdict.next), ..verdict },
+        _ => Verdict { next: coherent.bind(function.address).or(verdict.next), ..verdict },
     }
 }
 
 fn can_import(function: &Function) -> Verdict {
     let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
     match function.driver.as_deref() {
-        None => no("it is bound to no driver".into(), Some("bind it to its graphics driver".into())),
+        None if function.is_gpu() => {
+            no("it is bound to no driver".into(), Some("bind it to its graphics driver".into()))
+        }
+        None => no("it is no graphics device, and is bound to no driver".into(), None),
         Some(_) if is_vfio(function) => no("it is bound to VFIO, which lends".into(), None),
         Some("virtio-pci") if function.drm_nodes.is_empty() => no("it is no graphics device".into(), None),
         Some(driver) => match import_support_of(function) {
@@ -262,5 +280,40 @@ fn print_verdict(output: &mut impl Write, what: &str, verdict: &Verdict) -> std:
     match &verdict.next {
         Some(next) => writeln!(output, "; {next}"),
         None => writeln!(output),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn function(class: u32, driver: Option<&str>, size_bytes: u64) -> Function {
+        let value = serde_json::json!({
+            "address": "0000:00:00.0", "vendor_id": 0x8086, "device_id": 0x29c0, "class": class, "driver": driver,
+            "iommu_group": 1, "numa_node": null, "link": null, "drm_nodes": [], "memory_enabled": true,
+            "bars": [{"index": 0, "address": 0, "size_bytes": size_bytes, "is_memory": true, "is_prefetchable": true}],
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn only_a_gpu_is_told_to_get_a_graphics_driver() {
+        let host_bridge = can_import(&function(0x06_0000, None, 0));
+        assert!(!host_bridge.can && host_bridge.next.is_none(), "{}", host_bridge.because);
+        assert!(can_import(&function(0x03_0000, None, 0)).next.unwrap().contains("graphics driver"));
+    }
+
+    #[test]
+    fn no_bridge_is_told_to_be_bound_to_vfio() {
+        let next = |class, size_bytes| can_lend(&function(class, Some("x"), size_bytes)).next;
+        // Where the kernel exports nothing, that is said instead.
+        let is_bind = |next: Option<String>| next.is_some_and(|next| next.contains("peervram bind"));
+        for (class, size_bytes) in [(0x06_0400, 16 << 20), (0x08_0600, 16 << 20), (0x02_0000, 64 << 10)] {
+            assert!(!is_bind(next(class, size_bytes)), "{class:06x}");
+            assert!(nothing_to_lend(&function(class, Some("x"), size_bytes)).is_some(), "{class:06x}");
+        }
+        for (class, size_bytes) in [(0x03_0000, 4096), (0x12_0000, 4096), (0x01_0802, 1 << 20)] {
+            assert_eq!(nothing_to_lend(&function(class, Some("x"), size_bytes)), None, "{class:06x}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per command, and the words in which they end.
 
 mod arguments;
+mod bind;
 mod capture;
 mod coherent;
 mod completions;
@@ -9,8 +10,11 @@ mod devices;
 mod doctor;
 mod ending;
 mod export;
+#[cfg(test)]
+mod fake_root;
 mod holders;
 mod import;
+mod in_use;
 mod manual;
 mod opened;
 mod paragraph;
@@ -35,6 +39,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         peervram doctor                                   look at the whole machine, and say what to do\n  \
         peervram devices                                  who can lend, who can import, what stands in the way\n  \
+        peervram bind 01:00.0 --dry-run                   give a GPU to VFIO, if nothing needs it; unbind undoes it\n  \
         peervram demo                                     lend a picture to Vulkan, on any machine\n  \
         peervram import 01:00.0 --range 0+4M --checksum   read VRAM by Vulkan compute\n  \
         peervram route 01:00.0 02:00.0                    which way bytes go, why not, what would change it\n  \
@@ -59,6 +64,8 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Devices(devices::Arguments),
+    Bind(bind::BindArguments),
+    Unbind(bind::UnbindArguments),
     Doctor(doctor::Arguments),
     Export(export::Arguments),
     Import(import::Arguments),
@@ -87,6 +94,8 @@ pub fn main() -> ExitCode {
         .init();
     let result = match command.what {
         What::Devices(arguments) => devices::run(&arguments, command.json),
+        What::Bind(arguments) => bind::bind(&arguments, command.json),
+        What::Unbind(arguments) => bind::unbind(&arguments, command.json),
         What::Doctor(arguments) => doctor::run(&arguments, command.json),
         What::Export(arguments) => export::run(&arguments, command.json),
         What::Import(arguments) => import::run(&arguments, command.json),

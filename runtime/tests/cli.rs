@@ -73,6 +73,9 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["export", "01:00.0", "--json", "--", "true"], "leave one of them out"),
         (&["demo", "--show", "/dev/dri/card0"], "--lender"),
         (&["demo", "--json", "--lender", "01:00.0", "--show", "/dev/dri/card0", "--step"], "--step"),
+        (&["bind"], "--help"),
+        (&["bind", "gpu0"], "0000:01:00.0"),
+        (&["unbind", "gpu0"], "0000:01:00.0"),
     ] {
         let output = peervram(arguments);
         let text = String::from_utf8_lossy(if arguments.contains(&"--json") {
@@ -118,6 +121,8 @@ fn an_absent_device_is_exit_code_1_and_says_where_to_look() {
     refused(&["import", "fffe:fe:1f.7", "--to", "/dev/dri/card99"], "not-found", 1);
     refused(&["holders", "fffe:fe:1f.7"], "not-found", 1);
     refused(&["reset", "fffe:fe:1f.7"], "not-found", 1);
+    refused(&["bind", "fffe:fe:1f.7", "--dry-run"], "not-found", 1);
+    refused(&["unbind", "fffe:fe:1f.7", "--dry-run"], "not-found", 1);
 }
 
 #[test]
@@ -323,7 +328,8 @@ fn stored_certificates_are_listed_and_what_is_none_is_named() {
 #[test]
 fn help_teaches_each_command() {
     for command in [
-        "capture", "demo", "devices", "doctor", "export", "holders", "import", "reset", "route", "verify",
+        "bind", "capture", "demo", "devices", "doctor", "export", "holders", "import", "reset", "route",
+        "unbind", "verify",
     ] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);

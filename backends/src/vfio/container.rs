@@ -122,7 +122,8 @@ pub(super) fn not_viable(tried: &'static str, address: PciAddress, number: u32) 
         None => "another device of its IOMMU group has a kernel driver".to_owned(),
     };
     Error::new(Kind::GroupNotViable, tried, why).on(address).next(format!(
-        "bind every device in /sys/kernel/iommu_groups/{number}/devices to vfio-pci or to no driver"
+        "sudo peervram bind {address} --group takes along what is in /sys/kernel/iommu_groups/{number}/devices, unless \
+         something of the machine hangs on it"
     ))
 }
 

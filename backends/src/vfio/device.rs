@@ -263,7 +263,7 @@ impl Device {
     }
 }
 
-/// Fails with the commands to run where `address` is absent or has another driver.
+/// Fails with what to do where `address` is absent or has another driver.
 fn check_bound(address: PciAddress) -> Result<()> {
     const TRIED: &str = "open a VFIO device";
     let folder = address.sysfs_path();
@@ -281,10 +281,9 @@ fn check_bound(address: PciAddress) -> Result<()> {
         Some(driver) => format!("it is bound to the driver {driver}"),
         None => "it is bound to no driver".to_owned(),
     };
+    // No command that takes a driver away: the root disk's controller may be at that address. `peervram bind` looks.
     Err(Error::new(Kind::NotBoundToVfio, TRIED, why).on(address).next(format!(
-        "bind it: modprobe vfio-pci; echo vfio-pci > {0}/driver_override; \
-         echo {address} > {0}/driver/unbind; echo {address} > /sys/bus/pci/drivers_probe",
-        folder.display()
+        "sudo peervram bind {address} binds it, unless it has nothing to lend or something of the machine hangs on it"
     )))
 }
 

@@ -39,7 +39,10 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
             let seen = format!("{address} BAR {index}: {size}, and could be {}", show_bytes(largest));
             let why = "What the BAR does not show cannot be lent.";
             let found = finding("bar-small", Weight::Hint, seen).why(why);
-            Some(found.step(resize(candidate, bar, largest)))
+            Some(match resize(facts, candidate, bar, largest) {
+                Some(step) => found.step(step),
+                None => found,
+            })
         }
         Search::Unread => {
             let offered = facts.resizable.get(&address).is_some_and(|bars| bars.contains(&index));
@@ -51,8 +54,11 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
 }
 
 /// While a driver is bound the kernel says EBUSY (`__resource_resize_store`), and VFIO lets nobody write the
-/// capability.
-fn resize(candidate: &Candidate, bar: &ResizableBar, size_bytes: u64) -> Step {
+/// capability. None where a driver has it that the machine may need.
+fn resize(facts: &Facts, candidate: &Candidate, bar: &ResizableBar, size_bytes: u64) -> Option<Step> {
+    if !candidate.needed(facts).is_empty() {
+        return None;
+    }
     let address = candidate.address();
     let folder = format!("/sys/bus/pci/devices/{address}");
     let what = format!(
@@ -62,16 +68,21 @@ fn resize(candidate: &Candidate, bar: &ResizableBar, size_bytes: u64) -> Step {
         show_bytes(size_bytes)
     );
     let mut step = Step::new(Turn::ResizeBar, what);
-    if candidate.function.driver.is_some() {
+    if !candidate.is_bound && candidate.function.driver.is_some() {
+        // By the way of a VFIO driver, since that command looks whether anything hangs on it.
+        step = step.command(candidate.bind_command());
+    }
+    let has_driver = candidate.function.driver.is_some();
+    if has_driver {
         step = step.command(format!("echo {address} > {folder}/driver/unbind"));
     }
     // The file wants the power of two, in MiB.
     let exponent = size_bytes.trailing_zeros().saturating_sub(20);
     step = step.command(format!("echo {exponent} > {folder}/resource{}_resize", bar.index));
-    if candidate.is_bound {
+    if has_driver {
         step = step.command(format!("echo {address} > /sys/bus/pci/drivers_probe"));
     }
-    step
+    Some(step)
 }
 
 fn link(function: &Function) -> Option<Finding> {

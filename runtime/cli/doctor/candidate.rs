@@ -6,6 +6,7 @@ use peervram::backends::topology::parse_release;
 
 use super::facts::{DeviceFile, Facts, is_bound_to_vfio};
 use crate::cli::devices::LEAST_VRAM_BYTES;
+use crate::cli::in_use::Use;
 
 /// Drivers of displays without memory that anybody would borrow: emulated ones, and those of management
 /// controllers.
@@ -18,6 +19,8 @@ pub struct Candidate<'a> {
     /// What it would lend.
     pub memory: &'a Bar,
     pub is_bound: bool,
+    /// It answers nothing but ones.
+    pub is_silent: bool,
     /// Functions of its group whose drivers keep user space out.
     pub blockers: Vec<(PciAddress, &'a str)>,
     /// What opening it takes, by character device and by group; the files that are not there are left out.
@@ -61,7 +64,8 @@ impl<'a> Candidate<'a> {
         let by_group = function
             .iommu_group
             .map(|group| [facts.file(&format!("/dev/vfio/{group}")), facts.file("/dev/vfio/vfio")]);
-        Some(Self { function, memory, is_bound, blockers, by_cdev, by_group })
+        let is_silent = facts.is_silent(function.address);
+        Some(Self { function, memory, is_bound, is_silent, blockers, by_cdev, by_group })
     }
 
     pub fn address(&self) -> PciAddress {
@@ -78,7 +82,24 @@ impl<'a> Candidate<'a> {
 
     /// Whether it can be opened and used now.
     pub fn is_ready(&self) -> bool {
-        self.is_bound && self.blockers.is_empty() && self.is_openable()
+        self.is_bound && !self.is_silent && self.blockers.is_empty() && self.is_openable()
+    }
+
+    /// What would lose its driver if this were to lend, and what of the machine hangs on each.
+    pub fn needed<'f>(&self, facts: &'f Facts) -> Vec<(PciAddress, &'f [Use])> {
+        let own = (!self.is_bound).then_some(self.address());
+        let taken = own.into_iter().chain(self.blockers.iter().map(|(other, _)| *other));
+        taken.map(|function| (function, facts.uses(function))).filter(|(_, uses)| !uses.is_empty()).collect()
+    }
+
+    /// The command that binds it, with what has to go along.
+    pub fn bind_command(&self) -> String {
+        let address = self.address();
+        let is_of_card = |other: &PciAddress| {
+            (other.domain, other.bus, other.device) == (address.domain, address.bus, address.device)
+        };
+        let group = if self.blockers.iter().all(|(other, _)| is_of_card(other)) { "" } else { " --group" };
+        format!("sudo peervram bind {address}{group}")
     }
 }
 

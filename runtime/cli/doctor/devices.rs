@@ -8,6 +8,7 @@ use super::facts::{Facts, is_bound_to_vfio};
 use super::finding::{Finding, Section, Step, Turn, Weight};
 use super::pair::{Pair, Path, State, importers};
 use crate::cli::arguments::show_bytes;
+use crate::cli::in_use::words;
 
 /// More of a name would take more than a line.
 const NAME_LENGTH: usize = 44;
@@ -17,7 +18,8 @@ pub fn examine(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Vec<F
         return vec![finding];
     }
     let mut findings: Vec<Finding> = facts.functions().map(|function| device(facts, function)).collect();
-    findings.extend(candidates.iter().filter_map(group));
+    findings.extend(facts.functions().filter_map(|function| silent(facts, function)));
+    findings.extend(candidates.iter().filter_map(|candidate| group(facts, candidate)));
     findings.extend(unbound(facts, candidates, pairs));
     findings.extend(wrong_driver(facts));
     findings
@@ -60,6 +62,7 @@ fn device(facts: &Facts, function: &Function) -> Finding {
     let group = function.iommu_group.map(|group| format!(", group {group}")).unwrap_or_default();
     let driver = function.driver.as_deref();
     let (weight, role) = match driver {
+        _ if facts.is_silent(function.address) => (Weight::InTheWay, "does not answer".to_owned()),
         _ if is_bound_to_vfio(function) && function.largest_memory().is_none() => {
             (Weight::Hint, "has no memory to lend".to_owned())
         }
@@ -99,27 +102,67 @@ fn name(facts: &Facts, function: &Function) -> String {
     name.chars().take(NAME_LENGTH - 2).chain("..".chars()).collect()
 }
 
+/// A device that fell off the bus. Its driver, and what sysfs says of its BARs, stay as they were.
+fn silent(facts: &Facts, function: &Function) -> Option<Finding> {
+    let address = function.address;
+    if !facts.is_silent(address) {
+        return None;
+    }
+    let seen = format!("{address} does not answer: its configuration space is all ones");
+    let why = "It fell off the bus, or a reset has left it dead. Nothing can be lent by it or to it.";
+    let uses = facts.uses(address);
+    let finding = Finding::new("does-not-answer", Section::Devices, Weight::InTheWay, seen).why(why);
+    let cold = "where that brings nothing, switch the machine off and on";
+    Some(finding.step(if uses.is_empty() {
+        Step::new(Turn::Revive, format!("Take {address} out of the tree and look again, as root; {cold}:"))
+            .command(format!("echo 1 > /sys/bus/pci/devices/{address}/remove"))
+            .command("echo 1 > /sys/bus/pci/rescan")
+    } else {
+        let words = words(uses);
+        Step::new(
+            Turn::Revive,
+            format!(
+                "Take {address} out of the tree and look again, once nothing hangs on it ({words}); {cold}."
+            ),
+        )
+    }))
+}
+
 /// A device that is bound, and that nobody may open because of another one.
-fn group(candidate: &Candidate) -> Option<Finding> {
+fn group(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
     if !candidate.is_bound || candidate.blockers.is_empty() {
         return None;
     }
     let address = candidate.address();
     let group = candidate.function.iommu_group.unwrap_or_default();
-    let others: Vec<String> =
-        candidate.blockers.iter().map(|(other, driver)| format!("{other} ({driver})")).collect();
-    let seen = format!("{address} cannot be opened: its group {group} has {}", others.join(", "));
-    let mut step = Step::new(
-        Turn::Neighbours,
-        format!(
-            "Free group {group} of kernel drivers, if nothing needs them, or put {address} into another slot:"
+    let others = neighbours(candidate);
+    let seen = format!("{address} cannot be opened: its group {group} has {others}");
+    let step = match needed(facts, candidate) {
+        Some(needed) => Step::new(
+            Turn::Neighbours,
+            format!("Put {address} into another slot: the machine needs what shares its group {group}. {needed}."),
         ),
-    );
-    for (other, _) in &candidate.blockers {
-        step = step.command(format!("echo {other} > /sys/bus/pci/devices/{other}/driver/unbind"));
-    }
+        None => Step::new(
+            Turn::Neighbours,
+            format!("Have {others} leave the kernel's drivers, if you do not need them, or put {address} into another slot:"),
+        )
+        .command(candidate.bind_command()),
+    };
     let why = "A group has one owner: user space, or the drivers of the kernel.";
     Some(Finding::new("group-not-viable", Section::Devices, Weight::InTheWay, seen).why(why).step(step))
+}
+
+/// "0000:01:00.1 (snd_hda_intel)", of all that share the group.
+fn neighbours(candidate: &Candidate) -> String {
+    let names = candidate.blockers.iter().map(|(other, driver)| format!("{other} ({driver})"));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// What of the machine hangs on what would lose its driver, in words.
+fn needed(facts: &Facts, candidate: &Candidate) -> Option<String> {
+    let needed = candidate.needed(facts);
+    let lines = needed.iter().map(|(function, uses)| format!("Of {function}: {}", words(uses)));
+    (!needed.is_empty()).then(|| lines.collect::<Vec<_>>().join(". "))
 }
 
 /// Where nothing is bound to VFIO: the device that is best given away.
@@ -133,7 +176,6 @@ fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Fi
         "no device is bound to vfio-pci, which is not loaded"
     };
     let finding = Finding::new("nothing-bound", Section::Devices, Weight::InTheWay, seen);
-    let is_boot = |candidate: &&Candidate| facts.boot_displays.contains(&candidate.address());
     let imports = |candidate: &&Candidate| importers(facts).any(|other| other.address == candidate.address());
     let has_peer = |candidate: &&Candidate| {
         let is_peer = |pair: &&Pair| pair.path == Path::Peer && pair.state != State::Never;
@@ -142,36 +184,43 @@ fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Fi
     let has_pair = |candidate: &&Candidate| {
         pairs.iter().any(|pair| pair.lender == candidate.address() && pair.state != State::Never)
     };
-    // The GPU of the screen is given away only to one that can show something in its place.
+    let is_needed = |candidate: &&Candidate| !candidate.needed(facts).is_empty();
+    // What the machine needs is named where it could lend to a GPU, and is not asked for otherwise.
     let mut fit: Vec<&Candidate> = candidates
         .iter()
-        .filter(|candidate| has_peer(candidate) || has_pair(candidate) && !is_boot(candidate))
+        .filter(|candidate| !candidate.is_silent)
+        .filter(|candidate| has_peer(candidate) || has_pair(candidate) && !is_needed(candidate))
         .collect();
     fit.sort_by_key(|candidate| {
         let size = std::cmp::Reverse(candidate.memory.size_bytes);
-        (!has_peer(candidate), is_boot(candidate), imports(candidate), size)
+        (is_needed(candidate), !has_peer(candidate), imports(candidate), size)
     });
     let Some(best) = fit.first() else {
         return Some(finding.why(
             "One lends, another one imports: with what there is, no pair would be left if one were bound.",
         ));
     };
-    Some(finding.step(bind(best, is_boot(best))))
+    Some(finding.step(bind(facts, best)))
 }
 
 /// How to bind a device, with the other functions of its group that have drivers.
-fn bind(candidate: &Candidate, is_boot: bool) -> Step {
+fn bind(facts: &Facts, candidate: &Candidate) -> Step {
     let address = candidate.address();
-    let warning = if is_boot { " (its screen goes dark)" } else { "" };
-    let mut step = Step::new(Turn::Bind, format!("Bind {address} to vfio-pci{warning}:"))
-        .command("modprobe vfio-pci")
-        .command(format!("echo vfio-pci > /sys/bus/pci/devices/{address}/driver_override"));
-    let bound = candidate.function.driver.as_ref().map(|_| address);
-    let others = candidate.blockers.iter().map(|(other, _)| *other);
-    for function in bound.into_iter().chain(others) {
-        step = step.command(format!("echo {function} > /sys/bus/pci/devices/{function}/driver/unbind"));
+    if let Some(needed) = needed(facts, candidate) {
+        let what = format!(
+            "{address} could lend once nothing of the machine hangs on it or on its group. {needed}. Free that, or \
+             use another GPU; what stands in the way of binding it:"
+        );
+        return Step::new(Turn::Bind, what).command(format!("peervram bind {address} --dry-run"));
     }
-    step.command(format!("echo {address} > /sys/bus/pci/drivers_probe"))
+    let driver = candidate.function.driver.as_deref();
+    let from = driver.map(|driver| format!(", instead of {driver}")).unwrap_or_default();
+    let along = match neighbours(candidate) {
+        others if others.is_empty() => String::new(),
+        others => format!(", and with it {others}"),
+    };
+    let what = format!("Bind {address} to VFIO{from}{along}; peervram unbind undoes it:");
+    Step::new(Turn::Bind, what).command(candidate.bind_command())
 }
 
 /// An Intel GPU that could import with another driver, where nothing else can.

@@ -11,6 +11,8 @@ use peervram::backends::pci::{Function, is_vfio_driver};
 use peervram::backends::topology::{Reading, Topology};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::cli::in_use::Use;
+
 /// What is known of a machine.
 #[derive(Debug, Clone, Serialize)]
 pub struct Facts {
@@ -41,8 +43,8 @@ pub struct Facts {
     pub vfio_devices: BTreeMap<PciAddress, String>,
     /// BARs that sysfs offers to resize.
     pub resizable: BTreeMap<PciAddress, Vec<u32>>,
-    /// The display controllers that the firmware shows its messages on.
-    pub boot_displays: Vec<PciAddress>,
+    /// What of the machine hangs on functions; those that nothing hangs on are left out.
+    pub in_use: BTreeMap<PciAddress, Vec<Use>>,
     /// Names of the functions that matter, from the machine's own list.
     pub names: BTreeMap<PciAddress, String>,
     #[serde(serialize_with = "as_captured")]
@@ -108,6 +110,17 @@ impl Facts {
         self.all_functions().filter(|function| {
             function.is_gpu() || is_bound_to_vfio(function) || !function.drm_nodes.is_empty()
         })
+    }
+
+    /// What of the machine hangs on a function.
+    pub fn uses(&self, function: PciAddress) -> &[Use] {
+        self.in_use.get(&function).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a function's configuration space is all ones: it does not answer.
+    pub fn is_silent(&self, function: PciAddress) -> bool {
+        let place = self.topology.known().and_then(|topology| topology.place(function));
+        place.and_then(|place| place.config.known()).is_some_and(|config| config.is_all_ones())
     }
 
     /// Every function.

@@ -75,8 +75,8 @@ impl Finding {
     }
 }
 
-/// When a step's turn is. What others hang on comes first: a larger BAR before the device is bound, and a
-/// kernel that exports before everything.
+/// When a step's turn is. What others hang on comes first: a device is bound before its BAR is resized, and a
+/// kernel that exports comes before everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Turn {
@@ -84,9 +84,10 @@ pub enum Turn {
     Kernel,
     KernelOptions,
     Iommu,
-    ResizeBar,
+    Revive,
     Neighbours,
     Bind,
+    ResizeBar,
     Permissions,
     ImportingDriver,
     Slots,

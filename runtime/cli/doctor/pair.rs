@@ -81,13 +81,14 @@ impl Pair {
         let verdict = topology.map(|topology| topology.expected_map_type(lender, importer.address));
         let ready = candidate.is_ready() && exports_dma_bufs(facts) && is_node_usable(facts, importer);
         let possible = if ready { State::Now } else { State::Possible };
-        let expected = verdict.as_ref().map(|verdict| &verdict.expected);
-        let (state, how) = match expected {
-            Some(Expected::Known(MapType::NotSupported)) => {
-                (State::Never, refusal(verdict.as_ref()).to_owned())
+        let silent = [lender, importer.address].into_iter().find(|address| facts.is_silent(*address));
+        let (state, how) = match (silent, verdict.as_ref().map(|verdict| (verdict, &verdict.expected))) {
+            (Some(silent), _) => (State::Possible, format!("unknown, because {silent} does not answer")),
+            (None, Some((verdict, Expected::Known(MapType::NotSupported)))) => {
+                (State::Never, refusal(verdict))
             }
-            Some(Expected::Known(map_type)) => (possible, format!("by peer, {map_type}")),
-            Some(Expected::Unknown { .. }) | None => {
+            (None, Some((_, Expected::Known(map_type)))) => (possible, format!("by peer, {map_type}")),
+            (None, Some((_, Expected::Unknown { .. })) | None) => {
                 (possible, "by peer, if the kernel allows the route: not all could be read".into())
             }
         };
@@ -128,10 +129,54 @@ impl Pair {
 }
 
 /// Why the kernel refuses a route, in few words.
-fn refusal(verdict: Option<&Verdict>) -> &'static str {
-    match verdict.and_then(|verdict| verdict.reason) {
+fn refusal(verdict: &Verdict) -> String {
+    let why = match verdict.reason {
         Some(Reason::NeedsSameHostBridge(_)) => "they are below different host bridges",
         Some(Reason::HostBridgeNameless(_)) => "the kernel does not know the host bridge",
-        _ => "the kernel does not trust the host bridge",
+        Some(Reason::HostBridgeNotListed(_)) => "the kernel does not trust the host bridge",
+        Some(Reason::ClientNotPci) => "the importer is no PCI device",
+        // With these the kernel allows the route, or nothing was decided.
+        Some(Reason::NothingRedirects | Reason::TrustedCpu | Reason::HostBridgesListed) | None => {
+            "the kernel refuses the route"
+        }
+    };
+    // Below a common bridge it would not come to the host bridge, but for access control (ACS).
+    match verdict.common {
+        Some(_) if !verdict.redirects.is_empty() => {
+            format!("a port on the way sends requests up (ACS), and {why}")
+        }
+        _ => why.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_for_a_refusal_has_words_of_its_own() {
+        let port: PciAddress = "0000:00:01.0".parse().unwrap();
+        let verdict = |reason, common: Option<PciAddress>| Verdict {
+            expected: Expected::Known(MapType::NotSupported),
+            reason,
+            distance: None,
+            common,
+            redirects: vec![port],
+        };
+        let words = [
+            Some(Reason::NeedsSameHostBridge(port)),
+            Some(Reason::HostBridgeNameless(port)),
+            Some(Reason::HostBridgeNotListed(port)),
+            Some(Reason::ClientNotPci),
+            None,
+        ]
+        .map(|reason| refusal(&verdict(reason, None)));
+        let expected =
+            ["different host bridges", "not know", "not trust", "no PCI device", "refuses the route"];
+        for (words, expected) in words.iter().zip(expected) {
+            assert!(words.contains(expected) && !words.contains("ACS"), "{words}");
+        }
+        let redirected = refusal(&verdict(Some(Reason::HostBridgeNotListed(port)), Some(port)));
+        assert!(redirected.contains("(ACS)") && redirected.contains("does not trust"), "{redirected}");
     }
 }

@@ -16,6 +16,7 @@ use rustix::process::Resource;
 
 use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, is_bound_to_vfio};
 use super::kernel_config;
+use crate::cli::in_use::InUse;
 use crate::cli::pci_names::PciNames;
 
 /// What is not found below a root: what the kernel says of this process, and what is read elsewhere.
@@ -45,7 +46,7 @@ pub fn read(root: &Path, elsewhere: Elsewhere) -> Facts {
         files: files(root),
         vfio_devices: BTreeMap::new(),
         resizable: BTreeMap::new(),
-        boot_displays: Vec::new(),
+        in_use: InUse::read(root).all(),
         names: BTreeMap::new(),
         kernel_release,
         topology,
@@ -72,10 +73,6 @@ fn read_functions(root: &Path, facts: &mut Facts) {
         let resizable: Vec<u32> = (0..6).filter(offered).collect();
         if !resizable.is_empty() {
             facts.resizable.insert(address, resizable);
-        }
-        let boot = fs::read_to_string(root.join(folder(address)).join("boot_vga"));
-        if boot.is_ok_and(|text| text.trim() == "1") {
-            facts.boot_displays.push(address);
         }
         if let Some(name) = pci_names.name(function.vendor_id, function.device_id) {
             facts.names.insert(address, name);

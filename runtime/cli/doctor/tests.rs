@@ -8,12 +8,14 @@ use peervram::backends::pci::{Bar, Function, Link};
 use peervram::backends::topology::{Above, ConfigSpace, Cpu, Place, Reading, Topology};
 use serde_json::json;
 
+use super::candidate::Candidate;
 use super::diagnosis::{Diagnosis, Verdict};
 use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice, is_bound_to_vfio};
 use super::finding::{Finding, Step, Turn, Weight};
 use super::kernel_config::OPTIONS;
 use super::page;
 use super::pair::{Path, State};
+use crate::cli::in_use::Use;
 
 /// A machine in the making.
 #[derive(Clone)]
@@ -46,7 +48,7 @@ impl Machine {
             files: Vec::new(),
             vfio_devices: BTreeMap::new(),
             resizable: BTreeMap::new(),
-            boot_displays: Vec::new(),
+            in_use: BTreeMap::new(),
             names: BTreeMap::new(),
             topology: Reading::Unread("not made yet".into()),
             vulkan: Vulkan::Devices(vec![lavapipe()]),
@@ -100,6 +102,17 @@ impl Machine {
     fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
         change(&mut self);
         self
+    }
+
+    /// With something of the machine that hangs on a function.
+    fn in_use(self, address: &str, used: Use) -> Self {
+        self.with(|machine| machine.facts.in_use.entry(address.parse().unwrap()).or_default().push(used))
+    }
+
+    /// A device that answers nothing but ones.
+    fn silent(self, address: &str) -> Self {
+        let ones = ConfigSpace::new(vec![0xff; 4096], 4096).unwrap();
+        self.with(|machine| machine.at(address).config = Reading::Known(ones))
     }
 
     fn at(&mut self, address: &str) -> &mut Place {
@@ -383,21 +396,24 @@ fn of_two_gpus_the_one_that_cannot_import_is_bound() {
     let diagnosis = two_unbound().neighbour(LENDER, "snd_hda_intel").diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     assert_eq!(turns(&diagnosis), [Turn::Bind, Turn::Try]);
-    let commands = step(&diagnosis, Turn::Bind).commands.join("\n");
-    assert!(step(&diagnosis, Turn::Bind).what.contains(LENDER));
-    assert!(commands.contains("echo 0000:01:00.1 >"), "its neighbour has to go, too: {commands}");
+    let bind = step(&diagnosis, Turn::Bind);
+    assert_eq!(bind.commands, [format!("sudo peervram bind {LENDER}")]);
+    assert!(bind.what.contains("instead of nvidia"), "{}", bind.what);
+    assert!(
+        bind.what.contains("0000:01:00.1 (snd_hda_intel)"),
+        "its neighbour has to go, too: {}",
+        bind.what
+    );
     assert!(!has(&diagnosis, "group-not-viable"), "that is said of devices that are bound");
     // The screen's GPU lends only if it must.
     let twice = Machine::bare().gpu(LENDER, "amdgpu", 256).gpu(IMPORTER, "amdgpu", 256);
-    let boot = twice.with(|machine| machine.facts.boot_displays = vec![LENDER.parse().unwrap()]);
-    assert!(step(&boot.diagnosis(), Turn::Bind).what.contains(IMPORTER));
+    assert!(step(&twice.in_use(LENDER, Use::BootDisplay).diagnosis(), Turn::Bind).what.contains(IMPORTER));
 }
 
 #[test]
 fn the_only_gpu_is_not_given_away() {
     let only = Machine::bare().gpu(LENDER, "amdgpu", 256);
-    let diagnosis =
-        only.with(|machine| machine.facts.boot_displays = vec![LENDER.parse().unwrap()]).diagnosis();
+    let diagnosis = only.in_use(LENDER, Use::BootDisplay).diagnosis();
     assert_eq!(turns(&diagnosis), [Turn::Try]);
     assert!(finding(&diagnosis, "nothing-bound").why.as_ref().unwrap().contains("no pair"));
 }
@@ -405,10 +421,18 @@ fn the_only_gpu_is_not_given_away() {
 #[test]
 fn a_small_bar_is_resized_before_it_is_bound() {
     let diagnosis = two_unbound().without_iommu().resizable(LENDER).diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Iommu, Turn::ResizeBar, Turn::Bind, Turn::Try]);
-    let commands = &step(&diagnosis, Turn::ResizeBar).commands;
-    // 16 GiB is 2^14 MiB.
-    assert_eq!(commands[1], format!("echo 14 > /sys/bus/pci/devices/{LENDER}/resource1_resize"));
+    assert_eq!(turns(&diagnosis), [Turn::Iommu, Turn::Bind, Turn::ResizeBar, Turn::Try]);
+    let folder = format!("/sys/bus/pci/devices/{LENDER}");
+    // 16 GiB is 2^14 MiB. What has a driver of the kernel's is bound by the command that looks first.
+    let expected = [
+        format!("sudo peervram bind {LENDER}"),
+        format!("echo {LENDER} > {folder}/driver/unbind"),
+        format!("echo 14 > {folder}/resource1_resize"),
+        format!("echo {LENDER} > /sys/bus/pci/drivers_probe"),
+    ];
+    assert_eq!(step(&diagnosis, Turn::ResizeBar).commands, expected);
+    let needed = two_unbound().resizable(LENDER).in_use(LENDER, Use::BootDisplay).diagnosis();
+    assert!(has(&needed, "bar-small") && !turns(&needed).contains(&Turn::ResizeBar));
 
     let diagnosis = Machine::working().resizable(LENDER).diagnosis();
     let commands = &step(&diagnosis, Turn::ResizeBar).commands;
@@ -420,12 +444,92 @@ fn a_small_bar_is_resized_before_it_is_bound() {
     assert!(!turns(&diagnosis).contains(&Turn::ResizeBar));
 }
 
+fn mounted() -> Use {
+    Use::Mounted { device: "nvme0n1p2".into(), at: "/".into() }
+}
+
+/// No command of the page takes the driver of that function, or of one beside it.
+fn takes_nothing(diagnosis: &Diagnosis, function: &str) {
+    let card = function.trim_end_matches(".0");
+    for command in
+        diagnosis.findings.iter().filter_map(|finding| finding.step.as_ref()).flat_map(|step| &step.commands)
+    {
+        let takes = command.contains("unbind") || command.contains("bind ") || command.contains("/remove");
+        assert!(!(takes && command.contains(card)) || command.ends_with("--dry-run"), "{command}");
+    }
+}
+
+#[test]
+fn what_the_machine_needs_is_named_and_no_command_takes_it() {
+    let neighbour = "0000:01:00.1";
+    let uses = [
+        mounted(),
+        Use::Swap { device: "sda3".into() },
+        Use::PartOf { device: "sda4".into(), of: "dm-0".into() },
+        Use::Network { interface: "eth0".into(), is_default: true },
+        Use::SerialConsole { tty: "ttyS4".into() },
+        Use::Input { name: "Keyboard".into() },
+        Use::Open { node: "/dev/dri/card1".into(), by: "812 Xorg".into() },
+    ];
+    for used in uses {
+        let words = used.to_string();
+        for (machine, turn) in [(Machine::working(), Turn::Neighbours), (two_unbound(), Turn::Bind)] {
+            let bare = machine.clone().neighbour(LENDER, "ahci").diagnosis();
+            assert!(step(&bare, turn).commands[0].contains("peervram bind"), "{:?}", step(&bare, turn));
+            let diagnosis = machine.neighbour(LENDER, "ahci").in_use(neighbour, used.clone()).diagnosis();
+            takes_nothing(&diagnosis, LENDER);
+            if turn == Turn::Neighbours {
+                let step = step(&diagnosis, turn);
+                assert!(step.what.contains(&words) && step.what.contains(neighbour), "{}", step.what);
+                assert!(finding(&diagnosis, "group-not-viable").seen.contains("0000:01:00.1 (ahci)"));
+            } else {
+                // The other GPU is bound in its place.
+                assert_eq!(step(&diagnosis, turn).commands, [format!("sudo peervram bind {IMPORTER}")]);
+            }
+        }
+    }
+    // Where there is no other, what hangs on it is named.
+    let only = two_unbound().in_use(LENDER, Use::BootDisplay).in_use(IMPORTER, mounted()).diagnosis();
+    let bind = step(&only, Turn::Bind);
+    assert_eq!(bind.commands, [format!("peervram bind {LENDER} --dry-run")]);
+    assert!(bind.what.contains("display of the firmware"), "{}", bind.what);
+}
+
+#[test]
+fn a_neighbour_in_another_slot_goes_along_only_if_it_is_asked_for() {
+    let mut machine = Machine::working().neighbour(LENDER, "nvme");
+    machine.at("0000:01:00.1").function.address = "0000:03:00.0".parse().unwrap();
+    let diagnosis = machine.diagnosis();
+    assert_eq!(step(&diagnosis, Turn::Neighbours).commands, [format!("sudo peervram bind {LENDER} --group")]);
+}
+
+#[test]
+fn a_device_that_answers_ones_neither_lends_nor_imports() {
+    for dead in [LENDER, IMPORTER] {
+        let diagnosis = Machine::working().silent(dead).diagnosis();
+        let pair = diagnosis.pairs.iter().find(|pair| pair.path == Path::Peer).unwrap();
+        assert!(pair.state != State::Now && pair.how.contains(dead), "{pair:?}");
+        assert!(finding(&diagnosis, "does-not-answer").seen.contains(dead));
+        let revive = step(&diagnosis, Turn::Revive);
+        assert_eq!(
+            revive.commands,
+            [format!("echo 1 > /sys/bus/pci/devices/{dead}/remove"), "echo 1 > /sys/bus/pci/rescan".into()]
+        );
+        assert!(revive.what.contains("off and on"), "{}", revive.what);
+        assert_eq!(diagnosis.verdict == Verdict::CanLend, dead == IMPORTER);
+        let open = Use::Open { node: "/dev/dri/card1".into(), by: "812 Xorg".into() };
+        let diagnosis = Machine::working().silent(dead).in_use(dead, open).diagnosis();
+        assert!(step(&diagnosis, Turn::Revive).commands.is_empty());
+        assert!(step(&diagnosis, Turn::Revive).what.contains("812 Xorg"));
+    }
+}
+
 #[test]
 fn who_crowds_a_group_is_named() {
     let diagnosis = Machine::working().neighbour(LENDER, "e1000e").diagnosis();
     let seen = &finding(&diagnosis, "group-not-viable").seen;
     assert!(seen.contains("0000:01:00.1 (e1000e)"), "{seen}");
-    assert!(step(&diagnosis, Turn::Neighbours).commands[0].contains("0000:01:00.1"));
+    assert_eq!(step(&diagnosis, Turn::Neighbours).commands, [format!("sudo peervram bind {LENDER}")]);
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     for harmless in ["vfio-pci", "pcieport", "pci-stub"] {
         let diagnosis = Machine::working().neighbour(LENDER, harmless).diagnosis();
@@ -545,7 +649,7 @@ fn two_vfio_devices_reach_each_other_by_address_space() {
 #[test]
 fn whatever_is_wrong_steps_are_few_ordered_and_said_once_on_a_page_of_80_columns() {
     type Change = fn(Machine) -> Machine;
-    const CHANGES: [Change; 9] = [
+    const CHANGES: [Change; 11] = [
         |machine| machine.with(|machine| machine.facts.kernel_release = "6.12.1".into()),
         Machine::without_iommu,
         Machine::intel,
@@ -555,6 +659,8 @@ fn whatever_is_wrong_steps_are_few_ordered_and_said_once_on_a_page_of_80_columns
         |machine| machine.with(|machine| machine.facts.vulkan = Vulkan::Missing { why: "no loader".into() }),
         |machine| machine.with(|machine| machine.at(LENDER).function.driver = Some("nouveau".into())),
         |machine| machine.with(|machine| machine.facts.memlock_bytes = Some(0)),
+        |machine| machine.in_use("0000:01:00.1", mounted()),
+        |machine| machine.in_use(LENDER, Use::BootDisplay),
     ];
     for wrong in 0_u32..1 << CHANGES.len() {
         let chosen = CHANGES.iter().enumerate().filter(|(bit, _)| wrong >> bit & 1 != 0);
@@ -562,6 +668,10 @@ fn whatever_is_wrong_steps_are_few_ordered_and_said_once_on_a_page_of_80_columns
         let diagnosis = Diagnosis::of(&facts);
         assert!(turns(&diagnosis).is_sorted(), "{wrong:b}: {:?}", turns(&diagnosis));
         assert!(turns(&diagnosis).len() <= 5, "{wrong:b}: {:?}", turns(&diagnosis));
+        let is_needed = |candidate: &Candidate| !candidate.needed(&facts).is_empty();
+        if Candidate::all(&facts).iter().any(is_needed) {
+            takes_nothing(&diagnosis, LENDER);
+        }
         for (number, step) in diagnosis.what_to_do.iter().enumerate() {
             let again = diagnosis.what_to_do[number + 1..].iter().any(|other| other.what == step.what);
             assert!(!again, "{wrong:b}: twice: {}", step.what);

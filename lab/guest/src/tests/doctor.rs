@@ -70,7 +70,9 @@ fn crowded_group(guest: &Guest) -> Verdict {
     let seen = found.with_context(|| format!("{findings:?}"))?["seen"].to_string();
     ensure!(seen.contains(&neighbour.to_string()) && seen.contains(&driver), "{seen}");
     let page = page(&mut doctor())?;
-    ensure!(page.contains(&format!("echo {neighbour} > ")), "{page}");
+    ensure!(page.contains(&format!("sudo peervram bind {address}")), "{page}");
+    let takes = |line: &str| line.contains("unbind") && line.contains(&neighbour.to_string());
+    ensure!(!page.lines().any(takes), "{page}");
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! All tests, one file for each part. A new file is one line here.
 
 mod adopt;
+mod bind;
 mod coherent_trust;
+mod command_line;
 mod doctor;
 mod drm;
 mod gbm;
@@ -59,6 +61,8 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         coherent_trust::TESTS,
         lockdep::TESTS,
         doctor::TESTS,
+        bind::TESTS,
+        command_line::TESTS,
     ]
     .into_iter()
     .flatten()
