@@ -110,13 +110,14 @@ impl What {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let code = match run(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            peervram_terminal::note!("error: {error:#}");
             ExitCode::from(FAILED)
         }
-    }
+    };
+    peervram_terminal::end(code)
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -158,7 +159,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
 
-    let mut output = std::io::stdout().lock();
+    let mut output = peervram_terminal::output();
     report.print(&mut output)?;
     if arguments.json {
         report.print_json(&mut output)?;

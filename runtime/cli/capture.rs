@@ -10,6 +10,7 @@ use peervram::Error;
 
 use super::ending::print_json;
 use super::tree;
+use peervram_terminal::note;
 
 /// Write what decides about routes on this machine as JSON: the PCI tree, its configuration spaces, the
 /// processor, the kernel's release and command line.
@@ -34,7 +35,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     match &arguments.file {
         Some(path) => fs::write(path, text)
             .map_err(|error| Error::os("write a captured topology", error).on(path.display()))?,
-        None => std::io::stdout().lock().write_all(text.as_bytes())?,
+        None => peervram_terminal::output().write_all(text.as_bytes())?,
     }
     let unread = topology.unread();
     // What is captured is JSON itself; where it goes to a file there is room for a report.
@@ -44,15 +45,10 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         )?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut standard_error = std::io::stderr().lock();
-    writeln!(
-        standard_error,
-        "{} functions; {}",
-        topology.places().len(),
-        if unread.is_empty() { "all of it was read" } else { "not read:" }
-    )?;
+    let read = if unread.is_empty() { "all of it was read" } else { "not read:" };
+    note!("{} functions; {read}", topology.places().len());
     for what in &unread {
-        writeln!(standard_error, "  {what}")?;
+        note!("  {what}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -12,6 +12,7 @@ use peervram::backends::pci::Function;
 use peervram::backends::topology::{ConfigSpace, Search};
 use peervram::nvgrace::{DRIVER, Device, Memory, Part};
 use peervram::{Error, Result};
+use peervram_terminal::note;
 use serde::Serialize;
 
 use super::arguments::show_bytes;
@@ -66,7 +67,11 @@ impl CoherentReport {
         let mut this = Self {
             part: part.map(|part| part.name),
             bound,
-            ats: ats(&function.address.sysfs_path().join("config")),
+            // Reading would wake a device that sleeps, of which nobody knows whether its memory is on.
+            ats: match function.memory_enabled {
+                Some(_) => ats(&function.address.sysfs_path().join("config")),
+                None => "unknown",
+            },
             egm: names(Path::new(EGM_CLASS)),
             memories: None,
             why_not: None,
@@ -135,7 +140,7 @@ impl CoherentReport {
 /// Opens the GPU, and closes it.
 fn memories(function: &Function) -> Result<(Vec<MemoryReport>, Option<&'static str>), Error> {
     let address = function.address;
-    let device = Device::open(address, &mut |why| eprintln!("{address}: {why}"))?;
+    let device = Device::open(address, &mut |why| note!("{address}: {why}"))?;
     let mut memories: Vec<Memory> = device.memories().to_vec();
     // The usable one first.
     memories.sort_by_key(|memory| std::cmp::Reverse(memory.region_index));

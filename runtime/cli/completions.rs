@@ -1,7 +1,7 @@
 //! `peervram completions`: what a shell needs to complete commands and options, out of the program's own
 //! definition.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
@@ -27,7 +27,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&serde_json::json!({ "script": String::from_utf8_lossy(&script) }))?;
     } else {
-        io::stdout().write_all(&script)?;
+        peervram_terminal::output().write_all(&script)?;
     }
     Ok(ExitCode::SUCCESS)
 }

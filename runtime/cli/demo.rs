@@ -18,12 +18,12 @@ use peervram::backends::{
 };
 use peervram::picture::Picture;
 use peervram::{Attachment, Direction, Error, Export, Kind, Lender, Outcome, Result, Trust};
+use peervram_terminal::{Table, columns, say};
 use serde::Serialize;
 
 use super::arguments::PictureSize;
 use super::ending::print_json;
 use super::import::{DEVICE_LIMIT, wait_for_enter};
-use super::table::Table;
 
 /// Moves the rings of the painted picture to where they look well.
 const PAINT_PARAMETER: u32 = 64;
@@ -238,8 +238,7 @@ fn pause(arguments: &Arguments, what: &str) -> Result<()> {
     if !arguments.step {
         return Ok(());
     }
-    println!("{what}");
-    std::io::stdout().flush().map_err(|error| Error::os("print", error))?;
+    say!("{what}");
     wait_for_enter(what)
 }
 
@@ -262,7 +261,7 @@ impl Steps {
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
+    let mut output = peervram_terminal::output();
     let mut table = Table::new(&["step", "path", "time", "check"]);
     for step in &report.steps {
         let verdict = if step.check.passed { "ok" } else { "WRONG" };
@@ -274,7 +273,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         ]);
     }
     writeln!(output, "Lending memory of {}\n", report.lender)?;
-    table.print(&mut output)?;
+    table.print(&mut output, columns())?;
     for refused in &report.refused {
         writeln!(output, "\nRefused: {refused}")?;
     }

@@ -10,6 +10,7 @@ use clap::Args;
 use peervram::backends::import_support_of;
 use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
+use peervram_terminal::{columns, lines};
 use serde::Serialize;
 
 use super::arguments::show_bytes;
@@ -221,7 +222,7 @@ fn can_import(function: &Function) -> Verdict {
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
+    let mut output = peervram_terminal::output();
     if report.devices.is_empty() {
         writeln!(
             output,
@@ -276,11 +277,13 @@ fn print(report: &Report) -> anyhow::Result<()> {
 
 fn print_verdict(output: &mut impl Write, what: &str, verdict: &Verdict) -> std::io::Result<()> {
     let word = if verdict.can { "yes" } else { "no" };
-    write!(output, "  {what:<7} {word}: {}", verdict.because)?;
-    match &verdict.next {
-        Some(next) => writeln!(output, "; {next}"),
-        None => writeln!(output),
+    let next = verdict.next.as_ref().map(|next| format!("; {next}")).unwrap_or_default();
+    let mut label = format!("  {what:<7} ");
+    for line in lines(&format!("{word}: {}{next}", verdict.because), columns() - label.len()) {
+        writeln!(output, "{label}{line}")?;
+        label = " ".repeat(label.len());
     }
+    Ok(())
 }
 
 #[cfg(test)]

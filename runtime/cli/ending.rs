@@ -53,13 +53,6 @@ pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
         Ok(code) => return code,
         Err(error) => error,
     };
-    // A reader that went away (head, less) wants no message.
-    if error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-    {
-        return ExitCode::SUCCESS;
-    }
     let ours = error.downcast_ref::<Error>();
     let mut standard_error = std::io::stderr().lock();
     let _ = match ours {
@@ -71,17 +64,21 @@ pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
         },
         None => writeln!(standard_error, "peervram: {error:#}"),
     };
-    match ours.map(Error::kind) {
-        Some(Kind::InvalidInput) => ExitCode::from(USAGE),
-        Some(kind) if kind.cannot_run_here() => ExitCode::from(CANNOT_RUN_HERE),
+    ours.map_or(ExitCode::FAILURE, code_of)
+}
+
+/// The exit code of an error, with --json and without.
+pub fn code_of(error: &Error) -> ExitCode {
+    match error.kind() {
+        Kind::InvalidInput => ExitCode::from(USAGE),
+        kind if kind.cannot_run_here() => ExitCode::from(CANNOT_RUN_HERE),
         _ => ExitCode::FAILURE,
     }
 }
 
 /// Prints one JSON value to standard output.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut output, value)?;
-    writeln!(output)?;
+    let text = serde_json::to_string_pretty(value)?;
+    writeln!(peervram_terminal::output(), "{text}")?;
     Ok(())
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use peervram::backends::{Aperture, PciAddress, RawBytes, vfio};
 use peervram::{Error, Kind, Lender};
+use peervram_terminal::say;
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, show_bytes};
@@ -79,7 +80,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         if json {
             print_json(&report)?;
         } else {
-            println!(
+            say!(
                 "{}: {} of region {} in {} range(s), dma-buf inode {}, exported in {:.0} us by {}",
                 report.device,
                 show_bytes(report.size_bytes),

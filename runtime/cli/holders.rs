@@ -11,11 +11,11 @@ use peervram::backends::PciAddress;
 use peervram::backends::holders::{Attached, Buffer, Census, Device, Exporter, Holder, Unread};
 use peervram::backends::pci::{Function, is_vfio_driver};
 use peervram::{Error, Kind, Result};
+use peervram_terminal::{Table, columns, lines};
 use serde::Serialize;
 
 use super::arguments::show_bytes;
 use super::ending::print_json;
-use super::table::Table;
 
 /// Say who holds a VFIO device and the dma-bufs of its memory.
 ///
@@ -114,7 +114,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&report)?;
     } else {
-        print(&report, &mut io::stdout().lock())?;
+        print(&report, &mut peervram_terminal::output(), columns())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -206,24 +206,31 @@ impl From<&Unread> for UnreadReport {
     }
 }
 
-fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
+fn print(report: &Report, output: &mut impl Write, width: usize) -> io::Result<()> {
     if report.devices.is_empty() {
         writeln!(output, "No device is bound to VFIO; peervram devices says what could be.")?;
     }
     for device in &report.devices {
-        print_device(device, output)?;
+        print_device(device, output, width)?;
         writeln!(output)?;
     }
     if !report.unread.is_empty() {
         writeln!(output, "Not seen:")?;
         for unread in &report.unread {
-            writeln!(output, "  {}: {}\n    next: {}", unread.what, unread.why, unread.next)?;
+            for (number, line) in
+                lines(&format!("{}: {}", unread.what, unread.why), width - 4).iter().enumerate()
+            {
+                writeln!(output, "{}{line}", if number == 0 { "  " } else { "    " })?;
+            }
+            for (number, line) in lines(&unread.next, width - 10).iter().enumerate() {
+                writeln!(output, "{}{line}", if number == 0 { "    next: " } else { "          " })?;
+            }
         }
     }
     Ok(())
 }
 
-fn print_device(device: &DeviceReport, output: &mut impl Write) -> io::Result<()> {
+fn print_device(device: &DeviceReport, output: &mut impl Write, width: usize) -> io::Result<()> {
     match &device.driver {
         Some(driver) => writeln!(output, "{}, bound to {driver}", device.address)?,
         None => writeln!(output, "{}, being unbound", device.address)?,
@@ -252,7 +259,7 @@ fn print_device(device: &DeviceReport, output: &mut impl Write) -> io::Result<()
             ]);
         }
         writeln!(output)?;
-        table.print(output)?;
+        table.print(output, width)?;
         writeln!(output)?;
     }
     match &device.reset_waits_for {
@@ -348,7 +355,7 @@ mod tests {
         let devices = census.devices.iter().map(|device| device_report(census, device)).collect();
         let report = Report { devices, unread: census.unread.iter().map(UnreadReport::from).collect() };
         let mut output = Vec::new();
-        print(&report, &mut output).unwrap();
+        print(&report, &mut output, 100).unwrap();
         String::from_utf8(output).unwrap()
     }
 

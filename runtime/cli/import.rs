@@ -15,6 +15,7 @@ use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, Ra
 use peervram::picture::Picture;
 use peervram::verify::Figure;
 use peervram::{Attachment, Direction, Error, Kind, Lender, Mover, Path, Result, Trust};
+use peervram_terminal::{note, say};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, PictureSize, show_bytes};
@@ -324,14 +325,14 @@ fn show(arguments: &Arguments, buffer_object: &drm::BufferObject) -> Result<()> 
 /// Says `what` and waits for a line on standard input, or its end.
 pub fn wait_for_enter(what: &str) -> Result<()> {
     if std::io::stdin().is_terminal() {
-        eprintln!("{what}; press Enter to go on");
+        note!("{what}; press Enter to go on");
     }
     let read = std::io::stdin().read_line(&mut String::new());
     read.map(drop).map_err(|error| Error::os("wait for Enter", error))
 }
 
 fn print(report: &Report) {
-    println!(
+    say!(
         "{} of {} imported by {} in {:.0} us",
         show_bytes(report.size_bytes),
         report.exporter,
@@ -342,28 +343,31 @@ fn print(report: &Report) {
         (Some(copied), _) => {
             let memory = if copied.in_host_memory { "host memory" } else { "the importer's own memory" };
             let push = copied.push.map_or_else(String::new, |push| format!(", back by {push}"));
-            println!("path      {} in {memory}: there by {}{push}", report.path, copied.pull);
+            say!("path      {} in {memory}: there by {}{push}", report.path, copied.pull);
             if let Some(why) = &copied.why_cpu {
-                println!("          {why}");
+                say!("          {why}");
             }
         }
-        (None, true) => println!("path      {} (verified)", report.path),
-        (None, false) => println!("path      {} (unverified)", report.path),
+        (None, true) => say!("path      {} (verified)", report.path),
+        (None, false) => say!("path      {} (unverified)", report.path),
     }
     for test in &report.tests {
         let speed = test.mb_per_s.map_or_else(String::new, |speed| format!(", {speed:.0} MB/s"));
-        println!(
+        say!(
             "tested    {} by {} at {}, seen by {}{speed}",
-            test.direction, test.engine, test.when, test.observer
+            test.direction,
+            test.engine,
+            test.when,
+            test.observer
         );
     }
     for refusal in &report.refused {
-        println!("refused   {}: {}", refusal.path, refusal.error.message());
+        say!("refused   {}: {}", refusal.path, refusal.error.message());
     }
     if let Some(checksum) = &report.checksum {
-        println!("checksum  {checksum}");
+        say!("checksum  {checksum}");
     }
     if let Some(picture) = &report.picture {
-        println!("picture   {}", picture.display());
+        say!("picture   {}", picture.display());
     }
 }

@@ -8,6 +8,7 @@ use clap::{Args, CommandFactory};
 use peervram::Error;
 
 use super::ending::print_json;
+use peervram_terminal::say;
 
 /// Write the man pages into a folder.
 #[derive(Args)]
@@ -28,7 +29,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&serde_json::json!({ "pages": pages }))?;
     } else {
-        println!("{} pages in {}", pages.len(), arguments.folder.display());
+        say!("{} pages in {}", pages.len(), arguments.folder.display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -17,11 +17,9 @@ mod import;
 mod in_use;
 mod manual;
 mod opened;
-mod paragraph;
 mod pci_names;
 mod reset;
 mod route;
-mod table;
 mod tree;
 mod verify;
 
@@ -108,5 +106,5 @@ pub fn main() -> ExitCode {
         What::Completions(arguments) => completions::run(&arguments, command.json),
         What::Manual(arguments) => manual::run(&arguments, command.json),
     };
-    ending::of(result, command.json)
+    peervram_terminal::end(ending::of(result, command.json))
 }

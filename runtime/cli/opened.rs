@@ -8,6 +8,7 @@ use peervram::backends::{
 use peervram::{Result, nvgrace};
 
 use super::arguments::largest_memory;
+use peervram_terminal::note;
 
 /// A device of either kind.
 pub enum Opened {
@@ -21,7 +22,7 @@ impl Opened {
         if !nvgrace::Device::is_bound(address) {
             return Ok(Self::Plain(vfio::Device::open(address)?));
         }
-        let tell = &mut |why: &NotReady| eprintln!("{address}: {why}");
+        let tell = &mut |why: &NotReady| note!("{address}: {why}");
         Ok(Self::Coherent(nvgrace::Device::open(address, tell)?))
     }
 

@@ -10,10 +10,13 @@ use clap::Args;
 use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
-use peervram::{AtDeadline, Attachment, Direction, Event, Export, Kind, Lender, Result, Terms, Trust, What};
+use peervram::{
+    AtDeadline, Attachment, Direction, Error, Event, Export, Kind, Lender, Result, Terms, Trust, What,
+};
+use peervram_terminal::say;
 use serde::Serialize;
 
-use super::ending::{ErrorReport, print_json};
+use super::ending::{ErrorReport, code_of, print_json};
 use super::import::Target;
 use super::opened::Opened;
 
@@ -143,7 +146,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         _ => "device",
     };
     if !json && arguments.hot {
-        println!("reset with it: {}", reset.join(", "));
+        say!("reset with it: {}", reset.join(", "));
     }
     let begun = Instant::now();
     let events = Arc::new(Mutex::new(Vec::new()));
@@ -183,11 +186,19 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     };
     if json {
         print_json(&report)?;
-        return Ok(ExitCode::from(u8::from(result.is_err() || !all_good)));
+        return Ok(code(result.as_ref().err(), all_good));
     }
-    print(&report, result.is_ok(), &mut io::stdout().lock())?;
+    print(&report, result.is_ok(), &mut peervram_terminal::output())?;
     result?;
-    Ok(ExitCode::from(u8::from(!all_good)))
+    Ok(code(None, all_good))
+}
+
+/// What it ends with, with --json and without.
+fn code(error: Option<&Error>, all_good: bool) -> ExitCode {
+    match error {
+        Some(error) => code_of(error),
+        None => ExitCode::from(u8::from(!all_good)),
+    }
 }
 
 /// Opens the device; where somebody else has it, says who.
@@ -265,4 +276,25 @@ fn print(report: &Report, is_reset: bool, output: &mut impl Write) -> io::Result
         )?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::ending;
+
+    #[test]
+    fn it_ends_with_one_code_whether_it_prints_text_or_json() {
+        for kind in
+            [Kind::InvalidInput, Kind::PermissionDenied, Kind::GroupNotViable, Kind::Stuck, Kind::TimedOut]
+        {
+            let error = Error::new(kind, "reset a device", "for a test");
+            // As text the error is what `run` gives back.
+            let as_text = ending::of(Err(error.clone().into()), false);
+            assert_eq!(code(Some(&error), true), as_text, "{kind:?}");
+            assert_ne!(as_text, ExitCode::SUCCESS);
+        }
+        assert_eq!(code(None, true), ExitCode::SUCCESS);
+        assert_eq!(code(None, false), ExitCode::FAILURE);
+    }
 }

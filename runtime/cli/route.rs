@@ -15,10 +15,14 @@ use peervram::backends::topology::{Reading, Topology, Verdict};
 use peervram::backends::{Governor, PciAddress};
 use peervram::route::{End, Fix, Hop, KernelMessages, Route};
 use peervram::{Error, Kind, Result};
+use peervram_terminal::labelled;
 use serde::Serialize;
 
 use super::ending::print_json;
-use super::{paragraph, tree};
+use super::tree;
+
+/// As wide as the drawing.
+const WIDTH: usize = 80;
 
 /// Explain the way from the memory of one device to another: the kernel's verdict, the ports on the way,
 /// the one change that would mend it.
@@ -215,15 +219,15 @@ fn hop(hop: &Hop) -> HopReport<'_> {
 }
 
 fn print(topology: &Topology, route: &Route) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
+    let mut output = peervram_terminal::output();
     let release = match &topology.kernel_release {
         Reading::Known(release) => format!("Linux {release}"),
         Reading::Unread(_) => "an unknown kernel".into(),
     };
     writeln!(output, "{} -> {}, {release}\n", route.provider, route.client)?;
     writeln!(output, "{}", route.draw(topology))?;
-    paragraph::print(&mut output, "importer", &route.import_words)?;
-    paragraph::print(&mut output, "verdict", &route.verdict_words)?;
+    labelled(&mut output, WIDTH, "importer", &route.import_words)?;
+    labelled(&mut output, WIDTH, "verdict", &route.verdict_words)?;
     let recommended = route.recommended().is_some();
     for (number, fix) in route.fixes.iter().enumerate() {
         writeln!(output)?;
@@ -238,23 +242,24 @@ fn print(topology: &Topology, route: &Route) -> anyhow::Result<()> {
         writeln!(output)?;
     }
     for note in &route.notes {
-        paragraph::print(&mut output, "note", note)?;
+        labelled(&mut output, WIDTH, "note", note)?;
     }
     for message in &route.messages {
-        paragraph::print(&mut output, "kernel", message)?;
+        labelled(&mut output, WIDTH, "kernel", message)?;
     }
     Ok(())
 }
 
 fn print_fix(output: &mut impl Write, label: &str, fix: &Fix) -> std::io::Result<()> {
     let colon = if fix.commands.is_empty() { "." } else { ":" };
-    paragraph::print(output, label, &format!("{}{colon}", fix.what.trim_end_matches('.')))?;
+    labelled(output, WIDTH, label, &format!("{}{colon}", fix.what.trim_end_matches('.')))?;
     for command in &fix.commands {
-        paragraph::print_command(output, command)?;
+        // To be pasted: in one line, however long.
+        writeln!(output, "{:13}{command}", "")?;
     }
     let then = fix.then.map(|then| format!("; then {then}")).unwrap_or_default();
-    paragraph::print(output, "  price", &fix.price)?;
-    paragraph::print(output, "  needs", &format!("{}{then}", fix.needs.words()))?;
+    labelled(output, WIDTH, "  price", &fix.price)?;
+    labelled(output, WIDTH, "  needs", &format!("{}{then}", fix.needs.words()))?;
     if let Some(groups) = &fix.groups {
         let show = |groups: &[Vec<PciAddress>]| {
             let group = |group: &Vec<PciAddress>| {
@@ -268,7 +273,7 @@ fn print_fix(output: &mut impl Write, label: &str, fix: &Fix) -> std::io::Result
         } else {
             format!("predicted, now {} then {}", show(&groups.now), show(&groups.then))
         };
-        paragraph::print(output, "  groups", &words)?;
+        labelled(output, WIDTH, "  groups", &words)?;
     }
     Ok(())
 }

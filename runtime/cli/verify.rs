@@ -14,13 +14,13 @@ use peervram::backends::vulkan::{Instance, Selector};
 use peervram::backends::{Aperture, DmaRanges, Exporter, PciAddress, RawBytes};
 use peervram::verify::{Certificate, Faults, Limits, Listing, Observer, Progress, Store};
 use peervram::{Attachment, Direction, Error, Kind, Lender, Result, Trust, backends};
+use peervram_terminal::{Table, columns};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, parse_bytes, show_bytes};
 use super::ending::{ErrorReport, print_json};
 use super::import::Target;
 use super::opened::Opened;
-use super::table::Table;
 
 /// How much host memory is lent by --host.
 const HOST_BYTES: u64 = 64 << 20;
@@ -246,7 +246,7 @@ fn verify<E: Exporter + 'static, I: backends::Importer>(
     if json {
         print_json(&report)?;
     } else {
-        print(&report, &mut io::stdout().lock())?;
+        print(&report, &mut peervram_terminal::output())?;
     }
     attachment.detach()?;
     Ok(ExitCode::from(u8::from(!report.passed)))
@@ -300,7 +300,7 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
             test.observer.to_string(),
         ]);
     }
-    table.print(output)?;
+    table.print(output, columns())?;
     writeln!(output)?;
     for test in &report.certificate.tests {
         if let Some(failure) = &test.failure {
@@ -363,7 +363,7 @@ fn list(store: &Store, json: bool) -> anyhow::Result<ExitCode> {
             "ignored": ignored,
         }))?;
     } else {
-        print_list(store, &stored, &listing, &mut io::stdout().lock())?;
+        print_list(store, &stored, &listing, &mut peervram_terminal::output())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -88,21 +88,118 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
     }
 }
 
+/// Every command, as the program lists them.
+fn commands() -> Vec<String> {
+    let help = String::from_utf8(peervram(&["--help"]).stdout).unwrap();
+    let lines =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Lines that go on are indented further.
+    let lines = lines.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let commands: Vec<String> =
+        lines.filter_map(|line| Some(line.split_whitespace().next()?.to_owned())).collect();
+    assert!(commands.iter().any(|command| command == "import"), "{help}");
+    commands.into_iter().filter(|command| command != "help").collect()
+}
+
+/// What each command is run with to print something on any machine; FOLDER is one of its own.
+const PRINTING: &[&[&str]] = &[
+    &["bind", "fffe:fe:1f.7", "--dry-run"],
+    &["capture"],
+    &["capture", "FOLDER/machine.json"],
+    &["completions", "bash"],
+    &["demo", "--output", "FOLDER/picture.png", "--size", "64x64"],
+    &["devices", "--all"],
+    &["doctor"],
+    &["export", "fffe:fe:1f.7"],
+    &["holders"],
+    &["import", "fffe:fe:1f.7", "--to", "/dev/null"],
+    &["manual", "FOLDER/man"],
+    &["reset", "fffe:fe:1f.7"],
+    &["route", "--all"],
+    &["route", "fffe:fe:1f.7", "cpu"],
+    &["unbind", "fffe:fe:1f.7", "--dry-run"],
+    &["verify", "--list"],
+    &["verify", "--host", "--bytes", "64K"],
+    &["verify", "01:00.0", "/dev/dri/card0"],
+];
+
+/// Runs it with a reader, or with one that has gone: its exit code, the files that it has left, and what it complains of.
+fn ended(arguments: &[&str], is_read: bool) -> (Option<i32>, Vec<String>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().to_str().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peervram"));
+    command.args(arguments.iter().map(|word| word.replace("FOLDER", place)));
+    command.env("XDG_STATE_HOME", place).current_dir(folder.path());
+    let output = if is_read {
+        command.output().unwrap()
+    } else {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer).stderr(std::process::Stdio::piped());
+        let child = command.spawn().unwrap();
+        // The command would keep the pipe open.
+        drop(command);
+        child.wait_with_output().unwrap()
+    };
+    let mut files: Vec<String> = Vec::new();
+    let mut folders = vec![folder.path().to_owned()];
+    while let Some(at) = folders.pop() {
+        for entry in fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                folders.push(entry)
+            } else {
+                files.push(entry.strip_prefix(folder.path()).unwrap().display().to_string())
+            }
+        }
+    }
+    files.sort_unstable();
+    (output.status.code(), files, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn a_reader_that_has_gone_changes_no_exit_code_and_loses_no_file() {
+    let first_words: Vec<&str> = PRINTING.iter().map(|words| words[0]).collect();
+    for command in commands() {
+        assert!(first_words.contains(&command.as_str()), "no row for {command}");
+    }
+    for words in PRINTING {
+        for arguments in [words.to_vec(), [*words, &["--json"]].concat()] {
+            let (read, gone) = (ended(&arguments, true), ended(&arguments, false));
+            assert_eq!((gone.0, &gone.1), (read.0, &read.1), "{arguments:?}: {}", gone.2);
+            assert!(
+                gone.0.is_some_and(|code| code != 101) && !gone.2.contains("panicked"),
+                "{arguments:?}: {}",
+                gone.2
+            );
+            assert!(!gone.2.contains("Broken pipe"), "{arguments:?}: {}", gone.2);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_a_failure_where_somebody_reads() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for arguments in [&["completions", "bash"][..], &["holders"], &["holders", "--json"]] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_peervram")).args(arguments).stdout(full()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("No space left"),
+            "{arguments:?}: {output:?}"
+        );
+    }
+}
+
 #[test]
 fn every_command_has_a_man_page_and_is_completed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("man1");
     let output = peervram(&["manual", path.to_str().unwrap()]);
     assert!(output.status.success(), "{output:?}");
-    let help = peervram(&["--help"]);
-    let help = String::from_utf8(help.stdout).unwrap();
-    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.take_while(|line| !line.is_empty());
-    let commands: Vec<_> = commands.filter_map(|line| line.split_whitespace().next()).collect();
-    assert!(commands.contains(&"import"), "{help}");
+    let commands = commands();
     let completed = peervram(&["completions", "bash"]);
     let completed = String::from_utf8(completed.stdout).unwrap();
-    for command in commands.into_iter().filter(|command| *command != "help") {
+    for command in &commands {
         let page = fs::read_to_string(path.join(format!("peervram-{command}.1"))).unwrap();
         assert!(page.contains("SYNOPSIS") && page.contains(r"peervram\-"), "{page}");
         assert!(completed.contains(command), "{command} is not completed");

@@ -6,6 +6,7 @@
 //! `Application` is what every program with ash has: a device, a pipeline, a descriptor set, a command buffer.
 //! It knows nothing of VFIO; it is given a `VkBuffer` and inverts every word of it. `main` lends, gives it the
 //! buffer, resets the lender under its work, and gives it the next one. What the buffer's memory held is lost.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 #![expect(unsafe_code, reason = "an application's own calls of Vulkan")]
 
 use std::ffi::CStr;

@@ -13,6 +13,7 @@
 //! Each frame has two values of a timeline semaphore: the first says that it is drawn, the second that it is
 //! filtered. The filter is submitted before there is anything to filter, and waits for the first. The screen
 //! waits for a sync file, which the filter signals, too. What the VRAM held is lost.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 #![expect(unsafe_code, reason = "an application's own calls of Vulkan")]
 
 use std::ffi::CStr;

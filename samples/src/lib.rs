@@ -1,4 +1,5 @@
 //! What all samples do in the same way.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 
 use std::io;
 

@@ -6,6 +6,7 @@
 //! share_buffer 0000:01:00.0                   to Vulkan, which reads it
 //! ```
 //! What the buffer's memory held is lost.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 
 use std::path::PathBuf;
 use std::sync::Arc;

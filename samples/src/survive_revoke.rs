@@ -6,6 +6,7 @@
 //! One thread draws into a VFIO device's memory and shows it on another GPU's screen. Another resets the VFIO
 //! device. Neither knows of the other: a reset waits until the frame is done, and the frame after it is drawn
 //! into memory that was imported anew. The bar moves with each frame; each reset lights a lamp.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 
 use std::path::Path;
 use std::sync::Arc;

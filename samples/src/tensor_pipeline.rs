@@ -9,6 +9,7 @@
 //!
 //! GPU B is an application's own Vulkan device, and has one queue. While peervram tests by it whether A's bytes arrive,
 //! the application goes on submitting: both do so under the queue's lock.
+#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
 #![expect(unsafe_code, reason = "an application's own calls of Vulkan")]
 
 use std::ffi::CStr;

@@ -24,7 +24,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut failed = Vec::new();
     for (what, words, environment) in LINT {
-        println!("lint: {what}");
+        peervram_terminal::say!("lint: {what}");
         let mut command = cargo();
         if !command
             .args(*words)
@@ -36,7 +36,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             failed.push(*what);
         }
     }
-    println!("lint: licences and sources of dependencies");
+    peervram_terminal::say!("lint: licences and sources of dependencies");
     let checked = deny(&Steps::default())?
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
         .status();
@@ -44,10 +44,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         failed.push("licences and sources of dependencies");
     }
     if !failed.is_empty() {
-        println!("lint FAILED: {}", failed.join(", "));
+        peervram_terminal::say!("lint FAILED: {}", failed.join(", "));
         return Ok(ExitCode::from(FAILED));
     }
-    println!("lint: ok");
+    peervram_terminal::say!("lint: ok");
     if arguments.lint {
         Ok(ExitCode::SUCCESS)
     } else {

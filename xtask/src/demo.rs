@@ -109,7 +109,7 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     lab.prepare(machine)?;
     let booting = format!("booting {}: {}", machine.name, machine.about);
     let mut vm = step(&steps, &booting, || lab.boot(machine))?;
-    println!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
+    peervram_terminal::say!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
 
     let Devices { lender, node, .. } = Devices::find(&mut vm, &program)?;
     let node = node.context("`peervram devices` names no node of a device that can import")?;
@@ -140,8 +140,8 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
             match stream {
                 // Where it lies in the guest; where it lies here is said below.
                 Stream::Stdout if line.starts_with("Picture: ") => {}
-                Stream::Stdout => println!("{line}"),
-                Stream::Stderr if !line.ends_with("is on the screen") => eprintln!("{line}"),
+                Stream::Stdout => peervram_terminal::say!("{line}"),
+                Stream::Stderr if !line.ends_with("is on the screen") => peervram_terminal::note!("{line}"),
                 Stream::Stderr => {}
             }
             Ok(())
@@ -167,7 +167,7 @@ fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_
     let same_size = (memory.width, memory.height) == (screen.width, screen.height);
     let wrong = memory.rgb.chunks(3).zip(screen.rgb.chunks(3)).filter(|(a, b)| a != b).count();
     let equal = same_size && wrong == 0;
-    println!(
+    peervram_terminal::say!(
         "{}: {} x {} pixels on the screen, {}",
         folder.join(screen_name).display(),
         screen.width,

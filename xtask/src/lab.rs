@@ -139,13 +139,18 @@ pub fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(arguments) => return run_tests(&arguments, &steps),
         Task::List { choice } => list(&choice)?,
-        Task::Root(setup) => println!("{}", open(&setup, &steps)?.root().display()),
+        Task::Root(setup) => peervram_terminal::say!("{}", open(&setup, &steps)?.root().display()),
         Task::Kernel { name, setup } => {
             let machines = with_kernel(name)?;
             let lab = open(&setup, &steps)?;
             for machine in machines {
                 let kernel = lab.kernel(machine)?;
-                println!("{}: Linux {}, {}", machine.name, kernel.release, kernel.image.display());
+                peervram_terminal::say!(
+                    "{}: Linux {}, {}",
+                    machine.name,
+                    kernel.release,
+                    kernel.image.display()
+                );
             }
         }
         Task::Exec { machine, setup, program, arguments } => {
@@ -201,12 +206,12 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
         bail!(Exit { code: USAGE, reason });
     }
     let out: Box<dyn io::Write> =
-        if arguments.json { Box::new(io::stderr()) } else { Box::new(io::stdout()) };
+        if arguments.json { Box::new(io::stderr()) } else { Box::new(peervram_terminal::output()) };
     let outcomes = run_plans(&lab, &plans, out)?;
     let counts = Counts::of(&outcomes);
     if arguments.json {
         let routes = Routes::of(outcomes.iter().flat_map(|outcome| &outcome.cells))?;
-        println!("{}", json!({ "machines": outcomes, "counts": counts, "routes": routes }));
+        peervram_terminal::say!("{}", json!({ "machines": outcomes, "counts": counts, "routes": routes }));
     }
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
@@ -216,8 +221,8 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let exit = vm.run_watched(program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
         match stream {
-            Stream::Stdout => println!("{line}"),
-            Stream::Stderr => eprintln!("{line}"),
+            Stream::Stdout => peervram_terminal::say!("{line}"),
+            Stream::Stderr => peervram_terminal::note!("{line}"),
         }
         Ok(())
     })?;
@@ -226,7 +231,7 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
 
 fn list(choice: &Choice) -> Result<()> {
     let programs = build::lab_programs()?;
-    let mut out = io::stdout().lock();
+    let mut out = peervram_terminal::output();
     for plan in choice.plans(&programs)? {
         writeln!(out, "{}: {}", plan.machine.name, plan.machine.about)?;
         for test in plan.tests {

@@ -56,13 +56,12 @@ fn main() -> ExitCode {
         Task::Book(arguments) => book::run(&arguments),
         Task::Shaders(arguments) => shaders::run(&arguments),
     };
-    match result {
+    let code = match result {
         Ok(code) => code,
-        // Whoever read what we wrote has read enough: `cargo xtask lab list | head`.
-        Err(error) if terminal::is_closed(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            peervram_terminal::note!("error: {error:#}");
             terminal::exit_code(&error)
         }
-    }
+    };
+    peervram_terminal::end(code)
 }

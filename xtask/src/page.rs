@@ -71,6 +71,10 @@ pub fn look(progress: &dyn Progress, pages: &[(&str, &Path, Says)], views: &[(&s
         }
     }
     ensure!(problems.is_empty(), "pages are not well:\n{}", problems.join("\n"));
-    println!("\nlooked at {} pages in {} views; pictures are in {FOLDER}", pages.len(), views.len());
+    peervram_terminal::say!(
+        "\nlooked at {} pages in {} views; pictures are in {FOLDER}",
+        pages.len(),
+        views.len()
+    );
     Ok(())
 }

@@ -104,7 +104,7 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
 
     let (lender, importer) = models(&found)?;
     let pair = ["--lender", &lender, "--importer", &importer, "--path", "peer", "--direction", "write"];
-    println!("\nthe first model has a private mirror");
+    peervram_terminal::say!("\nthe first model has a private mirror");
     vm.control(0, &Request::Misbehave(Misbehaviour::Mirror))?;
     let page_of_lies = in_guest(PAGE_OF_LIES);
     let quick = [
@@ -132,13 +132,13 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
 
     two_vulkan_devices(lab, &mut vm, &program)?;
 
-    println!("\nnames and sizes that are not there");
+    peervram_terminal::say!("\nnames and sizes that are not there");
     for wrong in [&["--lender", "none"][..], &["--lender", &lender, "--sizes", "512M"]] {
         let (code, _) = execute(&mut vm, &program, wrong)?;
         ensure!(code == 2, "{wrong:?} gets the exit code {code}");
     }
 
-    println!("\nthe second model is lost in the middle");
+    peervram_terminal::say!("\nthe second model is lost in the middle");
     let mut is_there = true;
     let mut lost = pair.to_vec();
     lost.extend(["--sizes", "4K,64K"]);
@@ -159,7 +159,7 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
 
 /// Two Vulkan devices, each of which lends to the other. Mesa's CPU driver is one device; a loader that is told of it twice has two.
 fn two_vulkan_devices(lab: &Lab, vm: &mut Vm, program: &Path) -> Result<()> {
-    println!("\ntwo Vulkan devices");
+    peervram_terminal::say!("\ntwo Vulkan devices");
     let driver = lab.root().join("usr/share/vulkan/icd.d/lvp_icd.json");
     let names = ["one.json", "two.json"];
     for name in names {
@@ -197,7 +197,7 @@ fn two_vulkan_devices(lab: &Lab, vm: &mut Vm, program: &Path) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn overhead(lab: &Lab, figures: &mut Figures) -> Result<()> {
-    println!("\nwhat measuring costs, against a bare loop");
+    peervram_terminal::say!("\nwhat measuring costs, against a bare loop");
     let program = build::peer_copy()?;
     let machine = lab::named(LARGE_MACHINE)?;
     let mut vm = lab.boot(machine)?;
@@ -246,12 +246,12 @@ fn watch(
     let exit = vm.run_watched(program, words, environment, SILENCE_LIMIT, |vm, stream, line| {
         match stream {
             Stream::Stdout => {
-                println!("{line}");
+                peervram_terminal::say!("{line}");
                 text.push_str(line);
                 text.push('\n');
             }
             Stream::Stderr => {
-                eprintln!("{line}");
+                peervram_terminal::note!("{line}");
                 begins(vm)?;
             }
         }

@@ -7,7 +7,6 @@ use peervram_lab::routes::Routes;
 use peervram_lab::suite::{self, Extent, Outcome};
 use peervram_lab::{Machine, shape};
 use std::fs;
-use std::io;
 use std::process::ExitCode;
 
 use crate::lab::{self, Setup};
@@ -30,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let lab = lab::open(&arguments.setup, &steps)?;
     let machines: Vec<&Machine> = shape::MACHINES.iter().collect();
     let plans = suite::plan(lab.programs(), &machines, "routes/", Extent::Everywhere)?;
-    let outcomes = lab::run_plans(&lab, &plans, io::stdout())?;
+    let outcomes = lab::run_plans(&lab, &plans, peervram_terminal::output())?;
     if Counts::of(&outcomes).failed > 0 {
         return Ok(ExitCode::from(FAILED));
     }

@@ -94,7 +94,7 @@ fn run_each(lab: &Lab, samples: &[Sample]) -> Result<Counts> {
         match sample.run(lab) {
             Ok(()) => counts.passed += 1,
             Err(error) => {
-                println!("FAILED: {}: {error:#}", sample.name);
+                peervram_terminal::say!("FAILED: {}: {error:#}", sample.name);
                 counts.failed += 1;
             }
         }
@@ -178,18 +178,18 @@ impl Sample {
         let mut vm = step(&Steps::default(), &booting, || lab.boot(self.machine))?;
         let devices = Devices::find(&mut vm, &peervram)?;
         let arguments = self.arguments(&devices)?;
-        println!("{} {} on {}", self.name, arguments.join(" "), self.machine.name);
+        peervram_terminal::say!("{} {} on {}", self.name, arguments.join(" "), self.machine.name);
         let exit =
             vm.run_watched(&program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
                 match (stream, line.strip_prefix(SCREENDUMP)) {
                     (Stream::Stdout, Some(name)) => {
                         let file = self.picture(name)?;
                         png::write(Path::new(&file), &vm.screendump()?)?;
-                        println!("  picture: {file}");
+                        peervram_terminal::say!("  picture: {file}");
                         return vm.input("");
                     }
-                    (Stream::Stdout, None) => println!("  {line}"),
-                    (Stream::Stderr, _) => eprintln!("  {line}"),
+                    (Stream::Stdout, None) => peervram_terminal::say!("  {line}"),
+                    (Stream::Stderr, _) => peervram_terminal::note!("  {line}"),
                 }
                 Ok(())
             })?;

@@ -43,11 +43,6 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(error.downcast_ref::<Exit>().map_or(FAILED, |exit| exit.code))
 }
 
-/// Whether it is that nobody reads our output any more.
-pub fn is_closed(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
 /// Steps on standard error: a spinner with seconds on a terminal, plain lines elsewhere.
 #[derive(Default)]
 pub struct Steps {
@@ -71,7 +66,7 @@ impl Progress for Steps {
             let (what, over, parts) = (what.to_string(), Arc::clone(&over), Arc::clone(&parts));
             Some(thread::spawn(move || spin(&what, &over, &parts)))
         } else {
-            eprintln!("{what} ...");
+            peervram_terminal::note!("{what} ...");
             None
         };
         let now = Instant::now();
@@ -86,7 +81,11 @@ impl Progress for Steps {
             *step.parts.lock().unwrap_or_else(PoisonError::into_inner) = format!("{done} of about {about}, ");
         } else if step.spoke.elapsed() >= SPEAK_EVERY {
             step.spoke = Instant::now();
-            eprintln!("{}: {done} of about {about}, {} s", step.what, step.start.elapsed().as_secs());
+            peervram_terminal::note!(
+                "{}: {done} of about {about}, {} s",
+                step.what,
+                step.start.elapsed().as_secs()
+            );
         }
     }
 
@@ -103,11 +102,11 @@ impl Progress for Steps {
             None => "",
         };
         let word = if succeeded { "done" } else { "failed" };
-        eprintln!("{clear}{}: {word} after {:.1} s", step.what, took.as_secs_f64());
+        peervram_terminal::note!("{clear}{}: {word} after {:.1} s", step.what, took.as_secs_f64());
     }
 
     fn note(&self, text: &str) {
-        eprintln!("note: {text}");
+        peervram_terminal::note!("note: {text}");
     }
 }
 
@@ -132,9 +131,9 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
     let cannot = |reason: String| Exit { code: CANNOT_RUN_HERE, reason };
     let command = host::install_command(missing);
     let line = command.join(" ");
-    eprintln!("To be installed on this machine:");
+    peervram_terminal::note!("To be installed on this machine:");
     for missing in missing {
-        eprintln!("  {}: {}", missing.packages.join(", "), missing.why);
+        peervram_terminal::note!("  {}: {}", missing.packages.join(", "), missing.why);
     }
     if !host::has_program("apt-get") {
         bail!(cannot(
@@ -167,7 +166,7 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
 }
 
 fn run_quietly(command: &[&str]) -> Result<bool> {
-    eprintln!("$ {}", command.join(" "));
+    peervram_terminal::note!("$ {}", command.join(" "));
     let output =
         Command::new(command[0]).args(&command[1..]).env("DEBIAN_FRONTEND", "noninteractive").output()?;
     if !output.status.success() {

@@ -6,7 +6,7 @@ use peervram_lab::Lab;
 use peervram_lab::machines;
 use peervram_lab::report::Counts;
 use peervram_lab::suite::{self, Extent};
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::process::{ExitCode, Stdio};
 use std::thread;
 
@@ -43,24 +43,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&missing, arguments.setup.yes)?;
 
     let mut counts = Counts::default();
-    println!("unit and integration tests on this machine");
+    peervram_terminal::say!("unit and integration tests on this machine");
     add(&mut counts, cargo_test(lab.as_ref(), &["--workspace"], &[])?);
-    println!("\nthe threads of a revoke, in many orders");
+    peervram_terminal::say!("\nthe threads of a revoke, in many orders");
     let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
     add(&mut counts, cargo_test(None, &shell, &["interleavings"])?);
     if let Some(lab) = &lab {
-        println!("\nVulkan by the private root's driver");
+        peervram_terminal::say!("\nVulkan by the private root's driver");
         add(&mut counts, validation::tests_in_root(lab)?);
     }
-    println!("\ndemo on the embedded default");
+    peervram_terminal::say!("\ndemo on the embedded default");
     add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
     match &lab {
         Some(lab) => {
-            println!("\ndemo on a real kernel");
+            peervram_terminal::say!("\ndemo on a real kernel");
             add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(true))))));
-            println!("\nsamples");
+            peervram_terminal::say!("\nsamples");
             add(&mut counts, sample::run_all(lab)?);
-            println!("\npeer-copy");
+            peervram_terminal::say!("\npeer-copy");
             let no_files = peer_copy::Files::default();
             add(
                 &mut counts,
@@ -71,18 +71,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                     &mut Figures::default(),
                 ))),
             );
-            println!("\nthe commands of the book");
+            peervram_terminal::say!("\nthe commands of the book");
             add(&mut counts, book::run_pages(lab, "")?);
-            println!("\nshaders");
+            peervram_terminal::say!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);
         }
         None => {
-            println!("\nskipped: the lab: --no-lab was given");
+            peervram_terminal::say!("\nskipped: the lab: --no-lab was given");
             counts.skipped += 1;
         }
     }
-    println!("\n{counts}");
+    peervram_terminal::say!("\n{counts}");
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
 
@@ -104,7 +104,7 @@ fn report(result: Result<()>) -> bool {
     match result {
         Ok(()) => true,
         Err(error) => {
-            println!("FAILED: {error:#}");
+            peervram_terminal::say!("FAILED: {error:#}");
             false
         }
     }
@@ -126,7 +126,7 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
     let passed_on = thread::spawn(move || {
         let mut skips = Vec::new();
         for line in progress.lines().map_while(Result::ok) {
-            eprintln!("{line}");
+            peervram_terminal::note!("{line}");
             skips.extend(line.starts_with(SKIPPED).then_some(line));
         }
         skips
@@ -136,9 +136,11 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
     let skips = passed_on.join().unwrap_or_default();
     let mut counts = count(&text, skips.len());
     if output.status.success() {
-        text.lines().filter(|line| line.starts_with(SKIPPED)).for_each(|line| println!("{line}"));
+        text.lines()
+            .filter(|line| line.starts_with(SKIPPED))
+            .for_each(|line| peervram_terminal::say!("{line}"));
     } else {
-        println!("{text}");
+        peervram_terminal::say!("{text}");
         // A crate that does not compile has no test that failed.
         counts.failed = counts.failed.max(1);
     }
@@ -169,9 +171,9 @@ pub fn count(text: &str, skips: usize) -> Counts {
 fn lab_tests(lab: &Lab) -> Result<Counts> {
     let machines: Vec<_> = machines::everyday().collect();
     let plans = suite::plan(lab.programs(), &machines, "", Extent::Usual)?;
-    let outcomes = lab::run_plans(lab, &plans, io::stdout())?;
+    let outcomes = lab::run_plans(lab, &plans, peervram_terminal::output())?;
     let mut counts = Counts::of(&outcomes);
-    println!("\nthe page of routes");
+    peervram_terminal::say!("\nthe page of routes");
     add(&mut counts, one(report(routes::check(&outcomes))));
     Ok(counts)
 }

@@ -70,9 +70,11 @@ pub fn tests_in_root(lab: &Lab) -> Result<Counts> {
         let said = format!("{text}{complaints}");
         let mut counts = count(&said, 0);
         if output.status.success() {
-            said.lines().filter(|line| line.starts_with("skipped: ")).for_each(|line| println!("{line}"));
+            said.lines()
+                .filter(|line| line.starts_with("skipped: "))
+                .for_each(|line| peervram_terminal::say!("{line}"));
         } else {
-            println!("{said}");
+            peervram_terminal::say!("{said}");
             counts.failed = counts.failed.max(1);
         }
         sum.passed += counts.passed;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use peervram::Mover;
 
 use crate::ending::{Ending, usage};
@@ -25,6 +25,9 @@ const USUAL_MOST: Size = Size(1 << 30);
 #[derive(Parser)]
 #[command(
     name = "peer-copy",
+    // Of what is measured, and of what is told of a record: other tasks have no use for it.
+    group = ArgGroup::new("measured").multiple(true),
+    group = ArgGroup::new("told").multiple(true),
     after_help = "Exit codes: 0 measured; 1 bytes were WRONG, or copies broke; 2 usage; 4 this \
 machine has nothing to measure.
 
@@ -37,77 +40,77 @@ Examples:
 )]
 pub struct Arguments {
     /// Whose memory: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "measured")]
     pub lender: Vec<String>,
     /// Who copies: a PCI address, vulkan0, a part of a Vulkan device's name, or host; all if left out
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "measured")]
     pub importer: Vec<String>,
     /// peer, host-pointer, staged, owner (the lender's engine, to the host), window (the CPU); within one GPU: opaque-fd,
     /// dma-buf, local (a plain copy)
-    #[arg(long, value_delimiter = ',', value_parser = PATHS)]
+    #[arg(long, value_delimiter = ',', value_parser = PATHS, group = "measured")]
     pub path: Vec<String>,
     /// read, write, or both: two places write to each other at once
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', group = "measured")]
     pub direction: Vec<Direction>,
     /// Only engines whose name contains this
-    #[arg(long)]
+    #[arg(long, group = "measured")]
     pub engine: Option<String>,
     /// Sizes of copies, as 4K,1M,1G; from 4 KiB on in steps of four if left out
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', group = "measured")]
     pub sizes: Vec<Size>,
     /// No copy is larger; nor than an eighth of the host's free memory
-    #[arg(long, value_name = "SIZE", default_value_t = USUAL_MOST)]
+    #[arg(long, value_name = "SIZE", default_value_t = USUAL_MOST, group = "measured")]
     pub max_bytes: Size,
     /// Copies of each kind at most
-    #[arg(long, default_value = "100", value_parser = at_least_one)]
+    #[arg(long, default_value = "100", value_parser = at_least_one, group = "measured")]
     pub copies: usize,
     /// Copies of each kind at least, however long they take
-    #[arg(long, default_value = "5", value_parser = at_least_one)]
+    #[arg(long, default_value = "5", value_parser = at_least_one, group = "measured")]
     pub least_copies: usize,
     /// Copies before, which are not counted
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, group = "measured")]
     pub warm_up: usize,
     /// When so much time has gone into one figure, only the least number of copies is made
-    #[arg(long, value_name = "MS", default_value_t = 500)]
+    #[arg(long, value_name = "MS", default_value_t = 500, group = "measured")]
     pub budget_ms: u64,
     /// Stay on this CPU; with two, each side of `both` on one of its own, and without a second one `both` is left out
-    #[arg(long, value_name = "CPU[,CPU]")]
+    #[arg(long, value_name = "CPU[,CPU]", group = "measured")]
     pub pin: Option<Pin>,
     /// Do not look whether bytes arrive
-    #[arg(long)]
+    #[arg(long, group = "measured")]
     pub no_verify: bool,
     /// Measure what measuring costs, too: the same copies in a bare loop, in turns
-    #[arg(long)]
+    #[arg(long, group = "measured")]
     pub overhead: bool,
     /// Print a line for each size
-    #[arg(long)]
+    #[arg(long, group = "told")]
     pub every_size: bool,
     /// Print the record as JSON instead
-    #[arg(long)]
+    #[arg(long, group = "told")]
     pub json: bool,
     /// Write the record as JSON to a file, too
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "told")]
     pub json_to: Option<PathBuf>,
     /// Write a page with plots
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", group = "told")]
     pub html: Option<PathBuf>,
     /// Keep the record under this name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "told")]
     pub save: Option<String>,
     /// Hold the figures against a record of this machine that was kept
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "told")]
     pub compare: Option<String>,
     /// Only list what could lend and import
-    #[arg(long, conflicts_with_all = ["save", "compare", "html", "json", "json_to"])]
+    #[arg(long, conflicts_with_all = ["measured", "told"])]
     pub list: bool,
     /// Only check that a file is a record of this program's version
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["measured", "told", "list"])]
     pub check: Option<PathBuf>,
     /// Print and draw a record that was written before, and measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["check", "list", "save"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["measured", "check", "list", "save"])]
     pub show: Option<PathBuf>,
     /// Print the schema of records
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["measured", "told", "list", "check", "show"])]
     pub schema: bool,
 }
 
@@ -220,6 +223,33 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_would_have_no_effect_is_refused() {
+        for words in [
+            &["--list", "--lender", "host"][..],
+            &["--list", "--json"],
+            &["--list", "--copies", "3"],
+            &["--check", "a.json", "--html", "a.html"],
+            &["--check", "a.json", "--list"],
+            &["--show", "a.json", "--sizes", "4K"],
+            &["--show", "a.json", "--no-verify"],
+            &["--show", "a.json", "--save", "a"],
+            &["--schema", "--json"],
+            &["--schema", "--show", "a.json"],
+        ] {
+            let error = parsed(words).err().unwrap_or_else(|| panic!("{words:?} is taken"));
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{words:?}");
+        }
+        for words in [
+            &["--show", "a.json", "--html", "a.html", "--every-size", "--compare", "b"][..],
+            &["--lender", "host", "--importer", "vulkan0", "--sizes", "4K", "--json", "--save", "a"],
+            &["--check", "a.json"],
+            &["--schema"],
+        ] {
+            assert!(parsed(words).is_ok(), "{words:?}");
+        }
     }
 
     #[test]

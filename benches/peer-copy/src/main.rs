@@ -34,7 +34,7 @@ mod size;
 mod spread;
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +43,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::Parser;
 use peervram::backends::topology::Topology;
+use peervram_terminal::note;
 
 use arguments::{Arguments, PATHS};
 use bytes::Bytes;
@@ -60,10 +61,10 @@ use saved::Saved;
 /// What measuring may cost.
 const OVERHEAD_LIMIT: f64 = 0.98;
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let code = match run(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            note!("error: {error:#}");
             let code = error.downcast_ref::<Ending>().map(|ending| ending.code);
             let cannot = || {
                 let kind = error.downcast_ref::<peervram::Error>().map(peervram::Error::kind);
@@ -71,11 +72,12 @@ fn main() -> ExitCode {
             };
             ExitCode::from(code.or_else(cannot).unwrap_or(FAILED))
         }
-    }
+    };
+    peervram_terminal::end(code)
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut out = io::stdout().lock();
+    let mut out = peervram_terminal::output();
     if arguments.schema {
         out.write_all(schema::TEXT.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -89,6 +91,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         let record = of_file(file)?;
         writeln!(out, "a record of version {VERSION}: {} figures", record.figures.len())?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.json && arguments.compare.is_some() && arguments.html.is_none() {
+        let why = "--compare is told in words or on a page, and --json prints neither";
+        return Err(usage(format!("{why}: add --html FILE, or leave one of them out")).into());
     }
     // Before anything is measured for nothing.
     let saved = Saved::of_user();
@@ -159,7 +165,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         overhead: arguments.overhead,
     };
     let bytes = Arc::new(Bytes::new(most_bytes)?);
-    let mut say = |what: &str| eprintln!("peer-copy: {what}");
+    let mut say = |what: &str| note!("peer-copy: {what}");
     Measure::new(&wish, bytes, topology, &mut record, &mut say).pairs(&lenders, &importers);
     drop((lenders, importers));
     read_clocks(&places, &mut record);
@@ -176,13 +182,7 @@ fn finish(
     out: &mut dyn Write,
 ) -> Result<ExitCode> {
     let json = serde_json::to_string_pretty(record)?;
-    let width = terminal_width();
-    if arguments.json {
-        writeln!(out, "{json}")?;
-    } else {
-        let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Matrix { record, colour, every_size: arguments.every_size, width }.print(out)?;
-    }
+    // Before anything is printed: what was measured is kept, whatever becomes of the output.
     let write = |file: &PathBuf, text: &str| {
         fs::write(file, text).with_context(|| format!("writing {}", file.display()))
     };
@@ -195,18 +195,25 @@ fn finish(
     }
     if let Some(name) = &arguments.save {
         let file = saved?.keep(name, record)?;
-        eprintln!("peer-copy: kept as {}", file.display());
+        note!("peer-copy: kept as {}", file.display());
+    }
+    let width = terminal_width();
+    if arguments.json {
+        writeln!(out, "{json}")?;
+    } else {
+        let colour = peervram_terminal::is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Matrix { record, colour, every_size: arguments.every_size, width }.print(out)?;
     }
     if let (Some((name, before)), false) = (before, arguments.json) {
         Comparison::new(&before, record).print(name, width, out)?;
     }
     let is_over = record.overheads.iter().any(|overhead| overhead.ratio < OVERHEAD_LIMIT);
     if record.has_failed() {
-        eprintln!("peer-copy: WRONG bytes, or copies broke");
+        note!("peer-copy: WRONG bytes, or copies broke");
         return Ok(ExitCode::from(FAILED));
     }
     if is_over {
-        eprintln!("peer-copy: measuring costs more than its limit, {OVERHEAD_LIMIT}");
+        note!("peer-copy: measuring costs more than its limit, {OVERHEAD_LIMIT}");
         return Ok(ExitCode::from(FAILED));
     }
     if record.figures.is_empty() {
@@ -327,6 +334,56 @@ fn new_record(machine: Machine, verified: bool) -> Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A reader that has gone.
+    struct Gone;
+
+    impl Write for Gone {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+    }
+
+    /// A disk that is full.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn whatever_becomes_of_the_reader_wrong_is_wrong_and_files_are_written() {
+        let record = record::tests::example();
+        assert!(record.has_failed());
+        for json in [&[][..], &["--json"]] {
+            let folder = tempfile::tempdir().unwrap();
+            let files = ["record.json", "page.html"].map(|name| folder.path().join(name));
+            let names = files.each_ref().map(|file| file.to_str().unwrap());
+            let words = [&["peer-copy", "--json-to", names[0], "--html", names[1]], json].concat();
+            let arguments = Arguments::parse_from(words);
+            let out = &mut peervram_terminal::Output::around(Gone);
+            let code = finish(&arguments, &record, Saved::of_user(), None, out).unwrap();
+            assert_eq!(code, ExitCode::from(FAILED));
+            assert!(files.iter().all(|file| file.metadata().unwrap().len() > 100), "{files:?}");
+        }
+        // What cannot be printed for another reason is an error, and the files are there all the same.
+        let file = tempfile::tempdir().unwrap().keep().join("record.json");
+        let arguments = Arguments::parse_from(["peer-copy", "--json-to", file.to_str().unwrap()]);
+        let out = &mut peervram_terminal::Output::around(Full);
+        finish(&arguments, &record, Saved::of_user(), None, out).unwrap_err();
+        assert!(file.metadata().unwrap().len() > 100);
+        fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    }
 
     #[test]
     fn names_that_nobody_has_are_listed_against() {

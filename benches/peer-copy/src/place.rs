@@ -149,7 +149,7 @@ fn close<E: Exporter + 'static>(lender: Option<Lender<E>>) {
     if let Some(lender) = lender
         && let Err((_, error)) = lender.close(PATIENCE)
     {
-        eprintln!("peer-copy: could not close a device: {error}");
+        peervram_terminal::note!("peer-copy: could not close a device: {error}");
     }
 }
 

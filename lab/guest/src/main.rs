@@ -60,6 +60,6 @@ fn list() -> Result<()> {
             (facts.machine.as_str(), tests.collect())
         })
         .collect();
-    println!("{}", serde_json::to_string(&lists)?);
+    peervram_terminal::say!("{}", serde_json::to_string(&lists)?);
     Ok(())
 }

@@ -266,9 +266,9 @@ fn ctl(path: &Path, order: &Order) -> anyhow::Result<()> {
     }
     let found = ["hex", "checksum"].into_iter().find_map(|name| answer.get(name));
     match found {
-        Some(Value::String(hex)) => println!("{hex}"),
-        Some(number) => println!("{number}"),
-        None => println!("{}", answer["status"]),
+        Some(Value::String(hex)) => peervram_terminal::say!("{hex}"),
+        Some(number) => peervram_terminal::say!("{number}"),
+        None => peervram_terminal::say!("{}", answer["status"]),
     }
     Ok(())
 }

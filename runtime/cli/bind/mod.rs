@@ -173,7 +173,7 @@ fn finish(report: &Report, json: bool, nothing: &str) -> anyhow::Result<ExitCode
     if json {
         print_json(report)?;
     } else {
-        print(report, nothing, &mut io::stdout().lock())?;
+        print(report, nothing, &mut peervram_terminal::output())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -98,7 +98,7 @@ fn letter(route: &Route) -> char {
 }
 
 fn draw(topology: &Topology, devices: &[&Place], routes: &[Route]) -> anyhow::Result<()> {
-    let mut output = std::io::stdout().lock();
+    let mut output = peervram_terminal::output();
     if devices.is_empty() {
         writeln!(
             output,

@@ -85,7 +85,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let counts = run_pages(&lab, &arguments.page)?;
-    println!("\n{counts}");
+    peervram_terminal::say!("\n{counts}");
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
 
@@ -112,7 +112,7 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
             What::Tests(shown) => (shown.name(), finds_tests(shown)),
             What::Here(shown) => (shown.name(), runs_here(shown)),
             What::Cannot(shown, why) => {
-                println!("  skipped  {}: {why}", shown.name());
+                peervram_terminal::say!("  skipped  {}: {why}", shown.name());
                 counts.skipped += 1;
                 continue;
             }
@@ -120,11 +120,11 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
         };
         match result {
             Ok(()) => {
-                println!("  ok       {name}  {:.1} s", start.elapsed().as_secs_f32());
+                peervram_terminal::say!("  ok       {name}  {:.1} s", start.elapsed().as_secs_f32());
                 counts.passed += 1;
             }
             Err(error) => {
-                println!("  FAILED   {name}: {error:#}");
+                peervram_terminal::say!("  FAILED   {name}: {error:#}");
                 counts.failed += 1;
             }
         }
