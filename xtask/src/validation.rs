@@ -60,6 +60,7 @@ pub fn tests_in_root(lab: &Lab) -> Result<Counts> {
             .envs(validation::environment(&Path::new("/lab").join(validation::SETTINGS)))
             .env("VK_DRIVER_FILES", "/usr/share/vulkan/icd.d/lvp_icd.json")
             .env_remove("VK_LAYER_PATH")
+            .env_remove("TMPDIR")
             .env("PEERVRAM_REQUIRE_VULKAN", "1")
             .env("PEERVRAM_REQUIRE_VALIDATION", "1")
             .output()

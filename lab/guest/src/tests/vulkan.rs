@@ -17,6 +17,9 @@ use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
+    Test::new("vulkan/the-validation-layers-look-on", validation_looks_on)
+        .on(|facts| facts.vulkan)
+        .on_any_topology(),
     Test::new("vulkan/vram-is-read-and-painted", vram_is_read_and_painted)
         .on(|facts| facts.vulkan)
         .on_any_topology(),
@@ -65,6 +68,14 @@ const SLOW: std::time::Duration = std::time::Duration::from_secs(50);
 
 fn open() -> Result<Arc<Device>> {
     Ok(Arc::new(Instance::open()?.open_device(&Selector::Any)?))
+}
+
+/// The loader goes on without a layer that it does not find, and every other test would pass.
+fn validation_looks_on(_: &Guest) -> Verdict {
+    let _device = open()?;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    ensure!(maps.contains("libVkLayer_khronos_validation"), "the validation layers are not in this process");
+    Ok(())
 }
 
 fn vram_is_read_and_painted(guest: &Guest) -> Verdict {
