@@ -11,6 +11,7 @@
 
 mod acs;
 mod agent;
+mod blocks;
 mod card;
 mod crossing;
 mod guest;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
+use peervram::backends::vulkan::checksum;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, Mapping, Owner};
 use peervram::verify::{Limits, Store};
 use peervram::{AttachOptions, Attachment, Direction, Export, Kind, Lender, Trust};
 use peervram_lab::machine::Iommu;
-use peervram_model_driver::{Descriptor, GpuMemory, ImportingGpu, ModelGpu, VRAM_BAR};
+use peervram_model_driver::{GpuMemory, ImportingGpu, ModelGpu, VRAM_BAR};
 
+use crate::blocks;
 use crate::crossing::PATIENCE;
 use crate::guest::Guest;
 use crate::model::Model;
@@ -20,6 +22,8 @@ use crate::model::Model;
 pub const PIECE_BYTES: u64 = 3 << 20;
 /// Where the importer has room of its own.
 pub const SCRATCH: u64 = 8 << 20;
+/// The seed of what lies in the importer's room before something is loaded there.
+const POISON: u32 = 0xEEEE;
 /// The part of the importer's VRAM that is copied to.
 pub const STAGES: Range<u64> = 64 << 20..96 << 20;
 
@@ -92,11 +96,12 @@ impl<'guest> Stage<'guest> {
         Ok(attachment?)
     }
 
-    /// The owner's device puts another pattern in each piece.
+    /// The owner's device puts the [blocks] of `seed` in the lent memory, in the order in which it is lent.
     pub fn fill(&self, seed: u32) -> Result<()> {
-        for (word, range) in (seed..).zip(self.ranges.as_slice()) {
-            let fill = Descriptor::fill(word * 0x0101_0101, range.offset_bytes, range.length_bytes, 0);
-            self.owner.copy(fill, PATIENCE)?;
+        let mut at = 0;
+        for range in self.ranges.as_slice() {
+            blocks::fill(&self.owner, seed, at, range.length_bytes, range.offset_bytes)?;
+            at += range.length_bytes;
         }
         Ok(())
     }
@@ -106,33 +111,17 @@ impl<'guest> Stage<'guest> {
         store(&self.importer, &self.ranges, memory, seed)
     }
 
-    /// Whether the other GPU finds that pattern in `memory`: by its engine, and the host looks at what it got.
+    /// Whether the other GPU finds them in `memory`: by its engine, and the host looks at what it got.
     pub fn finds(&self, memory: &GpuMemory, seed: u32) -> Result<()> {
         let size_bytes = self.ranges.size_bytes();
-        self.importer.gpu().copy(Descriptor::fill(0xEEEE_EEEE, SCRATCH, size_bytes, 0), PATIENCE)?;
+        blocks::fill(self.importer.gpu(), POISON, 0, size_bytes, SCRATCH)?;
         self.importer.load(memory, 0, SCRATCH, size_bytes, PATIENCE)?;
-        self.is_pattern(&self.other_model, &[DmaRange::new(SCRATCH, size_bytes)], seed)
+        are_blocks(&self.other_model, &[DmaRange::new(SCRATCH, size_bytes)], seed)
     }
 
-    /// Whether the host finds that pattern in the lent memory.
+    /// Whether the host finds them in the lent memory.
     pub fn is_lent(&self, seed: u32) -> Result<()> {
-        self.is_pattern(&self.lender_model, self.ranges.as_slice(), seed)
-    }
-
-    fn is_pattern(&self, model: &Model, places: &[DmaRange], seed: u32) -> Result<()> {
-        let pieces = places.iter().flat_map(|place| {
-            (0..place.length_bytes / PIECE_BYTES).map(|i| place.offset_bytes + i * PIECE_BYTES)
-        });
-        for (word, offset_bytes) in (seed..).zip(pieces) {
-            let sum = model.host_checksum(offset_bytes, PIECE_BYTES)?;
-            let expected = (word * 0x0101_0101).to_le_bytes().repeat(PIECE_BYTES as usize / 4);
-            let first = model.host_bytes(offset_bytes, 4)?;
-            ensure!(
-                sum == peervram::backends::vulkan::checksum(&expected),
-                "at {offset_bytes:#x} there is not {word:02x}: it begins with {first:02x?}"
-            );
-        }
-        Ok(())
+        are_blocks(&self.lender_model, self.ranges.as_slice(), seed)
     }
 
     /// Whether `memory`, which is host memory, has that pattern, as this process sees it.
@@ -141,24 +130,38 @@ impl<'guest> Stage<'guest> {
             .importer
             .host_memory(memory)
             .ok_or_else(|| anyhow::anyhow!("what is staged is not in host memory"))?;
-        let mut seen = vec![0; PIECE_BYTES as usize];
-        for (number, word) in (0..self.ranges.as_slice().len()).zip(seed..) {
-            mapping.read(number * PIECE_BYTES as usize, &mut seen)?;
-            let byte = word as u8;
-            ensure!(seen.iter().all(|&one| one == byte), "piece {number} begins with {:02x?}", &seen[..4]);
-        }
+        let mut seen = vec![0; self.ranges.size_bytes() as usize];
+        mapping.read(0, &mut seen)?;
+        let right = blocks::bytes(seed, 0, self.ranges.size_bytes());
+        let first = seen.iter().zip(&right).position(|(seen, right)| seen != right);
+        ensure!(first.is_none(), "it has other bytes from {first:?} on");
         Ok(())
     }
 }
 
-/// `importer` puts a pattern in `memory`, which is of `ranges`: for threads, which a stage stays off.
-pub fn store(importer: &ImportingGpu, ranges: &DmaRanges, memory: &GpuMemory, seed: u32) -> Result<()> {
+/// Whether the host finds the blocks of `seed` in these places of a model's VRAM, one place after the other.
+fn are_blocks(model: &Model, places: &[DmaRange], seed: u32) -> Result<()> {
     let mut at = 0;
-    for (word, range) in (seed..).zip(ranges.as_slice()) {
-        let fill = Descriptor::fill(word * 0x0101_0101, SCRATCH, range.length_bytes, 0);
-        importer.gpu().copy(fill, PATIENCE)?;
-        importer.store(SCRATCH, memory, at, range.length_bytes, PATIENCE)?;
-        at += range.length_bytes;
+    for place in places {
+        for piece in (0..place.length_bytes).step_by(PIECE_BYTES as usize) {
+            let (offset_bytes, length_bytes) =
+                (place.offset_bytes + piece, PIECE_BYTES.min(place.length_bytes - piece));
+            let sum = model.host_checksum(offset_bytes, length_bytes)?;
+            let first = model.host_bytes(offset_bytes, 4)?;
+            ensure!(
+                sum == checksum(&blocks::bytes(seed, at, length_bytes)),
+                "at {offset_bytes:#x} are other bytes than those of {seed:02x}; they begin with {first:02x?}"
+            );
+            at += length_bytes;
+        }
     }
+    ensure!(at > 0, "nothing was looked at");
     Ok(())
+}
+
+/// `importer` puts the blocks of `seed` in `memory`, which is of `ranges`: for threads, which a stage stays off.
+pub fn store(importer: &ImportingGpu, ranges: &DmaRanges, memory: &GpuMemory, seed: u32) -> Result<()> {
+    let size_bytes = ranges.size_bytes();
+    blocks::fill(importer.gpu(), seed, 0, size_bytes, SCRATCH)?;
+    Ok(importer.store(SCRATCH, memory, 0, size_bytes, PATIENCE)?)
 }

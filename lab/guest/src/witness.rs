@@ -266,6 +266,12 @@ impl Witness for CopyEngine {
 /// The holder on behalf of a function: maps, and moves no bytes. What it can see is whether it is mapped.
 pub struct Holder(Arc<AsFunction>);
 
+/// A dma-buf that the holder has mapped.
+pub struct Held {
+    hold: Hold,
+    size_bytes: u64,
+}
+
 /// The holder as an importer.
 pub struct AsFunction {
     function: String,
@@ -278,7 +284,7 @@ impl Holder {
 }
 
 impl Importer for AsFunction {
-    type Memory = Hold;
+    type Memory = Held;
 
     fn name(&self) -> String {
         format!("holder, as {}", self.function)
@@ -296,17 +302,17 @@ impl Importer for AsFunction {
         true
     }
 
-    fn import(&self, dma_buf: &DmaBuf) -> peervram::Result<Hold> {
+    fn import(&self, dma_buf: &DmaBuf) -> peervram::Result<Held> {
         const TRIED: &str = "hold a dma-buf";
         let failed = |errno| Error::os(TRIED, errno).on(&self.function);
         let hold = Hold::open().map_err(|error| Error::new(Kind::Os, TRIED, format!("{error:#}")))?;
         hold.attach(&self.function, dma_buf).map_err(failed)?;
         hold.map().map_err(failed)?;
-        Ok(hold)
+        Ok(Held { hold, size_bytes: dma_buf.size_bytes() })
     }
 
-    fn release(&self, memory: Hold) -> peervram::Result<()> {
-        memory.release().map_err(|errno| Error::os("let go of a dma-buf", errno).on(&self.function))
+    fn release(&self, memory: Held) -> peervram::Result<()> {
+        memory.hold.release().map_err(|errno| Error::os("let go of a dma-buf", errno).on(&self.function))
     }
 }
 
@@ -321,7 +327,10 @@ impl Witness for Holder {
         Arc::clone(&self.0)
     }
 
-    fn is_right(&mut self, memory: &Hold, _: u64) -> Result<bool> {
-        Ok(memory.state().context("the holder's state")?.mapped)
+    /// It has no engine that could look at bytes: that all of the memory is mapped for it is what there is to see.
+    fn is_right(&mut self, memory: &Held, _: u64) -> Result<bool> {
+        let state = memory.hold.state().context("the holder's state")?;
+        let mapped_bytes: u64 = state.ranges.iter().map(|range| range.length_bytes).sum();
+        Ok(state.mapped && mapped_bytes == memory.size_bytes)
     }
 }

@@ -16,6 +16,9 @@ use crate::operation::{EngineKind, Operation, Place, Work, must_go_down};
 use crate::registers::{Descriptor, ErrorCode};
 use crate::state::{Next, Ticket};
 
+/// What [`Misbehaviour::BadPage`](crate::misbehaviour::Misbehaviour::BadPage) takes away.
+const PAGE_BYTES: u64 = 4096;
+
 /// The most bytes moved at a time.
 pub const PIECE_BYTES: usize = 64 << 10;
 
@@ -125,6 +128,12 @@ impl Shared {
             Place::Vram(offset) => {
                 let memory = if faults.mirror { self.mirror()? } else { &self.vram };
                 memory.read(offset, buffer).map_err(|_| ErrorCode::Internal)?;
+                if let Some(page) = faults.bad_page {
+                    // What of the page lies in this piece.
+                    let within = |bytes: u64| bytes.saturating_sub(offset).min(buffer.len() as u64) as usize;
+                    let (begin, end) = (within(page), within(page.saturating_add(PAGE_BYTES)));
+                    buffer[begin..end].fill(0);
+                }
             }
             Place::Dma(_) if faults.dead_reads => return Ok(false),
             Place::Dma(address) => self.dma.read(address, buffer).map_err(|_| ErrorCode::DmaFault)?,

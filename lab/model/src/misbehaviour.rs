@@ -17,6 +17,11 @@ pub enum Misbehaviour {
     Zeros,
     /// The engine's VRAM is other memory than what the BAR shows.
     Mirror,
+    /// Whatever the engine loads from one page of VRAM is zeros: memory that is broken in one place.
+    BadPage {
+        /// Where the page begins.
+        offset_bytes: u64,
+    },
     /// Loads from DMA addresses bring nothing: the destination keeps what it had. No error.
     DeadReads,
     /// Stores to DMA addresses are lost. No error.
@@ -97,6 +102,9 @@ pub struct Faults {
     pub loads: Loads,
     /// The engine works on a private mirror of VRAM.
     pub mirror: bool,
+    /// Where a page of VRAM begins that loads bring zeros of.
+    #[serde(default)]
+    pub bad_page: Option<u64>,
     /// Loads from DMA addresses are dead.
     pub dead_reads: bool,
     /// Stores to DMA addresses are dead.
@@ -129,6 +137,7 @@ impl Faults {
             Misbehaviour::AllOnes => self.loads = Loads::AllOnes,
             Misbehaviour::Zeros => self.loads = Loads::Zeros,
             Misbehaviour::Mirror => self.mirror = true,
+            Misbehaviour::BadPage { offset_bytes } => self.bad_page = Some(offset_bytes),
             Misbehaviour::DeadReads => self.dead_reads = true,
             Misbehaviour::DeadWrites => self.dead_writes = true,
             Misbehaviour::PeersOnly => self.peers_only = true,

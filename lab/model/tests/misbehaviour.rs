@@ -99,6 +99,24 @@ fn all_ones_and_zeros() {
 }
 
 #[test]
+fn a_bad_page_is_zeros_and_no_more() {
+    let mut bench = Bench::new();
+    // Not where a piece of a copy begins.
+    let (begin, end) = (8192, 8192 + 4096);
+    assert_eq!(
+        bench.order(&format!(r#"{{"do":"misbehave","what":"bad-page","offset_bytes":{begin}}}"#))["ok"],
+        true
+    );
+    let mut expected = bench.data.clone();
+    assert!(expected[begin..end].iter().any(|&byte| byte != 0));
+    expected[begin..end].fill(0);
+    assert_eq!(bench.copy(), expected);
+    assert_eq!(bench.copy_out(), expected);
+    bench.behave();
+    assert_eq!(bench.copy(), bench.data);
+}
+
+#[test]
 fn a_private_mirror() {
     let mut bench = Bench::new();
     assert_eq!(bench.copy(), bench.data);

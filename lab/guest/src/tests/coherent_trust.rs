@@ -13,6 +13,7 @@ use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{ImportingGpu, ModelGpu};
 
 use super::nvgrace::grace;
+use crate::blocks;
 use crate::crossing::PATIENCE;
 use crate::guest::Guest;
 use crate::model::Model;
@@ -72,8 +73,8 @@ impl<'guest> Pair<'guest> {
     }
 
     /// Whether the other GPU reads what the CPU writes.
-    fn reads(&self, byte: u8) -> Result<()> {
-        let bytes = vec![byte; PIECE_BYTES as usize];
+    fn reads(&self, seed: u32) -> Result<()> {
+        let bytes = blocks::bytes(seed, 0, PIECE_BYTES);
         self.view.write(0, &bytes)?;
         let access = self.attachment.enter(Direction::Read)?;
         self.importer.load(access.memory(), 0, SCRATCH, PIECE_BYTES, PATIENCE)?;

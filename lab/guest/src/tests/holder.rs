@@ -18,8 +18,9 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::new("holder/verdict-and-addresses-follow-the-route", verdict_follows_the_route).on(has_holder),
-    Test::new("holder/several-ranges-through-the-host-bridge-collide", several_ranges_collide)
-        .on(|facts| facts.holder && facts.peer_to_peer == PeerToPeer::ThroughHostBridge),
+    Test::new("holder/several-ranges-through-the-host-bridge-collide", several_ranges_collide).on(|facts| {
+        facts.holder && facts.peer_to_peer == PeerToPeer::ThroughHostBridge && facts.iommu == Iommu::Intel
+    }),
     Test::new("holder/reset-is-seen-twice-by-a-good-importer", reset_is_seen_twice).on(can_map),
     Test::new("holder/reset-waits-for-a-slow-importer", reset_waits_for_a_slow_importer).on(can_map),
     Test::new("holder/reset-hangs-until-a-broken-importer-is-told", reset_hangs_until_told).on(can_map),
@@ -78,20 +79,16 @@ fn verdict_follows_the_route(guest: &Guest) -> Verdict {
 }
 
 /// A fault of Linux 7.3 and not of an importer: `dma_buf_phys_vec_to_sgt` puts each range at the same
-/// IO address. VT-d's driver refuses the second; virtio's asks its device without listening for the
-/// answer, so the importer gets addresses with nothing behind them. When this fails, a kernel has
-/// mended it.
+/// IO address. VT-d's driver refuses the second. Virtio's asks its device without listening for the
+/// answer, and the importer gets addresses with nothing behind them, which an importer without an engine cannot
+/// tell from right ones; so this is for VT-d. When it fails, a kernel has mended it.
 fn several_ranges_collide(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
     let buffer = device.export(&scattered(&device, SIZE_BYTES, 2)?)?;
     let hold = Hold::open()?;
     hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching")?;
     let mapped = hold.map();
-    let expected = match guest.facts().iommu {
-        Iommu::Intel => Err(Errno::ADDRINUSE),
-        Iommu::Virtio => Ok(()),
-    };
-    ensure!(mapped == expected, "mapping says {mapped:?}");
+    ensure!(mapped == Err(Errno::ADDRINUSE), "mapping says {mapped:?}");
     Ok(())
 }
 
@@ -112,9 +109,9 @@ fn reset_waits_for_a_slow_importer(guest: &Guest) -> Verdict {
     let (mut lender, hold) = mapped_hold(guest, Mode::Late(delay))?;
     lender.begin_reset()?;
     let took = lender.end_reset()?;
-    // The kernel counts in ticks of a few milliseconds, and an emulated one may be late.
-    let expected = delay - Duration::from_millis(20)..delay + Duration::from_secs(3);
-    ensure!(expected.contains(&took), "the reset took {took:?}; the importer was {delay:?} late");
+    // The kernel counts in ticks of a few milliseconds. How much later a busy machine is says nothing.
+    let least = delay - Duration::from_millis(20);
+    ensure!(took >= least, "the reset took {took:?}; the importer was {delay:?} late");
     ensure!(!hold.state()?.mapped, "still mapped after the reset");
     Ok(())
 }

@@ -59,7 +59,6 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         route::TESTS,
         nvgrace::TESTS,
         coherent_trust::TESTS,
-        lockdep::TESTS,
         doctor::TESTS,
         bind::TESTS,
         command_line::TESTS,
@@ -67,4 +66,6 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     .into_iter()
     .flatten()
     .chain(revoke::tests())
+    // After everything that it watches.
+    .chain(lockdep::TESTS)
 }

@@ -23,6 +23,7 @@ use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu};
 use serde_json::Value;
 
+use crate::blocks;
 use crate::crossing::{Crossing, PATIENCE, check_screen, leaks_nothing, open_node, refused};
 use crate::guest::Guest;
 use crate::model::Model;
@@ -273,10 +274,10 @@ fn engine_and_cpu_see_one_memory(guest: &Guest) -> Verdict {
     let device = open(&model)?;
     let engine = ModelGpu::with_memory(device.as_ref(), device.region(USABLE_REGION)?)?;
     let [filled, written, copied] = [32, 48, 64].map(|mib| mib << 20);
-    engine.copy(Descriptor::fill(0x1234_5678, filled, SIZE_BYTES, 0), PATIENCE)?;
+    blocks::fill(&engine, 1, 0, SIZE_BYTES, filled)?;
     let mut seen = vec![0; SIZE_BYTES as usize];
     view(&device, USABLE_REGION, filled, SIZE_BYTES)?.read(0, &mut seen)?;
-    ensure!(seen == 0x1234_5678_u32.to_le_bytes().repeat(seen.len() / 4), "the CPU sees other bytes");
+    ensure!(seen == blocks::bytes(1, 0, SIZE_BYTES), "the CPU sees other bytes");
     let bytes = pattern(3, SIZE_BYTES);
     view(&device, USABLE_REGION, written, SIZE_BYTES)?.write(0, &bytes)?;
     engine.copy(Descriptor::copy(written, copied, SIZE_BYTES, 0), PATIENCE)?;
@@ -315,20 +316,13 @@ fn both_ways(guest: &Guest, interface: Interface, region: u32) -> Verdict {
     let other_device = vfio::Device::open_into(&space, other_model.address())?;
     let other = ModelGpu::new(&other_device)?;
     let attachment = export.attach(Arc::new(space), Trust::Unverified)?;
-    other.copy_all(
-        &[
-            Descriptor::fill(0x1234_5678, 0, SIZE_BYTES / 2, 0),
-            Descriptor::fill(0x9ABC_DEF1, SIZE_BYTES / 2, SIZE_BYTES / 2, 0),
-        ],
-        PATIENCE,
-    )?;
+    blocks::fill(&other, 2, 0, SIZE_BYTES, 0)?;
     let access = attachment.enter(Direction::Both)?;
     other.write_dma(0, access.memory().iova(), SIZE_BYTES, PATIENCE)?;
     other.read_dma(access.memory().iova(), 2 * SIZE_BYTES, SIZE_BYTES, PATIENCE)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
 
-    let half = |pattern: u32| pattern.to_le_bytes().repeat(SIZE_BYTES as usize / 8);
-    let expected = checksum(&[half(0x1234_5678), half(0x9ABC_DEF1)].concat());
+    let expected = checksum(&blocks::bytes(2, 0, SIZE_BYTES));
     let mut seen = vec![0; SIZE_BYTES as usize];
     view.read(0, &mut seen)?;
     let sums = [
@@ -454,7 +448,7 @@ fn link_never_comes_up(guest: &Guest) -> Verdict {
     model.behave()?;
     guest.bind(&address.to_string(), DRIVER)?;
     let limit = if guest.facts().has_cxl() { 16 } else { 30 };
-    ensure!(bound.is_err() && (limit..limit + 10).contains(&took), "bound after {took} s: {bound:?}");
+    ensure!(bound.is_err() && took >= limit, "bound after {took} s: {bound:?}");
     let error = refused(error, Kind::NotBoundToVfio)?;
     ensure!(error.next_step().is_some(), "{error}");
     open(&model).map(drop)

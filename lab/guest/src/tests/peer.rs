@@ -8,8 +8,9 @@ use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Importer, OnRe
 use peervram::{Attachment, Direction, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::Iommu;
 use peervram_model::misbehaviour::Misbehaviour;
-use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
+use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
+use crate::blocks;
 use crate::crossing::{PATIENCE, refused};
 use crate::guest::Guest;
 use crate::model::Model;
@@ -28,6 +29,15 @@ pub const TESTS: &[Test] = &[
 ];
 
 const SIZE_BYTES: u64 = 64 << 20;
+/// Where it is not about much.
+const FEW_BYTES: u64 = 1 << 20;
+
+/// Whether the host finds the blocks of `seed` in a model's VRAM.
+fn has_blocks(model: &Model, offset_bytes: u64, seed: u32, who: &str) -> Verdict {
+    let sum = model.host_checksum(offset_bytes, FEW_BYTES)?;
+    ensure!(sum == vulkan::checksum(&blocks::bytes(seed, 0, FEW_BYTES)), "{who} has other bytes");
+    Ok(())
+}
 
 /// The lender with its driver, and another GPU whose engine reaches what is lent.
 struct Pair<'guest> {
@@ -91,21 +101,13 @@ fn both_ways_by_type1(guest: &Guest) -> Verdict {
 fn both_ways(guest: &Guest, interface: Interface, path: Path) -> Verdict {
     let pair = Pair::new(guest, interface, &whole())?;
     ensure!(pair.attachment.path() == path, "the path is {}", pair.attachment.path());
-    // What the other GPU has: two patterns of its own making, so that halves cannot be mistaken.
-    pair.other.copy_all(
-        &[
-            Descriptor::fill(0x1234_5678, 0, SIZE_BYTES / 2, 0),
-            Descriptor::fill(0x9ABC_DEF1, SIZE_BYTES / 2, SIZE_BYTES / 2, 0),
-        ],
-        PATIENCE,
-    )?;
+    blocks::fill(&pair.other, 1, 0, SIZE_BYTES, 0)?;
     let access = pair.attachment.enter(Direction::Both)?;
     pair.copy_both_ways(access.memory(), SIZE_BYTES)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
 
     // Computed here, seen by the owner through its BAR, and as the host has it on all three places.
-    let half = |pattern: u32| pattern.to_le_bytes().repeat(SIZE_BYTES as usize / 8);
-    let expected = vulkan::checksum(&[half(0x1234_5678), half(0x9ABC_DEF1)].concat());
+    let expected = vulkan::checksum(&blocks::bytes(1, 0, SIZE_BYTES));
     let mapping =
         pair.lender.device().map(&DmaRanges::new(pair.lender.device().region(VRAM_BAR)?, &whole())?)?;
     let mut seen = vec![0; SIZE_BYTES as usize];
@@ -131,16 +133,13 @@ fn several() -> [DmaRange; 3] {
 
 fn several_ranges_by_type1(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Group, &several())?;
-    for i in 0..3_u8 {
-        let pattern = u32::from_ne_bytes([i + 1; 4]);
-        pair.other.copy(Descriptor::fill(pattern, u64::from(i) * PIECE, PIECE, 0), PATIENCE)?;
-    }
+    blocks::fill(&pair.other, 2, 0, 3 * PIECE, 0)?;
     let access = pair.attachment.enter(Direction::Write)?;
     pair.other.write_dma(0, access.memory().iova(), 3 * PIECE, PATIENCE)?;
-    access.finish();
-    for (i, range) in (0..3_u8).zip(several()) {
-        let bytes = pair.lender_model.host_bytes(range.offset_bytes, 16)?;
-        ensure!(bytes == [i + 1; 16], "range {i} begins with {bytes:?}");
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    for (i, range) in (0..3).zip(several()) {
+        let sum = pair.lender_model.host_checksum(range.offset_bytes, PIECE)?;
+        ensure!(sum == vulkan::checksum(&blocks::bytes(2, i * PIECE, PIECE)), "range {i} has other bytes");
     }
     Ok(())
 }
@@ -166,10 +165,11 @@ fn type1_import_is_freed_before_a_reset(guest: &Guest) -> Verdict {
     pair.lender.reset(PATIENCE)?;
     refused(pair.attachment.enter(Direction::Read), Kind::Revoked)?;
     pair.attachment.current()?;
+    blocks::fill(&pair.other, 3, 0, FEW_BYTES, 0)?;
     let access = pair.attachment.enter(Direction::Write)?;
-    pair.other.write_dma(0, access.memory().iova(), 4096, PATIENCE)?;
+    pair.other.write_dma(0, access.memory().iova(), FEW_BYTES, PATIENCE)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
-    Ok(())
+    has_blocks(&pair.lender_model, SIZE_BYTES, 3, "after the reset the lender")
 }
 
 fn iommufd_import_dies_with_a_reset(guest: &Guest) -> Verdict {
@@ -177,13 +177,11 @@ fn iommufd_import_dies_with_a_reset(guest: &Guest) -> Verdict {
     pair.lender.reset(PATIENCE)?;
     refused(pair.attachment.enter(Direction::Read), Kind::Revoked)?;
     pair.attachment.current()?;
-    pair.other.copy(Descriptor::fill(0xA5A5_A5A5, 0, 1 << 20, 0), PATIENCE)?;
+    blocks::fill(&pair.other, 4, 0, FEW_BYTES, 0)?;
     let access = pair.attachment.enter(Direction::Write)?;
-    pair.other.write_dma(0, access.memory().iova(), 1 << 20, PATIENCE)?;
-    access.finish();
-    let bytes = pair.lender_model.host_bytes(SIZE_BYTES, 8)?;
-    ensure!(bytes == [0xA5; 8], "the lender has {bytes:?}");
-    Ok(())
+    pair.other.write_dma(0, access.memory().iova(), FEW_BYTES, PATIENCE)?;
+    ensure!(access.finish() == Outcome::Ok, "the access is torn");
+    has_blocks(&pair.lender_model, SIZE_BYTES, 4, "after the reset the lender")
 }
 
 fn engine_errors_are_told(guest: &Guest) -> Verdict {
@@ -199,39 +197,39 @@ fn engine_errors_are_told(guest: &Guest) -> Verdict {
 /// Engine and BAR on different memory: the copy succeeds, and only the owner's engine sees the bytes.
 fn private_mirror(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Group, &whole())?;
-    pair.other.copy(Descriptor::fill(0x1111_1111, 0, 4096, 0), PATIENCE)?;
+    blocks::fill(&pair.other, 5, 0, FEW_BYTES, 0)?;
     let access = pair.attachment.enter(Direction::Write)?;
-    pair.other.write_dma(0, access.memory().iova(), 4096, PATIENCE)?;
+    pair.other.write_dma(0, access.memory().iova(), FEW_BYTES, PATIENCE)?;
     pair.other_model.misbehave(Misbehaviour::Mirror)?;
-    pair.other.copy(Descriptor::fill(0x2222_2222, 0, 4096, 0), PATIENCE)?;
+    blocks::fill(&pair.other, 6, 0, FEW_BYTES, 0)?;
     access.finish();
-    let bytes = pair.other_model.host_bytes(0, 4)?;
-    ensure!(bytes == [0x11; 4], "what an engine wrote to its mirror is in VRAM: {bytes:?}");
-    Ok(())
+    has_blocks(&pair.other_model, 0, 5, "where an engine wrote to its mirror, VRAM")?;
+    has_blocks(&pair.lender_model, SIZE_BYTES, 5, "the lender")
 }
 
 fn dead_directions(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Interface::Group, &whole())?;
     let access = pair.attachment.enter(Direction::Both)?;
     let iova = access.memory().iova();
-    pair.other.copy(Descriptor::fill(0x3333_3333, 0, 4096, 0), PATIENCE)?;
-    pair.owner.copy(Descriptor::fill(0x4444_4444, SIZE_BYTES, 4096, 0), PATIENCE)?;
+    let landing = 1 << 20;
+    blocks::fill(&pair.other, 7, 0, FEW_BYTES, 0)?;
+    blocks::fill(&pair.other, 9, 0, FEW_BYTES, landing)?;
+    blocks::fill(&pair.owner, 8, 0, FEW_BYTES, SIZE_BYTES)?;
     pair.other_model.misbehave(Misbehaviour::DeadReads)?;
-    pair.other.read_dma(iova, 1 << 20, 4096, PATIENCE)?;
-    let read = pair.other_model.host_bytes(1 << 20, 4)?;
-    ensure!(read != [0x44; 4], "a dead read brought the right bytes");
+    pair.other.read_dma(iova, landing, FEW_BYTES, PATIENCE)?;
+    has_blocks(&pair.other_model, landing, 9, "where a dead read should bring nothing, the other GPU")?;
     pair.other_model.behave()?;
-    pair.other.read_dma(iova, 1 << 20, 4096, PATIENCE)?;
-    ensure!(pair.other_model.host_bytes(1 << 20, 4)? == [0x44; 4], "reads do not work again");
+    pair.other.read_dma(iova, landing, FEW_BYTES, PATIENCE)?;
+    has_blocks(&pair.other_model, landing, 8, "when reads work again, the other GPU")?;
     pair.other_model.misbehave(Misbehaviour::DeadWrites)?;
-    pair.other.write_dma(0, iova, 4096, PATIENCE)?;
-    ensure!(pair.lender_model.host_bytes(SIZE_BYTES, 4)? == [0x44; 4], "a dead write arrived");
+    pair.other.write_dma(0, iova, FEW_BYTES, PATIENCE)?;
+    has_blocks(&pair.lender_model, SIZE_BYTES, 8, "where a dead write should leave nothing, the lender")?;
     pair.other_model.behave()?;
-    pair.other.write_dma(0, iova, 4096, PATIENCE)?;
-    ensure!(pair.lender_model.host_bytes(SIZE_BYTES, 4)? == [0x33; 4], "writes do not work again");
+    pair.other.write_dma(0, iova, FEW_BYTES, PATIENCE)?;
+    has_blocks(&pair.lender_model, SIZE_BYTES, 7, "when writes work again, the lender")?;
     pair.other_model.misbehave(Misbehaviour::StuckFence)?;
     let short = std::time::Duration::from_millis(200);
-    refused(pair.other.write_dma(0, iova, 4096, short), Kind::TimedOut)?;
+    refused(pair.other.write_dma(0, iova, FEW_BYTES, short), Kind::TimedOut)?;
     pair.other_model.behave()?;
     access.finish();
     Ok(())

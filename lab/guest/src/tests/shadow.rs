@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use peervram::Kind;
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, PowerState};
+use peervram::backends::vulkan::checksum;
 use peervram::backends::{DmaRange, DmaRanges, Exporter, Importer, Owner};
-use peervram_model_driver::{Descriptor, ModelGpu, VRAM_BAR};
+use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
+use crate::blocks;
 use crate::crossing::{PATIENCE, refused};
 use crate::guest::Guest;
 use crate::revocable::{Revocable, SIZE_BYTES, any_lender, beginning, hot_reset, pattern};
@@ -168,17 +170,17 @@ fn driver_resumes(guest: &Guest) -> Verdict {
         ("a function-level reset", |_, device| Ok(device.function_level_reset()?)),
         ("a hot reset", |guest, device| hot_reset(guest, device, &[])),
     ];
-    for (number, (name, revoke)) in (1_u8..).zip(revokes) {
+    for (seed, (name, revoke)) in (1..).zip(revokes) {
         let work = || -> Result<()> {
             driver.quiesce(&lent)?;
             device.shadow()?;
             revoke(guest, &device)?;
             device.unshadow()?;
             driver.resume(&lent)?;
-            driver.copy(Descriptor::fill(u32::from_ne_bytes([number; 4]), 0, 1 << 20, 0), PATIENCE)?;
+            blocks::fill(&driver, seed, 0, 1 << 20, 0)?;
             driver.write_dma(0, target.iova(), 1 << 20, PATIENCE)?;
-            let seen = other_model.host_bytes((1 << 20) - 8, 8)?;
-            ensure!(seen == [number; 8], "the other GPU has {seen:?}");
+            let seen = other_model.host_checksum(0, 1 << 20)?;
+            ensure!(seen == checksum(&blocks::bytes(seed, 0, 1 << 20)), "the other GPU has other bytes");
             Ok(())
         };
         work().with_context(|| format!("after {name}"))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use peervram::backends::{DmaRanges, Exporter, Flag, Importer, OnRevoke, RawBytes};
@@ -225,7 +225,6 @@ fn gives_way(guest: &Guest) -> Verdict {
     let device = stage.lender.device();
     let registers = device.map(&DmaRanges::whole(device.region(REGISTER_BAR)?)?)?;
     registers.store_u32(ENGINE_RATE as usize, 2)?;
-    let begin = Instant::now();
     thread::scope(|scope| {
         let copy = scope.spawn(|| attachment.enter(Direction::Both).map(drop));
         thread::sleep(Duration::from_millis(100));
@@ -236,7 +235,6 @@ fn gives_way(guest: &Guest) -> Verdict {
         ensure!(error.kind() == Kind::Revoked, "it says {error}");
         Ok(())
     })?;
-    ensure!(begin.elapsed() < Duration::from_secs(3), "it took {:?}", begin.elapsed());
     stage.fill(0x18)?;
     let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x18)?;

@@ -48,6 +48,10 @@ struct Pair<'guest> {
 
 impl<'guest> Pair<'guest> {
     fn new(guest: &'guest Guest) -> Result<Self> {
+        Self::of(guest, SIZE_BYTES)
+    }
+
+    fn of(guest: &'guest Guest, size_bytes: u64) -> Result<Self> {
         let (lender_model, other_model) = (guest.model(0)?, guest.model(1)?);
         // An iommufd maps BARs in a way that QEMU's virtio-iommu does not pass on to models.
         let cdev = match guest.facts().iommu {
@@ -62,7 +66,7 @@ impl<'guest> Pair<'guest> {
             other => other?,
         };
         let owner = Arc::new(ModelGpu::new(&device)?);
-        let range = DmaRange::new(OFFSET_BYTES, SIZE_BYTES);
+        let range = DmaRange::new(OFFSET_BYTES, size_bytes);
         let ranges = DmaRanges::new(device.region(VRAM_BAR)?, &[range])?;
         let lender = Lender::new(device);
         let export = lender.export(Aperture::owned(ranges, owner))?;
@@ -135,19 +139,36 @@ fn healthy_pair_is_certified(guest: &Guest) -> Verdict {
     Ok(())
 }
 
+/// In pieces of 16 MiB, of which this has more than two; and a page that is wrong in the last of them is found by nothing else.
 fn everything_is_tested(guest: &Guest) -> Verdict {
-    let pair = Pair::new(guest)?;
-    let before = pair.host_checksum()?;
-    let mut limits = limits();
-    limits.full = true;
+    const SIZE_BYTES: u64 = 40 << 20;
+    /// Where no quick test looks: neither an end, nor the middle, nor beside a border.
+    const BAD_PAGE: u64 = OFFSET_BYTES + (37 << 20) + (20 << 10);
+    let pair = Pair::of(guest, SIZE_BYTES)?;
+    let before = pair.lender_model.host_checksum(OFFSET_BYTES, SIZE_BYTES)?;
+    let quick = limits();
+    let mut full = limits();
+    full.full = true;
     let mut last = 0;
     let certificate =
-        pair.attachment.verify(Direction::Write, &limits, &mut |progress| last = progress.done_bytes)?;
-    ensure!(certificate.passed() && certificate.tests[0].full, "{certificate:?}");
+        pair.attachment.verify(Direction::Write, &full, &mut |progress| last = progress.done_bytes)?;
+    ensure!(certificate.tests.len() == 1 && certificate.tests[0].full, "{certificate:?}");
+    ensure!(certificate.passed(), "{certificate:?}");
     ensure!(last == SIZE_BYTES, "progress ends at {last:#x}");
     ensure!(certificate.tests[0].copied_bytes > 2 * SIZE_BYTES, "{certificate:?}");
-    ensure!(pair.host_checksum()? == before, "what was in VRAM was not put back");
-    Ok(())
+    ensure!(
+        pair.lender_model.host_checksum(OFFSET_BYTES, SIZE_BYTES)? == before,
+        "what was in VRAM was not put back"
+    );
+
+    pair.lender_model.misbehave(Misbehaviour::BadPage { offset_bytes: BAD_PAGE })?;
+    let certificate = pair.verify(Direction::Write, &quick)?;
+    ensure!(certificate.passed(), "a quick test sees it: {certificate:?}");
+    let certificate = pair.verify(Direction::Write, &full)?;
+    let failure = certificate.tests[0].failure.as_ref().context("a bad page passes a full test")?.to_string();
+    let place = format!("{:#x}", BAD_PAGE - OFFSET_BYTES);
+    ensure!(failure.contains(&place), "it is not said that {place} is wrong: {failure}");
+    pair.lender_model.behave()
 }
 
 fn each_misbehaviour_is_caught(guest: &Guest) -> Verdict {
@@ -164,10 +185,8 @@ fn each_misbehaviour_is_caught(guest: &Guest) -> Verdict {
             let mut limits = limits();
             limits.copy_timeout = Duration::from_secs(2);
             pair.other_model.misbehave(how)?;
-            let start = Instant::now();
             let certificate = pair.verify(direction, &limits)?;
             pair.other_model.behave()?;
-            ensure!(start.elapsed() < Duration::from_secs(20), "{name}: it took {:?}", start.elapsed());
             let error = pair.grants(&certificate, direction).err();
             let error = error.with_context(|| format!("{name} passes a test of {direction}s"))?;
             ensure!(error.kind() == Kind::Unverified, "{error}");

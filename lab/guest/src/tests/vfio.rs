@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, ensure};
+use peervram::backends::drm::ScanOut;
 use peervram::backends::vfio::{Device, DmaBufSupport, Interface, IoAddressSpace};
 use peervram::backends::{DmaRange, DmaRanges, Exporter, Importer, Mapping, Source, pci};
-use peervram::{Kind, backends};
+use peervram::{Direction, Kind, Outcome, Path, Trust, backends};
 use peervram_lab::machine::{self, Facts};
 
-use crate::crossing::{Crossing, VRAM, leaks_nothing, open_device, refused, scattered};
+use crate::crossing::{
+    Crossing, VRAM, check_screen, leaks_nothing, open_device, open_node, refused, scattered,
+};
 use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
@@ -287,17 +290,27 @@ fn bar_is_read_and_written_both_ways(guest: &Guest) -> Verdict {
 
 fn memory_off_is_an_error_and_no_signal(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
-    device.write(VRAM, 0, &[1, 2, 3, 4])?;
+    let mapping = device.map(&DmaRanges::new(device.region(VRAM)?, &[DmaRange::new(0, 4096)])?)?;
+    mapping.write(0, &[1, 2, 3, 4])?;
+    // As a lender has it: what is mapped is shadow memory before the memory goes, or the first touch would be SIGBUS.
+    device.shadow()?;
     device.set_memory_enabled(false)?;
     let read = refused(device.read(VRAM, 0, &mut [0; 4]), Kind::MemoryDisabled);
     let reachable = refused(device.check_reachable(), Kind::MemoryDisabled);
+    let mut through_mapping = [0; 4];
+    let touched = mapping.read(0, &mut through_mapping).and_then(|()| mapping.write(0, &[5, 6, 7, 8]));
     device.set_memory_enabled(true)?;
+    device.unshadow()?;
     ensure!(read?.raw_os_error() == Some(5), "the errno is not EIO");
     reachable?;
+    touched?;
+    ensure!(through_mapping == [0xFF; 4], "with the memory off the mapping shows {through_mapping:?}");
     device.check_reachable()?;
     let mut seen = [0; 4];
     device.read(VRAM, 0, &mut seen)?;
     ensure!(seen == [1, 2, 3, 4], "the memory was lost: {seen:?}");
+    mapping.read(0, &mut seen)?;
+    ensure!(seen == [1, 2, 3, 4], "the mapping shows something else afterwards: {seen:?}");
     Ok(())
 }
 
@@ -336,5 +349,17 @@ fn reset_keeps_the_descriptor(guest: &Guest) -> Verdict {
         ensure!(inode? == after, "the dma-buf is another one");
     }
     ensure!(crossing.export.generation() == 1, "the generation is {}", crossing.export.generation());
+    // The same descriptor is good for an import after the reset, and shows what is written then.
+    if guest.facts().allows_peers() {
+        crossing.view.write(0, crossing.card.bytes())?;
+        let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
+        ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
+        let access = attachment.enter(Direction::Read)?;
+        let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+        check_screen(&guest.screendump()?, &crossing.card)?;
+        drop(scan_out);
+        ensure!(access.finish() == Outcome::Ok, "the access is torn");
+        attachment.detach()?;
+    }
     crossing.close()
 }

@@ -43,7 +43,7 @@ fn who_does_not_answer(guest: &Guest) -> Verdict {
     let begun = Instant::now();
     let error = refused(painted.lender.reset(timeout), Kind::TimedOut)?;
     let took = begun.elapsed();
-    ensure!(took >= timeout && took < timeout + Duration::from_secs(2), "named after {took:?}");
+    ensure!(took >= timeout, "named after {took:?}");
     ensure!(error.why().contains("/dev/dri/card") && !error.why().contains("holder"), "{error}");
     ensure!(painted.export.generation() == 0, "something was taken back");
     let mut seen = Seen::default();
@@ -75,7 +75,8 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     let begun = Instant::now();
     let error = refused(painted.lender.reset(terms), Kind::Stuck)?;
     let named_after = begun.elapsed();
-    ensure!(named_after < limit + Duration::from_secs(2), "named after {named_after:?}");
+    // How much later a busy machine is says nothing: the importer has not unmapped yet, so this did not wait for it.
+    ensure!(named_after >= limit && hold.state()?.mapped, "named after {named_after:?}");
     let stuck = loop {
         match events.next_within(PATIENCE)?.context("nobody was told")?.what {
             What::Stuck(stuck) => break stuck,

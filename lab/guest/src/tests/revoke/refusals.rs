@@ -40,14 +40,19 @@ fn a_refused_reset(guest: &Guest) -> Verdict {
     let mut seen = Seen::default();
     seen.look_until(&mut engine, &attachment, |seen| seen.right >= 1)?;
 
-    model.misbehave(Misbehaviour::SlowReset { ms: 1500 })?;
+    model.misbehave(Misbehaviour::StuckReset)?;
+    let before = model.status()?.generation;
     let file = model.address().sysfs_path().join("reset");
     let elsewhere = thread::spawn(move || fs::write(file, "1"));
-    thread::sleep(Duration::from_millis(300));
+    let deadline = Instant::now() + PATIENCE;
+    while model.status()?.generation == before {
+        ensure!(Instant::now() < deadline, "the reset through sysfs does not begin");
+        thread::sleep(Duration::from_millis(5));
+    }
     let error = refused(painted.lender.reset(PATIENCE), Kind::Busy)?;
     ensure!(error.raw_os_error() == Some(11), "the errno is {:?}", error.raw_os_error());
-    elsewhere.join().map_err(|_| anyhow!("it panicked"))?.context("the reset through sysfs")?;
     model.behave()?;
+    elsewhere.join().map_err(|_| anyhow!("it panicked"))?.context("the reset through sysfs")?;
     ensure!(painted.export.generation() == 1, "the generation is {}", painted.export.generation());
     refused(attachment.enter(Direction::Read), Kind::Revoked)?;
 
