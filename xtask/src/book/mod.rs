@@ -6,6 +6,7 @@
 //! beginner would; [`examples`] in Rust are compiled, or are quotations of code that is. What is none of these, and not on the list of what cannot run here, fails.
 
 mod examples;
+mod promises;
 mod shown;
 mod tutorial;
 
@@ -28,7 +29,7 @@ use crate::{Arguments as CommandLine, Task};
 use shown::{Shown, commands};
 
 /// The project's folder.
-const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+pub const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// The longest that a command of a page is between two lines.
 const SILENCE_LIMIT: Duration = Duration::from_secs(180);
