@@ -1,15 +1,13 @@
 //! `cargo xtask ci`: what every change must pass, tests and lint; the same as CI runs.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
-use peervram_lab::cache;
-use peervram_lab::progress::step;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use crate::build::cargo;
 use crate::lab::Setup;
 use crate::terminal::{FAILED, Steps};
-use crate::test;
+use crate::{test, tools};
 
 /// Lint, then every test: formatting, clippy and documentation with warnings as errors, licences
 #[derive(Args)]
@@ -37,7 +35,8 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         }
     }
     peervram_terminal::say!("lint: licences and sources of dependencies");
-    let checked = deny(&Steps::default())?
+    let checked = tools::DENY
+        .command(&Steps::default())?
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
         .status();
     if !checked.context("starting cargo-deny")?.success() {
@@ -87,24 +86,3 @@ const LINT: &[Lint] = &[
         &[("RUSTDOCFLAGS", "-D warnings")],
     ),
 ];
-
-/// cargo-deny's version, for everyone the same.
-const DENY: &str = "cargo-deny@0.20.2";
-
-/// cargo-deny, built into the user's cache folder where the machine has none.
-fn deny(steps: &Steps) -> Result<Command> {
-    if Command::new("cargo-deny").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        return Ok(Command::new("cargo-deny"));
-    }
-    let folder = cache::entry(&format!("tools-{}", cache::key(&[DENY])), |draft| {
-        step(steps, "building cargo-deny, which this machine lacks (some minutes, once)", || {
-            let output =
-                cargo().args(["install", "--quiet", "--locked", DENY, "--root"]).arg(draft).output()?;
-            if !output.status.success() {
-                bail!("cargo install {DENY}: {}", String::from_utf8_lossy(&output.stderr));
-            }
-            Ok(())
-        })
-    })?;
-    Ok(Command::new(folder.join("bin/cargo-deny")))
-}

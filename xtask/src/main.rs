@@ -8,6 +8,7 @@ mod demo;
 mod figures;
 mod in_guest;
 mod lab;
+mod mutants;
 mod page;
 mod peer_copy;
 mod png;
@@ -16,6 +17,7 @@ mod sample;
 mod shaders;
 mod terminal;
 mod test;
+mod tools;
 mod validation;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +41,7 @@ enum Task {
     /// Virtual machines with a real kernel: integration tests without a GPU
     #[command(subcommand)]
     Lab(lab::Task),
+    Mutants(mutants::Arguments),
     Routes(routes::Arguments),
     Book(book::Arguments),
     Shaders(shaders::Arguments),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Ci(arguments) => ci::run(arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Lab(task) => lab::run(task),
+        Task::Mutants(arguments) => mutants::run(&arguments),
         Task::Routes(arguments) => routes::run(&arguments),
         Task::Book(arguments) => book::run(&arguments),
         Task::Shaders(arguments) => shaders::run(&arguments),
