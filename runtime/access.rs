@@ -186,7 +186,8 @@ impl<'a, I: Importer> Access<'a, I> {
 
 impl<I: Importer> Drop for Access<'_, I> {
     fn drop(&mut self) {
-        self.end();
+        // Whoever wants to know finishes it.
+        let _ = self.end();
     }
 }
 
@@ -201,6 +202,7 @@ impl<I: Importer> fmt::Debug for Access<'_, I> {
 }
 
 /// An access that lasts until a device is done. Dropping it ends nothing: the signal does.
+#[must_use = "it says how the work ended, and when what the signal looks at may be destroyed"]
 pub struct InFlight<I: Importer> {
     handle: Arc<Handle<I>>,
     of_gate: Arc<OfGate>,

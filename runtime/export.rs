@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use peervram_backends::topology::{Expected, MapType, Topology};
-use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
+use peervram_backends::{
+    Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, NotClosed, Owner, pci,
+};
 
 use crate::attachment::{AttachOptions, Attachment};
 use crate::hook::guard_owner;
@@ -118,13 +120,13 @@ impl Export {
     ///
     /// # Errors
     /// [`Kind::StillInUse`] while something is attached, with the export given back.
-    pub fn close(self) -> Result<(), (Self, Error)> {
+    pub fn close(self) -> Result<(), NotClosed<Self>> {
         let keeper = Arc::clone(&self.0.keeper);
         let mut lent = Arc::try_unwrap(self.0).map_err(|shared| {
             let error = Error::new(Kind::StillInUse, "close an export", "it is attached to")
                 .on(&shared.entry.name)
                 .next("detach its importers first");
-            (Self(shared), error)
+            NotClosed::new(Self(shared), error)
         })?;
         let is_calling = keeper.is_calling(&lent.entry);
         let closed = Error::new(Kind::Gone, "use a dma-buf", "its export was closed");
@@ -288,6 +290,7 @@ mod tests {
     use peervram_backends::{DmaRanges, OnRevoke};
 
     use super::*;
+    use crate::Outcome;
     use crate::{Direction, Lender, Trust};
 
     /// Takes any dma-buf and does nothing with it.
@@ -324,11 +327,11 @@ mod tests {
         let lender = Lender::new(memory);
         let export = lender.export(Aperture::unowned(ranges)).unwrap();
         let attachment = export.attach(Arc::new(Anyone), Trust::Unverified).unwrap();
-        let (export, error) = export.close().unwrap_err();
+        let (export, error) = export.close().unwrap_err().into_parts();
         assert_eq!(error.kind(), Kind::StillInUse);
         assert_eq!(error.device(), Some("host memory"));
-        attachment.enter(Direction::Both).unwrap().finish();
+        assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
         attachment.detach().unwrap();
-        export.close().map_err(|(_, error)| error).unwrap();
+        export.close().unwrap();
     }
 }

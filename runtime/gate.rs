@@ -17,7 +17,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use peervram_backends::{Signal, deadline_after};
+use peervram_backends::{Error, Kind, Signal, deadline_after};
 
 use crate::RevokeCause;
 use crate::hook::{self, Hook};
@@ -26,6 +26,8 @@ use crate::sync::{Condvar, Mutex, MutexGuard, doze, wait_until};
 
 /// How an access ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "an access that was torn was worth nothing"]
+#[non_exhaustive]
 pub enum Outcome {
     /// The memory stayed the same from entering to finishing.
     Ok,
@@ -34,12 +36,35 @@ pub enum Outcome {
         /// The generation of the memory now.
         generation: u64,
     },
-    /// Of a [staged](crate::Path::Staged) path: the memory stayed the same, but what the importer wrote could
-    /// not be copied to it, or only a part. The log says why. What is there is old, new, or some of each.
+    /// The memory stayed the same, but what the importer wrote could not be copied to it, or only a part (of a
+    /// [staged](crate::Path::Staged) path), or its owner could not be made to see it
+    /// ([`Owner::invalidate`](peervram_backends::Owner::invalidate)). The log says why. What is there is old,
+    /// new, or some of each.
     NotCopiedBack,
 }
 
 impl Outcome {
+    /// Nothing, or why the access was worth nothing, for `?`.
+    ///
+    /// # Errors
+    /// [`Kind::Revoked`] where it was torn, [`Kind::Unverified`] where what was written is not known to be there.
+    pub fn check(self) -> Result<(), Error> {
+        const TRIED: &str = "finish an access to lent memory";
+        match self {
+            Self::Ok => Ok(()),
+            Self::Torn { generation } => {
+                let why =
+                    format!("the memory was taken back meanwhile, and is of generation {generation} now");
+                let error = Error::new(Kind::Revoked, TRIED, why);
+                Err(error.next("do it again: what was read or written is worth nothing"))
+            }
+            Self::NotCopiedBack => {
+                let why = "what was written could not be brought to where it belongs, or only a part";
+                Err(Error::new(Kind::Unverified, TRIED, why).next("the log says why; write it again"))
+            }
+        }
+    }
+
     /// The same, unless what was written is not where it belongs. What was torn is no better for being there.
     pub(crate) fn unless_lost(self, is_there: bool) -> Self {
         if self == Self::Ok && !is_there { Self::NotCopiedBack } else { self }
@@ -117,7 +142,7 @@ impl Inside<'_> {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.gate.leave(self.generation);
+        let _ = self.gate.leave(self.generation);
     }
 }
 
@@ -488,7 +513,7 @@ mod tests {
 
     fn gate() -> Gate {
         let gate = Gate::entered(0);
-        gate.first().leave();
+        assert_eq!(gate.first().leave(), Outcome::Ok);
         gate
     }
 

@@ -11,13 +11,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use peervram_backends::{Aperture, Error, Exporter, Kind};
+use peervram_backends::{Aperture, Error, Exporter, Kind, NotClosed};
 #[cfg(feature = "vfio")]
 use peervram_backends::{PciAddress, vfio};
 
 use crate::Result;
 use crate::export::Export;
 use crate::hook::Guarded;
+use crate::lent_device::LentDevice;
 use crate::revoke::call::Call;
 use crate::revoke::entry::Entry;
 use crate::revoke::keeper::Keeper;
@@ -64,9 +65,9 @@ impl<E: Exporter + 'static> Lender<E> {
         Self { device, exporter, keeper, entry, _watcher: watcher }
     }
 
-    /// The device. Do not reset it, switch its memory off or change its power behind the lender's back.
-    pub fn device(&self) -> &E {
-        &self.device
+    /// The device, without what would take its memory back.
+    pub fn device(&self) -> LentDevice<'_, E> {
+        LentDevice::new(&self.device)
     }
 
     /// Exports what `aperture` describes. The export does not keep the device open.
@@ -115,10 +116,10 @@ impl<E: Exporter + 'static> Lender<E> {
     /// # Errors
     /// Who is late, and nothing was taken back; or [`Kind::Stuck`], and it is closed
     /// when the kernel comes back. With the lender given back.
-    pub fn close(self, terms: impl Into<Terms>) -> Result<(), (Self, Error)> {
+    pub fn close(self, terms: impl Into<Terms>) -> Result<(), NotClosed<Self>> {
         // A lender that is closed already has nothing left to do.
         match self.end(terms.into()) {
-            Err(error) if error.kind() != Kind::Gone => Err((self, error)),
+            Err(error) if error.kind() != Kind::Gone => Err(NotClosed::new(self, error)),
             _ => Ok(()),
         }
     }
@@ -255,23 +256,23 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     }
 
     /// Resets the device's slot or bus, with everything of the [`reset_set`](Lender::reset_set). `others`
-    /// are the lenders of its other devices.
+    /// are the lenders of its other devices, of whatever type: `&[&vfio_lender, &nvgrace_lender]`.
     ///
     /// # Errors
     /// [`Kind::InvalidInput`] where a device of the set lends and is not among `others`. Else as
     /// [`Lender::reset`]; a hot reset that fails halfway has taken everything back too.
-    pub fn hot_reset(&self, others: &[&Self], terms: impl Into<Terms>) -> Result<()> {
+    pub fn hot_reset(&self, others: &[&dyn ResetTogether], terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "hot reset a device";
-        let mut all: Vec<&Self> = vec![self];
-        for &other in others {
+        let mut all: Vec<Together> = vec![sealed::Sealed::together(self)];
+        for other in others.iter().map(|other| other.together()) {
             // Each once, however often it is named.
-            if all.iter().all(|lender| lender.entry.id != other.entry.id) {
+            if all.iter().all(|one| one.entry.id != other.entry.id) {
                 all.push(other);
             }
         }
-        all.iter().try_for_each(|lender| lender.owned(TRIED).map(drop))?;
+        all.iter().try_for_each(|one| owned(one.vfio(), TRIED))?;
         for address in self.reset_set()? {
-            let is_given = all.iter().any(|lender| lender.vfio().address() == address);
+            let is_given = all.iter().any(|one| one.vfio().address() == address);
             if !is_given && self.keeper.find(&address.to_string()).is_some() {
                 let why = format!("{address} is reset with it, and lends too");
                 return Err(Error::new(Kind::InvalidInput, TRIED, why)
@@ -279,15 +280,15 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
                     .next("name its lender among the others, so that its importers are told"));
             }
         }
-        let devices: Vec<Arc<D>> = all.iter().map(|lender| Arc::clone(&lender.device)).collect();
+        let entries = all.iter().map(|one| Arc::clone(&one.entry)).collect();
         let call = move || {
-            let others: Vec<&vfio::Device> = devices[1..].iter().map(|device| (**device).as_ref()).collect();
-            (*devices[0]).as_ref().hot_reset(&others)
+            let others: Vec<&vfio::Device> = all[1..].iter().map(Together::vfio).collect();
+            all[0].vfio().hot_reset(&others)
         };
         let call = Call {
             what: Change::Take(RevokeCause::HotReset),
             tried: TRIED,
-            entries: all.iter().map(|lender| Arc::clone(&lender.entry)).collect(),
+            entries,
             make: Box::new(call),
             after: None,
         };
@@ -354,13 +355,67 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
 
     /// Itself, unless another process owns the device: then nothing is taken back.
     fn owned(&self, tried: &'static str) -> Result<&Self> {
-        if !self.vfio().is_adopted() {
-            return Ok(self);
-        }
-        let why = "its owner is another process";
-        Err(Error::new(Kind::Unsupported, tried, why)
-            .on(self.vfio().address())
-            .next("ask the owner to do it"))
+        owned(self.vfio(), tried).map(|()| self)
+    }
+}
+
+/// Fails where another process owns `device`.
+#[cfg(feature = "vfio")]
+fn owned(device: &vfio::Device, tried: &'static str) -> Result<()> {
+    if !device.is_adopted() {
+        return Ok(());
+    }
+    let error = Error::new(Kind::Unsupported, tried, "its owner is another process");
+    Err(error.on(device.address()).next("ask the owner to do it"))
+}
+
+/// A lender of a VFIO device, whatever its type is, as [`Lender::hot_reset`] takes it. Lenders have it; nothing
+/// else can.
+#[cfg(feature = "vfio")]
+pub trait ResetTogether: sealed::Sealed {}
+
+#[cfg(feature = "vfio")]
+impl<D: Exporter + AsRef<vfio::Device> + 'static> ResetTogether for Lender<D> {}
+
+#[cfg(feature = "vfio")]
+impl<D: Exporter + AsRef<vfio::Device> + 'static> sealed::Sealed for Lender<D> {
+    fn together(&self) -> Together {
+        Together { device: Arc::clone(&self.device) as _, entry: Arc::clone(&self.entry) }
+    }
+}
+
+/// What a hot reset needs of a lender.
+#[cfg(feature = "vfio")]
+pub struct Together {
+    device: Arc<dyn HasVfio>,
+    entry: Arc<Entry>,
+}
+
+#[cfg(feature = "vfio")]
+impl Together {
+    fn vfio(&self) -> &vfio::Device {
+        self.device.vfio()
+    }
+}
+
+/// A device that is a VFIO device, or more than that.
+#[cfg(feature = "vfio")]
+trait HasVfio: Send + Sync {
+    fn vfio(&self) -> &vfio::Device;
+}
+
+#[cfg(feature = "vfio")]
+impl<D: AsRef<vfio::Device> + Send + Sync> HasVfio for D {
+    fn vfio(&self) -> &vfio::Device {
+        self.as_ref()
+    }
+}
+
+#[cfg(feature = "vfio")]
+mod sealed {
+    /// What only lenders are.
+    pub trait Sealed {
+        fn together(&self) -> super::Together;
     }
 }
 

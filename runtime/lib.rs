@@ -20,10 +20,11 @@
 //!
 //! let access = attachment.enter(Direction::Read)?; // refused while the memory is taken back
 //! let _handle = access.memory().raw_handle();
-//! access.finish();
+//! access.finish().check()?;
 //!
 //! attachment.detach()?;
-//! lender.close(Duration::from_secs(1)).map_err(|(_, error)| error)
+//! lender.close(Duration::from_secs(1))?;
+//! Ok(())
 //! # }
 //! ```
 //!
@@ -38,6 +39,7 @@ mod gate;
 mod hook;
 mod import;
 mod lender;
+mod lent_device;
 mod path;
 #[cfg(feature = "picture")]
 pub mod picture;
@@ -54,7 +56,7 @@ mod sync;
 pub mod verify;
 
 pub use peervram_backends as backends;
-pub use peervram_backends::{Error, Kind, Result};
+pub use peervram_backends::{Error, Kind, NotClosed, Result};
 #[cfg(feature = "nvgrace")]
 pub use peervram_nvgrace as nvgrace;
 
@@ -64,6 +66,9 @@ pub use export::Export;
 pub use gate::Outcome;
 pub use import::Import;
 pub use lender::Lender;
+#[cfg(feature = "vfio")]
+pub use lender::ResetTogether;
+pub use lent_device::LentDevice;
 pub use path::{Direction, Path, Trust};
 pub use revoke::{
     AtDeadline, Event, Events, RevokeCause, SlowCallback, Stuck, Subscription, Terms, Watch, What,

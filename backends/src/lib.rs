@@ -25,6 +25,7 @@ mod image;
 mod import_support;
 mod importer;
 mod mapping;
+mod not_closed;
 pub mod pci;
 mod ranges;
 mod reaper;
@@ -49,6 +50,7 @@ pub use import_support::{
 };
 pub use importer::{Importer, OnRevoke};
 pub use mapping::{Mapping, Source};
+pub use not_closed::NotClosed;
 pub use pci::PciAddress;
 pub use ranges::{DmaRange, DmaRanges, MAX_RANGES, page_size_bytes};
 pub use region::{Capability, Region, RegionFlags, SparseArea};

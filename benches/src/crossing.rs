@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Importer, RawBytes, drm, page_size_bytes, vfio,
 };
-use peervram::{Lender, Trust};
+use peervram::{Lender, LentDevice, Trust};
 
 use crate::machine::Machine;
 use crate::pinned::Pinned;
@@ -104,7 +104,7 @@ pub fn measure(machine: &Machine, raw: Option<&Path>, report: &mut Report) -> Re
     }
     // Before the device, which it holds open.
     raw.end()?;
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     report.row("crossing: export, attach, detach, close", "raw ioctls in C", Unit::Ns, library, Some(LIMIT));
     report.row("crossing: the backends alone", "raw ioctls in C", Unit::Ns, backends, None);
     Ok(())
@@ -122,14 +122,14 @@ pub fn take_by_library<E: Exporter + 'static>(
             let export = lender.export(aperture.clone())?;
             let attachment = export.attach(Arc::clone(node), Trust::Unverified)?;
             attachment.detach()?;
-            export.close().map_err(|(_, error)| error)
+            export.close().map_err(peervram::Error::from)
         })?;
     }
     Ok(())
 }
 
 fn take_by_backends(
-    device: &vfio::Device,
+    device: LentDevice<'_, vfio::Device>,
     ranges: &DmaRanges,
     node: &drm::Node,
     times: &mut Samples,
@@ -154,7 +154,7 @@ struct Raw {
 
 impl Raw {
     /// Starts it with the same memory to cross, on a DRM node of its own.
-    fn start(program: &Path, device: &vfio::Device, node: &Path, ranges: &DmaRanges) -> Result<Raw> {
+    fn start(program: &Path, device: impl AsFd, node: &Path, ranges: &DmaRanges) -> Result<Raw> {
         // A duplicate is inherited, which the device's own descriptor is not.
         let device = rustix::io::dup(device.as_fd()).context("duplicating the device's descriptor")?;
         let mut child = Command::new(program)

@@ -90,7 +90,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     }
     // What they map keeps the device open.
     drop((driver, by_hand));
-    device.close().map_err(|(_, error)| error)?;
+    device.close()?;
     report.row(
         format!("{BATCH} descriptors of {} KiB by the driver", COPY_BYTES >> 10),
         "by hand",

@@ -4,6 +4,7 @@
 //! kernel does to map them.
 
 use anyhow::Result;
+use peervram::LentDevice;
 use peervram::backends::{DmaRange, DmaRanges, Exporter, Mapping, Region, page_size_bytes};
 
 use crate::report::{Report, Round, Unit};
@@ -18,7 +19,7 @@ const SIZES: [(&str, u64); 4] =
     [("4 KiB", 4 << 10), ("2 MiB", 2 * MIB), ("64 MiB", 64 * MIB), ("256 MiB", 256 * MIB)];
 
 /// Adds the mappings to `report`.
-pub fn measure(device: &impl Exporter, region: &Region, report: &mut Report) -> Result<()> {
+pub fn measure<E: Exporter>(device: LentDevice<'_, E>, region: &Region, report: &mut Report) -> Result<()> {
     for (size, size_bytes) in SIZES {
         if size_bytes > region.size_bytes {
             report.skip("mapping", format!("{size} are more than the lender has"));

@@ -67,8 +67,8 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
             rounds.push(Round { ours: ours.median(), theirs: theirs.median() });
         }
     }
-    coherent.close(PATIENCE).map_err(|(_, error)| error)?;
-    plain.close(PATIENCE).map_err(|(_, error)| error)?;
+    coherent.close(PATIENCE)?;
+    plain.close(PATIENCE)?;
     let what = "crossing: export, attach, detach, close of coherent memory";
     report.row(what, "a plain VFIO device's", Unit::Ns, rounds, Some(LIMIT));
     Ok(())

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::{
-    Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, Importer, RawBytes, drm, page_size_bytes, vfio,
+    Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Interrupts, Mapping, PciAddress, RawBytes,
+    Region, drm, page_size_bytes, vfio,
 };
 use peervram::{Export, Lender, Trust};
 
@@ -49,7 +50,8 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         }
     };
     let _pinned = Pinned::to_this_cpu()?;
-    let lender = Lender::new(vfio::Device::open(*address)?);
+    let device = Arc::new(vfio::Device::open(*address)?);
+    let lender = Lender::new(Shared(Arc::clone(&device)));
     for count in COUNTS {
         let exports = export(&lender, *region, count)?;
         let by_hand = (exports.iter())
@@ -66,8 +68,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
                         reset_by_library(&lender, &exports, &node, &mut ours)
                             .context("a reset by the library")?;
                     } else {
-                        reset_by_hand(lender.device(), &by_hand, &node, &mut theirs)
-                            .context("a raw reset")?;
+                        reset_by_hand(&device, &by_hand, &node, &mut theirs).context("a raw reset")?;
                     }
                 }
             }
@@ -77,15 +78,71 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         }
         report.row(format!("reset, imported {count} times"), "raw ioctl", Unit::Ns, rounds, Some(LIMIT));
         for export in exports {
-            export.close().map_err(|(_, error)| error)?;
+            export.close()?;
         }
     }
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     Ok(())
 }
 
+/// A device that this benchmark keeps a hold of while it is lent. Who does so can reset it behind the lender's
+/// back, as is done here to be timed.
+struct Shared(Arc<vfio::Device>);
+
+impl AsRef<vfio::Device> for Shared {
+    fn as_ref(&self) -> &vfio::Device {
+        &self.0
+    }
+}
+
+impl Exporter for Shared {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        self.0.pci_address()
+    }
+
+    fn regions(&self) -> &[Region] {
+        self.0.regions()
+    }
+
+    fn export(&self, ranges: &DmaRanges) -> peervram::Result<DmaBuf> {
+        self.0.export(ranges)
+    }
+
+    fn map(&self, ranges: &DmaRanges) -> peervram::Result<Arc<Mapping>> {
+        self.0.map(ranges)
+    }
+
+    fn check_reachable(&self) -> peervram::Result<()> {
+        self.0.check_reachable()
+    }
+
+    fn shadow(&self) -> peervram::Result<()> {
+        self.0.shadow()
+    }
+
+    fn unshadow(&self) -> peervram::Result<()> {
+        self.0.unshadow()
+    }
+
+    fn bury(&self) -> peervram::Result<()> {
+        self.0.bury()
+    }
+
+    fn let_go(&self) -> peervram::Result<()> {
+        self.0.let_go()
+    }
+
+    fn interrupts(&self) -> peervram::Result<Interrupts> {
+        self.0.interrupts()
+    }
+}
+
 /// That many pages, each exported by itself.
-fn export(lender: &Lender<vfio::Device>, region: u32, count: u64) -> Result<Vec<Export>> {
+fn export(lender: &Lender<Shared>, region: u32, count: u64) -> Result<Vec<Export>> {
     let region = lender.device().region(region)?;
     let pages = (0..count).map(|page| DmaRange::new(page * page_size_bytes(), page_size_bytes()));
     pages
@@ -97,7 +154,7 @@ fn export(lender: &Lender<vfio::Device>, region: u32, count: u64) -> Result<Vec<
 }
 
 fn reset_by_library(
-    lender: &Lender<vfio::Device>,
+    lender: &Lender<Shared>,
     exports: &[Export],
     node: &Arc<drm::Node>,
     times: &mut Samples,

@@ -63,6 +63,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let owner = Arc::new(ModelGpu::new(&device)?);
     let ranges = DmaRanges::new(device.region(VRAM_BAR)?, &[DmaRange::new(0, SIZE_BYTES)])?;
     fill(&device, &ranges)?;
+    let of_lender = map_registers(&device)?;
     let lender = Lender::new(device);
     let export = lender.export(Aperture::owned(ranges.clone(), Arc::clone(&owner) as _))?;
 
@@ -74,7 +75,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Read))?;
     ensure!(attachment.path() == Path::Staged, "the path is {}", attachment.path());
 
-    let registers = [map_registers(lender.device())?, map_registers(&other)?];
+    let registers = [of_lender, map_registers(&other)?];
     let by_hand = ByHand { owner: &owner, ranges: &ranges, importer: &importer, slice: slice()? };
     let stage = importer.stage(SIZE_BYTES)?;
     let per_mib = MIB as f64 / SIZE_BYTES as f64;
@@ -89,7 +90,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
             for _ in 0..CYCLES {
                 let access =
                     ours.time(|| attachment.enter(Direction::Read)).map_err(peervram::Error::from)?;
-                access.finish();
+                access.finish().check()?;
                 theirs.time(|| by_hand.copy(&stage))?;
             }
             if round > 0 {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use peervram_backends::pci::Function;
 use peervram_backends::{
-    CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, NotReady, PciAddress, Region,
-    Result, vfio,
+    CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, NotClosed, NotReady,
+    PciAddress, Region, Result, vfio,
 };
 
 use crate::memory::{Memory, PROVIDER_BAR, RESERVED_REGION, USABLE_REGION, Use, as_it_is};
@@ -54,7 +54,7 @@ impl Device {
     /// # Errors
     /// As [`vfio::Device::open`], [`Device::new`] and [`Exporter::wait_until_ready`].
     pub fn open(address: PciAddress, tell: &mut dyn FnMut(&NotReady)) -> Result<Self> {
-        let this = Self::new(vfio::Device::open(address)?).map_err(|(_, error)| error)?;
+        let this = Self::new(vfio::Device::open(address)?)?;
         this.wait_until_ready(tell)?;
         Ok(this)
     }
@@ -68,7 +68,7 @@ impl Device {
         address: PciAddress,
         tell: &mut dyn FnMut(&NotReady),
     ) -> Result<Self> {
-        let this = Self::new(vfio::Device::open_into(space, address)?).map_err(|(_, error)| error)?;
+        let this = Self::new(vfio::Device::open_into(space, address)?)?;
         this.wait_until_ready(tell)?;
         Ok(this)
     }
@@ -78,7 +78,7 @@ impl Device {
     /// # Errors
     /// [`Kind::Unsupported`] where another driver has it, or its regions are none that this one shows. With the
     /// device given back.
-    pub fn new(vfio: vfio::Device) -> Result<Self, (vfio::Device, Error)> {
+    pub fn new(vfio: vfio::Device) -> Result<Self, NotClosed<vfio::Device>> {
         match Self::describe(&vfio) {
             Ok((part, memories, sign)) => {
                 let memory = |index| memories.iter().find(|memory| memory.region_index == index);
@@ -87,7 +87,7 @@ impl Device {
             }
             Err(error) => {
                 let error = error.on(vfio.address());
-                Err((vfio, error))
+                Err(NotClosed::new(vfio, error))
             }
         }
     }

@@ -274,7 +274,7 @@ fn attach<I: Importer>(
             let asked = arguments.verified.filter(|_| !reads).unwrap_or(Direction::Read);
             let access = attachment.enter(asked)?;
             work(access.memory(), &mut report)?;
-            access.finish();
+            access.finish().check()?;
             attachment.detach()?;
         }
         Source::Inherited(number) => {

@@ -114,7 +114,7 @@ impl<I: Importer> Attached for Attachment<I> {
             if !self.is_current() {
                 self.current()?;
             }
-            self.enter(Direction::Read)?.finish();
+            self.enter(Direction::Read)?.finish().check()?;
             Ok(())
         };
         let result = entered();

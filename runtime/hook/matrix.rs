@@ -326,7 +326,7 @@ impl World {
     }
 
     fn export(&self) -> Result<Export> {
-        let ranges = DmaRanges::whole(self.lender.device().memory.region()).unwrap();
+        let ranges = DmaRanges::whole(self.lender.device().raw().memory.region()).unwrap();
         let driver = Driver { fault: Arc::clone(&self.fault), vram: Arc::clone(&self.vram) };
         self.lender.export(Aperture::owned(ranges, Arc::new(driver)))
     }
@@ -457,8 +457,7 @@ impl World {
             }
             Ok(())
         })));
-        let close =
-            said(catch_unwind(AssertUnwindSafe(|| self.lender.close(PATIENCE).map_err(|(_, error)| error))));
+        let close = said(catch_unwind(AssertUnwindSafe(|| self.lender.close(PATIENCE).map_err(Error::from))));
         [reset, attach, close]
     }
 }
@@ -540,7 +539,7 @@ fn whatever_panics_and_whatever_thread_does_not_start_a_reset_a_close_and_an_att
             fault.hits.fetch_add(closed.fault.hits.load(Ordering::SeqCst), Ordering::SeqCst);
             saw.push(match result {
                 Ok(Ok(())) => "close: ok".into(),
-                Ok(Err((_, error))) => format!("close: {}", error.kind().code()),
+                Ok(Err(kept)) => format!("close: {}", kept.error().kind().code()),
                 Err(_) => "close: A PANIC".into(),
             });
         }

@@ -45,7 +45,7 @@ fn hold_inside(attachment: &Arc<Attachment<Reader>>) -> (mpsc::Sender<()>, threa
 fn an_import_is_stale_after_a_revoke_until_it_is_taken_anew() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
-    attachment.enter(Direction::Both).unwrap().finish();
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
     reset(&lender, PATIENCE).unwrap();
     assert_eq!((export.generation(), attachment.generation()), (1, 1));
     let revoked = attachment.enter(Direction::Both).unwrap_err();
@@ -82,7 +82,7 @@ fn what_must_be_freed_is_freed_before_the_call_and_imported_after_it() {
     assert_eq!(at_the_call.load(Ordering::SeqCst), 0);
     assert_eq!(attachment.importer().alive(), 0);
     attachment.current().unwrap();
-    attachment.enter(Direction::Both).unwrap().finish();
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
     assert_eq!(attachment.importer().alive(), 1);
 }
 
@@ -113,7 +113,7 @@ fn an_import_that_outlives_its_attachment_is_waited_for() {
     drop(current);
     assert_eq!(reader.alive(), 0);
     reset(&lender, SHORT).unwrap();
-    export.close().map_err(|(_, error)| error).unwrap();
+    export.close().unwrap();
 }
 
 #[test]
@@ -132,8 +132,8 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
         "{error}"
     );
     assert_eq!(export.generation(), 0);
-    other.enter(Direction::Both).unwrap().finish();
-    late.enter(Direction::Both).unwrap().finish();
+    assert_eq!(other.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
+    assert_eq!(late.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
     leave.send(()).unwrap();
     assert_eq!(holder.join().unwrap(), Outcome::Ok);
     reset(&lender, SHORT).unwrap();
@@ -238,7 +238,7 @@ fn work_that_outlives_its_attachment_keeps_the_import_and_no_longer() {
         thread::sleep(Duration::from_millis(1));
     }
     reset(&lender, PATIENCE).unwrap();
-    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+    lender.close(PATIENCE).unwrap();
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn giving_work_up_ends_the_wait_for_it() {
     thread::scope(|scope| {
         scope.spawn(|| {
             thread::sleep(SHORT);
-            in_flight.abandon();
+            let _ = in_flight.abandon();
         });
         reset(&lender, PATIENCE).unwrap();
     });
@@ -291,13 +291,13 @@ fn memory_is_not_gone_before_it_is() {
     let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
     let (leave, holder) = hold_inside(&attachment);
     let events = export.events().unwrap();
-    let closing = thread::spawn(move || lender.close(PATIENCE).map_err(|(_, error)| error));
+    let closing = thread::spawn(move || lender.close(PATIENCE).map_err(Error::from));
     assert!(matches!(events.next_within(PATIENCE).unwrap().unwrap().what, What::Draining { .. }));
     let revoked = attachment.enter(Direction::Both).unwrap_err();
     assert_eq!(revoked.cause, Some(RevokeCause::ExporterGone));
     assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
     leave.send(()).unwrap();
-    holder.join().unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Ok);
     closing.join().unwrap().unwrap();
     assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
 }
@@ -344,7 +344,7 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
     assert!(begun.elapsed() < SHORT + Duration::from_secs(2));
     assert_eq!(error.kind(), Kind::Stuck);
 
-    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert!(lender.device().raw().is_shadowed.load(Ordering::SeqCst));
     assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Revoked);
     assert_eq!(reset(&lender, SHORT).unwrap_err().kind(), Kind::Busy);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
@@ -367,7 +367,7 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
     let (lender, export) = Card::lend();
     let attachment = Arc::new(export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap());
     let events = export.events().unwrap();
-    lender.device().gets_ready_ms.store(300, Ordering::SeqCst);
+    lender.device().raw().gets_ready_ms.store(300, Ordering::SeqCst);
     let inside = Arc::clone(&attachment);
     let tried = Arc::new(AtomicUsize::new(0));
     let refused = Arc::clone(&tried);
@@ -380,8 +380,8 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
     // Far longer than a kernel's call may take.
     reset(&lender, Terms { call_limit: SHORT, ..Terms::from(PATIENCE) }).unwrap();
     assert_eq!(tried.load(Ordering::SeqCst), 1);
-    assert!(!lender.device().is_shadowed.load(Ordering::SeqCst));
-    attachment.enter(Direction::Both).unwrap().finish();
+    assert!(!lender.device().raw().is_shadowed.load(Ordering::SeqCst));
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
     let codes: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|event| event.what.code()).collect();
     assert_eq!(codes, ["draining", "not-ready", "restored"]);
 }
@@ -390,15 +390,15 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
 fn a_device_that_never_warms_up_keeps_its_memory_away() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
-    lender.device().gets_ready_ms.store(u64::MAX, Ordering::SeqCst);
+    lender.device().raw().gets_ready_ms.store(u64::MAX, Ordering::SeqCst);
     assert_eq!(reset(&lender, PATIENCE).unwrap_err().kind(), Kind::TimedOut);
     assert_eq!(export.generation(), 1);
     // What is mapped stays shadow memory: nobody's access waits in the kernel.
-    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert!(lender.device().raw().is_shadowed.load(Ordering::SeqCst));
     assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Revoked);
-    lender.device().gets_ready_ms.store(0, Ordering::SeqCst);
+    lender.device().raw().gets_ready_ms.store(0, Ordering::SeqCst);
     reset(&lender, PATIENCE).unwrap();
-    attachment.enter(Direction::Both).unwrap().finish();
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
 }
 
 #[test]
@@ -415,14 +415,14 @@ fn memory_that_is_away_is_refused_until_it_is_given_back() {
     assert_eq!(attachment.current().unwrap_err().kind(), Kind::Revoked);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Revoked);
-    assert!(lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert!(lender.device().raw().is_shadowed.load(Ordering::SeqCst));
 
     let on = |card: &Card| {
         card.set_away(false);
         Ok(())
     };
     lender.restore("switch on", on).unwrap();
-    assert!(!lender.device().is_shadowed.load(Ordering::SeqCst));
+    assert!(!lender.device().raw().is_shadowed.load(Ordering::SeqCst));
     assert_eq!(attachment.current().unwrap().generation(), 1);
     assert_eq!(lender.restore("switch on", on).unwrap_err().kind(), Kind::InvalidInput);
 }
@@ -444,7 +444,7 @@ fn events_come_in_order_by_callback_and_by_descriptor() {
     let (leave, holder) = hold_inside(&attachment);
     reset(&lender, SHORT).unwrap_err();
     leave.send(()).unwrap();
-    holder.join().unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Ok);
     reset(&lender, PATIENCE).unwrap();
     let expected = [("draining", 0), ("late", 0), ("called-off", 0), ("draining", 0), ("restored", 1)];
     assert_eq!(*heard.lock(), expected);
@@ -485,7 +485,7 @@ fn a_closed_device_lets_nobody_in() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap();
     let events = attachment.events().unwrap();
-    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+    lender.close(PATIENCE).unwrap();
     assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Gone);
@@ -493,7 +493,7 @@ fn a_closed_device_lets_nobody_in() {
     assert!(matches!(events.try_next().unwrap().what, What::Gone));
     assert!(events.try_next().is_none());
     attachment.detach().unwrap();
-    export.close().map_err(|(_, error)| error).unwrap();
+    export.close().unwrap();
 }
 
 #[test]
@@ -501,12 +501,12 @@ fn a_close_that_somebody_is_late_for_gives_the_lender_back() {
     let (lender, export) = Card::lend();
     let attachment = Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
     let (leave, holder) = hold_inside(&attachment);
-    let (lender, error) = lender.close(SHORT).unwrap_err();
+    let (lender, error) = lender.close(SHORT).unwrap_err().into_parts();
     assert_eq!(error.kind(), Kind::TimedOut);
     leave.send(()).unwrap();
-    holder.join().unwrap();
-    attachment.enter(Direction::Both).unwrap().finish();
-    lender.close(PATIENCE).map_err(|(_, error)| error).unwrap();
+    assert_eq!(holder.join().unwrap(), Outcome::Ok);
+    assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
+    lender.close(PATIENCE).unwrap();
 }
 
 #[test]
@@ -595,7 +595,8 @@ impl Diary {
 fn lend_owned() -> (Lender<Card>, crate::Export, Arc<Diary>) {
     let (lender, _) = Card::lend();
     let diary = Arc::new(Diary::default());
-    let export = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    let export =
+        lender.export(Aperture::owned(lender.device().raw().ranges(), Arc::clone(&diary) as _)).unwrap();
     (lender, export, diary)
 }
 
@@ -653,7 +654,8 @@ fn a_resume_that_fails_keeps_everyone_out_until_a_reset_that_works() {
 #[test]
 fn an_owner_is_told_for_each_export_and_again_of_memory_that_is_away_already() {
     let (lender, _export, diary) = lend_owned();
-    let _second = lender.export(Aperture::owned(lender.device().ranges(), Arc::clone(&diary) as _)).unwrap();
+    let _second =
+        lender.export(Aperture::owned(lender.device().raw().ranges(), Arc::clone(&diary) as _)).unwrap();
     reset(&lender, PATIENCE).unwrap();
     assert_eq!(diary.read(), ["quiesce", "quiesce", "resume", "resume"]);
     let off = |card: &Card| {
@@ -707,7 +709,7 @@ fn a_write_that_the_owner_cannot_be_shown_is_told() {
         }
     }
     let (lender, _) = Card::lend();
-    let export = lender.export(Aperture::owned(lender.device().ranges(), Arc::new(Blind))).unwrap();
+    let export = lender.export(Aperture::owned(lender.device().raw().ranges(), Arc::new(Blind))).unwrap();
     let attachment = attach(&export).unwrap();
     let ends = |direction| attachment.enter(direction).unwrap().finish();
     assert_eq!((ends(Direction::Read), ends(Direction::Write)), (Outcome::Ok, Outcome::NotCopiedBack));
@@ -861,7 +863,7 @@ fn any_time_is_short_enough() {
     });
     reset(&lender, forever).unwrap();
     assert!(events.next_within(Duration::MAX).unwrap().is_some());
-    lender.close(forever).map_err(|(_, error)| error).unwrap();
+    lender.close(forever).unwrap();
     assert!(began.elapsed() < PATIENCE);
 }
 

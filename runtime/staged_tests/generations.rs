@@ -282,13 +282,13 @@ impl<'a> World<'a> {
                 assert_eq!(outcome.is_some(), self.work[*work].is_done);
                 assert_ne!(outcome, Some(Outcome::NotCopiedBack));
                 if outcome.is_some() {
-                    self.in_flight.swap_remove(at);
+                    let _ = self.in_flight.swap_remove(at);
                 }
             }
             Step::Abandon(one) if !self.in_flight.is_empty() => {
                 let (work, _, in_flight) = self.in_flight.swap_remove(one.index(self.in_flight.len()));
                 self.work[work].is_done = true;
-                in_flight.abandon();
+                let _ = in_flight.abandon();
             }
             Step::Tear => {
                 let restored = self.fill(now + 1);

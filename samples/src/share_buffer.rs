@@ -51,7 +51,7 @@ fn show(export: &Export, picture: &Picture, node: Node) -> Result<()> {
     let scan_out = ScanOut::start(access.memory(), picture.layout())?;
     screendump("card")?;
     drop(scan_out);
-    access.finish();
+    access.finish().check()?;
     attachment.detach()?;
     Ok(())
 }
@@ -65,7 +65,7 @@ fn read(export: &Export, picture: &Picture) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(60);
     let bytes = 0..picture.layout().end_bytes();
     let seen = Engine::new(attachment.importer())?.checksum(access.memory(), bytes, deadline)?;
-    access.finish();
+    access.finish().check()?;
     attachment.detach()?;
     ensure!(seen == checksum(picture.bytes()), "Vulkan sees other bytes than were written");
     println!("Vulkan sees what was written");

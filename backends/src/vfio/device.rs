@@ -13,7 +13,9 @@ use super::address_space::{Interface, IoAddressSpace, Membership};
 use super::live_mappings::LiveMappings;
 use super::power::Power;
 use crate::uapi::vfio as uapi;
-use crate::{DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, PciAddress, Region, Result, pci};
+use crate::{
+    DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, NotClosed, PciAddress, Region, Result, pci,
+};
 
 /// A VFIO device, opened by this process and closed with this value; or one that another process owns
 /// ([`Device::adopt`]).
@@ -194,7 +196,7 @@ impl Device {
     /// # Errors
     /// [`Kind::StillInUse`] while a mapping of a BAR is alive and not [buried](Exporter::bury), with the
     /// device given back: the kernel would keep it open (seen on Linux 7.3).
-    pub fn close(self) -> Result<(), (Self, Error)> {
+    pub fn close(self) -> Result<(), NotClosed<Self>> {
         let mappings = Arc::strong_count(&self.open) - 1;
         if mappings == 0 {
             return Ok(());
@@ -206,7 +208,7 @@ impl Device {
         )
         .on(self.address)
         .next("detach importers by host pointer, and drop the mappings or bury them first");
-        Err((self, error))
+        Err(NotClosed::new(self, error))
     }
 
     fn file_offset(&self, region_index: u32, offset_bytes: u64, length_bytes: usize) -> Result<u64> {

@@ -147,7 +147,7 @@ impl Drop for Once {
 
 fn close<E: Exporter + 'static>(lender: Option<Lender<E>>) {
     if let Some(lender) = lender
-        && let Err((_, error)) = lender.close(PATIENCE)
+        && let Err(error) = lender.close(PATIENCE)
     {
         peervram_terminal::note!("peer-copy: could not close a device: {error}");
     }

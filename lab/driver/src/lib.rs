@@ -30,7 +30,7 @@
 //! let attachment = export.attach(Arc::clone(&importer), Trust::Verified(Direction::Write))?;
 //! let access = attachment.enter(Direction::Write)?;
 //! importer.store(0, access.memory(), 0, 64 << 20, Duration::from_secs(10))?;
-//! access.finish();
+//! access.finish().check()?;
 //! # let _ = Descriptor::nothing(0);
 //! # Ok(())
 //! # }

@@ -116,7 +116,7 @@ fn scan_out(lender: &str, node: &Path) -> Result<()> {
     attachment.detach()?;
     let Lent { view, export, lender } = lent;
     drop((view, export));
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     Ok(())
 }
 

@@ -95,7 +95,7 @@ impl<D: Lends> Crossing<D> {
     /// Ends it and expects the device to be closed.
     pub fn close(self) -> Result<()> {
         drop((self.view, self.export));
-        self.lender.close(PATIENCE).map_err(|(_, error)| error)?;
+        self.lender.close(PATIENCE)?;
         Ok(())
     }
 }

@@ -177,7 +177,7 @@ pub fn revoke(function: &str, node: &str) -> Result<()> {
     for round in 0.. {
         lender.reset(PATIENCE)?;
         attachment.current()?;
-        attachment.enter(Direction::Read)?.finish();
+        attachment.enter(Direction::Read)?.finish().check()?;
         if round == 0 {
             say("taken back")?;
         }

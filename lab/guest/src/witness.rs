@@ -77,7 +77,6 @@ impl Seen {
         let generation = access.generation();
         let looked = witness.is_right(access.memory(), generation);
         match access.finish() {
-            Outcome::NotCopiedBack => bail!("{}'s bytes were not copied back", witness.name()),
             Outcome::Torn { .. } => {
                 self.torn += 1;
                 witness.recover()
@@ -95,6 +94,7 @@ impl Seen {
                 }
                 Ok(())
             }
+            other => bail!("{}'s access ended as {other:?}", witness.name()),
         }
     }
 

@@ -74,7 +74,7 @@ fn memory_is_mapped_and_read(guest: &Guest) -> Verdict {
         view.read(25, &mut seen[25..50])?;
         ensure!(seen[25..50] == pattern()[25..50], "its view is another after the owner's revoke");
         drop(view);
-        adopted.close().map_err(|(_, error)| error)?;
+        adopted.close()?;
         Ok(())
     })
 }
@@ -163,8 +163,8 @@ fn keeps_the_device_open(guest: &Guest) -> Verdict {
     refused(Device::open(address), Kind::Busy)?;
     let view = adopted.map(&beginning(&adopted)?)?;
     adopted.bury()?;
-    adopted.close().map_err(|(_, error)| error)?;
-    Device::open(address)?.close().map_err(|(_, error)| error)?;
+    adopted.close()?;
+    Device::open(address)?.close()?;
     drop(view);
     Ok(())
 }

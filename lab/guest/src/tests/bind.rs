@@ -78,7 +78,7 @@ fn takes_and_gives_back(guest: &Guest) -> Verdict {
     let me = std::process::id().to_string();
     ensure!(held.status.code() == Some(1) && text.contains(&me), "{held:?}");
     ensure!(is_bound(state(&address)?), "it was given back under its owner");
-    opened.close().map_err(|(_, error)| error)?;
+    opened.close()?;
 
     let unbound = peervram(&["unbind", &address])?;
     ensure!(unbound.status.success(), "{unbound:?}");

@@ -303,7 +303,7 @@ fn import_again_after_reset(guest: &Guest) -> Verdict {
 fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Result<()>) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
-    attachment.enter(Direction::Read)?.finish();
+    attachment.enter(Direction::Read)?.finish().check()?;
     match revoke(&crossing) {
         Err(error) if error.kind() == Kind::Unsupported => crate::skip!("{error}"),
         other => other?,
@@ -322,7 +322,7 @@ fn closed_lender_lets_nobody_in(guest: &Guest) -> Verdict {
     let node = open_node(guest)?;
     let attachment = export.attach(Arc::clone(&node), Trust::Unverified)?;
     drop(view);
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     refused(attachment.enter(Direction::Read), Kind::Gone)?;
     attachment.detach()?;
     refused(export.attach(Arc::clone(&node), Trust::Unverified), Kind::Gone)?;

@@ -145,7 +145,7 @@ fn linear_in_vram(guest: &Guest) -> Verdict {
     let lent = vram(guest, ImageLayout { offset_bytes: 4096, ..ImageLayout::packed(640, 480) })?;
     lent.cross(ImageOptions::default(), Path::HostPointer)?;
     drop((lent.view, lent.export));
-    lent.lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lent.lender.close(PATIENCE)?;
     Ok(())
 }
 

@@ -43,7 +43,7 @@ fn card_shows_nothing_until_enabled(guest: &Guest) -> Verdict {
         driver.resume(&ranges)?;
         ensure!(driver.is_enabled()? && &seen()? == b"kept now", "enabled again, it shows {:?}", seen()?);
         drop((view, driver));
-        device.close().map_err(|(_, error)| error)?;
+        device.close()?;
         Ok(())
     })
 }
@@ -75,7 +75,7 @@ fn cross(guest: &Guest, crossing: Crossing) -> Verdict {
     let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     drop(scan_out);
-    access.finish();
+    access.finish().check()?;
     attachment.detach()?;
     crossing.close()
 }

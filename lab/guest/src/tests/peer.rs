@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace, IovaMapping};
-use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Importer, OnRevoke, vulkan};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, OnRevoke, vulkan};
 use peervram::{Attachment, Direction, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::Iommu;
 use peervram_model::misbehaviour::Misbehaviour;
@@ -202,7 +202,7 @@ fn private_mirror(guest: &Guest) -> Verdict {
     pair.other.write_dma(0, access.memory().iova(), FEW_BYTES, PATIENCE)?;
     pair.other_model.misbehave(Misbehaviour::Mirror)?;
     blocks::fill(&pair.other, 6, 0, FEW_BYTES, 0)?;
-    access.finish();
+    access.finish().check()?;
     has_blocks(&pair.other_model, 0, 5, "where an engine wrote to its mirror, VRAM")?;
     has_blocks(&pair.lender_model, SIZE_BYTES, 5, "the lender")
 }
@@ -231,6 +231,6 @@ fn dead_directions(guest: &Guest) -> Verdict {
     let short = std::time::Duration::from_millis(200);
     refused(pair.other.write_dma(0, iova, FEW_BYTES, short), Kind::TimedOut)?;
     pair.other_model.behave()?;
-    access.finish();
+    access.finish().check()?;
     Ok(())
 }

@@ -258,7 +258,7 @@ fn request_is_signalled(guest: &Guest) -> Verdict {
     unbound?;
     asked?;
     ensure!(waits, "the driver was unbound under an open device");
-    Device::open(address)?.close().map_err(|(_, error)| error)?;
+    Device::open(address)?.close()?;
     Ok(())
 }
 

@@ -72,12 +72,13 @@ fn whole_bar_is_swapped(guest: &Guest) -> Verdict {
 fn buried_mappings(guest: &Guest) -> Verdict {
     let address = any_lender(guest)?;
     let Revocable { view, buffer, device } = Revocable::new(guest, Device::open(address)?)?;
-    let Err((device, error)) = device.close() else { anyhow::bail!("closed under a mapping") };
+    let Err(kept) = device.close() else { anyhow::bail!("closed under a mapping") };
+    let (device, error) = kept.into_parts();
     ensure!(error.kind() == Kind::StillInUse, "{error}");
     device.bury()?;
     refused(device.unshadow(), Kind::Gone)?;
     refused(device.map(&beginning(&device)?), Kind::Gone)?;
-    device.close().map_err(|(_, error)| error)?;
+    device.close()?;
     // It is closed for the kernel, too: another opens it while the mapping and the dma-buf live on.
     let again = Revocable::new(guest, Device::open(address)?)?;
     let mut seen = [0; 8];

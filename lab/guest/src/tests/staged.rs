@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use peervram::backends::{DmaRanges, Exporter, Flag, Importer, OnRevoke, RawBytes};
+use peervram::backends::{DmaRanges, Flag, Importer, OnRevoke, RawBytes};
 use peervram::{AtDeadline, Attachment, Direction, Error, Kind, Mover, Outcome, Path, Terms};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model::registers::ENGINE_RATE;
@@ -116,7 +116,7 @@ fn only_reads(guest: &Guest) -> Verdict {
     // The next one has what is lent again.
     let access = attachment.enter(Direction::Read)?;
     stage.finds(access.memory(), 0x13)?;
-    access.finish();
+    access.finish().check()?;
     Ok(())
 }
 
@@ -176,7 +176,7 @@ fn revoke_waits(guest: &Guest) -> Verdict {
     ensure!(attachment.is_current(), "it wants a new import");
     let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x46)?;
-    access.finish();
+    access.finish().check()?;
     Ok(())
 }
 
@@ -238,7 +238,7 @@ fn gives_way(guest: &Guest) -> Verdict {
     stage.fill(0x18)?;
     let access = attachment.enter(Direction::Both)?;
     stage.finds(access.memory(), 0x18)?;
-    access.finish();
+    access.finish().check()?;
     Ok(())
 }
 

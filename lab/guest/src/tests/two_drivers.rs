@@ -113,7 +113,7 @@ fn verified(_: &Guest) -> Verdict {
     let attachment = export.attach(lavapipe, Trust::Verified(Direction::Both))?;
     by_owners_engine(&attachment)?;
     attachment.detach()?;
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     Ok(())
 }
 

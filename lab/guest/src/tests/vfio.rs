@@ -52,7 +52,7 @@ fn device_opens_and_describes_itself(guest: &Guest) -> Verdict {
         ensure!(vram.can_map(0, vram.size_bytes), "it cannot be mapped whole");
         ensure!(device.memory_enabled()?, "its memory is off after opening");
         device.check_reachable()?;
-        device.close().map_err(|(_, error)| error)?;
+        device.close()?;
         Ok(())
     })
 }
@@ -166,7 +166,7 @@ fn io_addresses(guest: &Guest, interface: Interface) -> Verdict {
 
 fn device_opens_twice_in_a_row(guest: &Guest) -> Verdict {
     for _ in 0..2 {
-        open_device(guest)?.close().map_err(|(_, error)| error)?;
+        open_device(guest)?.close()?;
     }
     Ok(())
 }
@@ -317,10 +317,11 @@ fn memory_off_is_an_error_and_no_signal(guest: &Guest) -> Verdict {
 fn mapping_keeps_the_device_open(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
     let mapping = device.map(&scattered(&device, 4096, 1)?)?;
-    let Err((device, error)) = device.close() else { anyhow::bail!("closed under a mapping") };
+    let Err(kept) = device.close() else { anyhow::bail!("closed under a mapping") };
+    let (device, error) = kept.into_parts();
     ensure!(error.kind() == Kind::StillInUse, "{error}");
     drop(mapping);
-    device.close().map_err(|(_, error)| error)?;
+    device.close()?;
     open_device(guest)?;
     Ok(())
 }

@@ -179,7 +179,7 @@ fn transfer_queue_is_an_engine(_: &Guest) -> Verdict {
 fn import_outlives_the_device(guest: &Guest) -> Verdict {
     let Crossing { view, export, lender, .. } = Crossing::new(guest, 1)?;
     let attachment = export.attach(open()?, Trust::Unverified)?;
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     refused(attachment.enter(Direction::Read), Kind::Gone)?;
     let mut seen = [0; 4];
     view.read(0, &mut seen)?;

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use peervram::backends::RawBytes;
 use peervram::backends::vfio::Interface;
-use peervram::backends::{Exporter, RawBytes};
 use peervram::nvgrace::{Device, RESERVED_REGION, USABLE_REGION};
 use peervram::{Direction, Kind, Terms, Trust, What};
 use peervram_model::misbehaviour::Misbehaviour;

@@ -139,6 +139,6 @@ fn a_thousand(guest: &Guest) -> Verdict {
     let machine_kib = rounds_kib * eight.len() / 2;
     ensure!(after.free_memory_kib + machine_kib >= before.free_memory_kib, "{before:?} became {after:?}");
     drop((eight, exports));
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     Ok(())
 }

@@ -107,7 +107,7 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     let other = elsewhere.export.attach(open_node(guest)?, Trust::Unverified)?;
     elsewhere.lender.reset(PATIENCE)?;
     other.current()?;
-    other.enter(Direction::Read)?.finish();
+    other.enter(Direction::Read)?.finish().check()?;
     drop(other);
     elsewhere.close()?;
 

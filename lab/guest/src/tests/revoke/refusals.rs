@@ -162,7 +162,7 @@ fn owner_ends(guest: &Guest) -> Verdict {
     let view = lender.device().map(&ranges)?;
     let export = lender.export(peervram::backends::Aperture::owned(ranges, Arc::new(RawBytes)))?;
     let attachment = export.attach(open_node(guest)?, Trust::Unverified)?;
-    attachment.enter(Direction::Read)?.finish();
+    attachment.enter(Direction::Read)?.finish().check()?;
 
     let events = attachment.events()?;
     owner.kill()?;

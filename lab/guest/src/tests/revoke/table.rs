@@ -137,14 +137,14 @@ const AWAY: Duration = Duration::from_millis(50);
 
 fn close<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
     let Painted { export, lender } = painted;
-    lender.close(PATIENCE).map_err(|(_, error)| error)?;
+    lender.close(PATIENCE)?;
     drop(export);
     Ok(None)
 }
 
 /// The kernel waits for us; we are asked, and give the device up by ourselves.
 fn unbind<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
-    let address = painted.lender.device().as_ref().address();
+    let address = painted.lender.device().address();
     let driver = address.driver().context("the device is bound to no driver")?;
     fs::write(address.sysfs_path().join("driver/unbind"), address.to_string()).context("unbinding")?;
     ensure!(address.driver().is_none(), "{address} is still bound");
@@ -160,7 +160,7 @@ pub fn survive<W: Witness, D: Lends>(
     painted: Painted<D>,
     cause: &Cause<D>,
 ) -> Result<String> {
-    let device = painted.lender.device().as_ref().address();
+    let device = painted.lender.device().address();
     let attachment = painted.export.attach(witness.importer(), Trust::Unverified)?;
     let mut seen = Seen::default();
     seen.look_until(witness, &attachment, |seen| seen.right >= 2)?;
@@ -182,7 +182,7 @@ pub fn survive<W: Witness, D: Lends>(
         seen.look_until(witness, &attachment, |seen| seen.right >= enough && seen.generation == generation)?;
         attachment.detach()?;
         drop(painted.export);
-        painted.lender.close(PATIENCE).map_err(|(_, error)| error)?;
+        painted.lender.close(PATIENCE)?;
         Ok(in_words(&seen))
     })
 }
