@@ -132,15 +132,29 @@ impl Device {
         format!("device{index}.{function}")
     }
 
+    /// The sizes of the memories behind its BARs that QEMU makes, function by function.
+    fn sizes_behind_bars_mib(self) -> Vec<u32> {
+        match self {
+            Device::SharedMemory { size_mib } | Device::Card { size_mib } => vec![size_mib],
+            Device::Twins { size_mib } => vec![size_mib, size_mib],
+            Device::CrowdedGroup => vec![1],
+            Device::VirtioGpu | Device::VenusGpu | Device::ModelGpu { .. } | Device::Grace(_) => vec![],
+        }
+    }
+
+    /// The host's memory that it takes, whoever makes it.
+    pub(crate) fn host_memory_mib(self) -> u64 {
+        match self {
+            Device::ModelGpu { vram_mib, .. } => vram_mib.into(),
+            Device::Grace(grace) => grace.memory_mib.into(),
+            _ => self.sizes_behind_bars_mib().into_iter().map(u64::from).sum(),
+        }
+    }
+
     /// QEMU's words for the memory behind its BARs, function by function. A device that is taken out and put
     /// in again has another life, with other memory.
     pub(crate) fn qemu_memories(self, index: usize, life: u32) -> Vec<String> {
-        let sizes_mib: &[u32] = match self {
-            Device::SharedMemory { size_mib } | Device::Card { size_mib } => &[size_mib],
-            Device::Twins { size_mib } => &[size_mib, size_mib],
-            Device::CrowdedGroup => &[1],
-            Device::VirtioGpu | Device::VenusGpu | Device::ModelGpu { .. } | Device::Grace(_) => &[],
-        };
+        let sizes_mib = self.sizes_behind_bars_mib();
         let memory = |(function, size_mib)| {
             format!("memory-backend-memfd,id=vram{index}.{function}.{life},size={size_mib}M,share=on")
         };

@@ -72,6 +72,17 @@ pub fn install_command(missing: &[Missing]) -> Vec<&'static str> {
     command
 }
 
+/// The memory that the host could give to new processes now; none where it does not say.
+pub(crate) fn available_memory_mib() -> u64 {
+    std::fs::read_to_string("/proc/meminfo").map_or(0, |text| available_in(&text))
+}
+
+fn available_in(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
 /// Whether a program of that name is on the search path.
 pub fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -123,6 +134,13 @@ mod tests {
                        http://mirror.example/debian/ Debian Debian main\n";
         assert_eq!(mirror_in(targets).as_deref(), Some("http://mirror.example/debian/"));
         assert_eq!(mirror_in("http://mirror.example/ubuntu/ Ubuntu Ubuntu main\n"), None);
+    }
+
+    #[test]
+    fn available_memory_is_read_in_kib() {
+        let meminfo = "MemTotal:  24601234 kB\nMemFree:    100 kB\nMemAvailable:   23068672 kB\n";
+        assert_eq!(available_in(meminfo), 22528);
+        assert_eq!(available_in("MemTotal: 1 kB\n"), 0);
     }
 
     #[test]

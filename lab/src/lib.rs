@@ -37,6 +37,7 @@ mod qmp;
 pub mod report;
 mod root;
 pub mod routes;
+mod schedule;
 pub mod shape;
 mod ssdt;
 pub mod suite;

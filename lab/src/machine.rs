@@ -234,6 +234,12 @@ impl Machine {
         modules
     }
 
+    /// The host's memory that it may take: the guest's, and that of its devices.
+    pub fn host_memory_mib(&self) -> u64 {
+        let of_devices: u64 = self.devices.iter().map(|device| device.host_memory_mib()).sum();
+        u64::from(self.memory_mib) + of_devices
+    }
+
     /// Whether its GPU has 3D, which QEMU draws.
     pub fn has_venus(&self) -> bool {
         self.devices.contains(&Device::VenusGpu)

@@ -94,6 +94,17 @@ impl<W: Write> Text<W> {
 }
 
 impl<W: Write> Watcher for Text<W> {
+    fn machine_starts(&mut self, plan: &Plan) {
+        let tests = if plan.tests.len() == 1 { "test" } else { "tests" };
+        writeln!(self.writer, "{} starts: {} {tests}", plan.machine.name, plan.tests.len()).ok();
+    }
+
+    fn machines_run(&mut self, plans: &[&Plan]) {
+        let names: Vec<&str> = plans.iter().map(|plan| plan.machine.name).collect();
+        let run = if names.len() == 1 { "runs" } else { "run" };
+        writeln!(self.writer, "{} still {run}", names.join(" and ")).ok();
+    }
+
     fn machine_begins(&mut self, plan: &Plan) {
         self.machine = plan.machine.name.into();
         self.width = plan.tests.iter().map(String::len).max().unwrap_or(0);

@@ -1,14 +1,19 @@
-//! Many tests on many machines: each machine is booted once, its tests run in order.
+//! Many tests on many machines: each machine is booted once, its tests run in order; several machines run at once.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::host;
 use crate::lab::{Lab, Programs};
 use crate::machine::{Facts, Machine};
+use crate::schedule::{Job, Schedule};
 use crate::wire::{Cell, Listed, Verdict};
 
 /// A machine and the tests that are to run there.
@@ -49,8 +54,19 @@ pub struct Tested {
     pub seconds: f64,
 }
 
-/// Told of everything as it happens.
+/// How often the watcher hears which machines still run, where several do.
+const WORD_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What the host keeps for itself beside the machines.
+const HOST_RESERVE_MIB: u64 = 2048;
+
+/// Told of everything as it happens. Where several machines run at once, each is told of as a whole when it has
+/// ended.
 pub trait Watcher {
+    /// Several machines run at once, and this one is started now.
+    fn machine_starts(&mut self, _plan: &Plan) {}
+    /// Several machines run at once, and these still do.
+    fn machines_run(&mut self, _plans: &[&Plan]) {}
     /// A machine is about to be booted.
     fn machine_begins(&mut self, plan: &Plan);
     /// It is up.
@@ -106,10 +122,90 @@ pub fn plan(
         .collect())
 }
 
-/// Runs a plan. A machine that cannot be booted, or is lost on the way, fails its tests; an error
-/// is only what keeps the lab from working at all.
-pub fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Result<Outcome> {
-    lab.prepare(plan.machine)?;
+/// Runs all plans, `at_once` machines at a time where the host's memory allows it, those with the most tests first. The
+/// outcomes are in the order of the plans. A machine that cannot be booted, or is lost on the way, fails its tests; an
+/// error is only what keeps the lab from working at all.
+pub fn run_all(lab: &Lab, plans: &[Plan], at_once: usize, watcher: &mut dyn Watcher) -> Result<Vec<Outcome>> {
+    // One after the other: a kernel that is built takes all cores, and whoever waits sees one step at a time.
+    plans.iter().try_for_each(|plan| lab.prepare(plan.machine))?;
+    if at_once <= 1 || plans.len() <= 1 {
+        return Ok(plans.iter().map(|plan| run(lab, plan, watcher)).collect());
+    }
+    let jobs = plans
+        .iter()
+        .map(|plan| Job { memory_mib: plan.machine.host_memory_mib(), tests: plan.tests.len() })
+        .collect();
+    let memory_mib = host::available_memory_mib().saturating_sub(HOST_RESERVE_MIB);
+    let mut schedule = Schedule::new(jobs, at_once, memory_mib);
+    let mut outcomes: Vec<Option<Outcome>> = plans.iter().map(|_| None).collect();
+    let mut broken: Option<anyhow::Error> = None;
+    let (sender, ended) = mpsc::channel();
+    thread::scope(|scope| {
+        loop {
+            while let Some(number) = schedule.start() {
+                watcher.machine_starts(&plans[number]);
+                let (plan, sender) = (&plans[number], sender.clone());
+                scope.spawn(move || {
+                    let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(lab, plan, &mut Unwatched)));
+                    // The receiver lives until every machine has ended.
+                    sender.send((number, outcome)).ok();
+                });
+            }
+            if schedule.running().is_empty() {
+                return;
+            }
+            let (number, outcome) = match ended.recv_timeout(WORD_INTERVAL) {
+                Ok(message) => message,
+                Err(RecvTimeoutError::Timeout) => {
+                    let running: Vec<&Plan> =
+                        schedule.running().iter().map(|&number| &plans[number]).collect();
+                    watcher.machines_run(&running);
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the loop holds a sender itself"),
+            };
+            schedule.end(number);
+            match outcome {
+                Ok(outcome) => {
+                    tell(&plans[number], &outcome, watcher);
+                    outcomes[number] = Some(outcome);
+                }
+                Err(_) => {
+                    schedule.call_off();
+                    let name = plans[number].machine.name;
+                    broken.get_or_insert_with(|| anyhow!("the lab itself panicked while machine {name} ran"));
+                }
+            }
+        }
+    });
+    match broken {
+        Some(error) => Err(error),
+        None => Ok(outcomes.into_iter().flatten().collect()),
+    }
+}
+
+/// Tells of a machine that has ended as if it had been watched.
+fn tell(plan: &Plan, outcome: &Outcome, watcher: &mut dyn Watcher) {
+    watcher.machine_begins(plan);
+    if let Some(release) = &outcome.release {
+        watcher.machine_is_up(release, outcome.boot_s);
+    }
+    outcome.tests.iter().for_each(|tested| watcher.tested(tested));
+    watcher.machine_ends(outcome);
+}
+
+/// Of a machine that is told of when it has ended.
+struct Unwatched;
+
+impl Watcher for Unwatched {
+    fn machine_begins(&mut self, _: &Plan) {}
+    fn machine_is_up(&mut self, _: &str, _: f64) {}
+    fn tested(&mut self, _: &Tested) {}
+    fn machine_ends(&mut self, _: &Outcome) {}
+}
+
+/// Runs the plan of one machine that was made ready.
+fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Outcome {
     watcher.machine_begins(plan);
     let start = Instant::now();
     let mut outcome = Outcome {
@@ -158,5 +254,5 @@ pub fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Result<Outcome>
     outcome.cells = vm.map(|vm| vm.cells().to_vec()).unwrap_or_default();
     outcome.total_s = start.elapsed().as_secs_f64();
     watcher.machine_ends(&outcome);
-    Ok(outcome)
+    outcome
 }

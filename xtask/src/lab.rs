@@ -6,14 +6,16 @@ use peervram_lab::machines::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::routes::Routes;
 use peervram_lab::shape;
-use peervram_lab::suite::{self, Extent, Outcome, Plan, Watcher};
+use peervram_lab::suite::{self, Extent, Outcome, Plan};
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, Programs, host};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use crate::build;
@@ -27,7 +29,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(600);
 pub enum Task {
     /// Run tests in virtual machines
     ///
-    /// Each machine that has a matching test is booted once and its tests run in order. The last
+    /// Each machine that has a matching test is booted once and its tests run in order, several machines at once;
+    /// each is told of when it has ended, or test by test where only one runs (`--at-once 1`). The last
     /// line is `N passed, N failed, N skipped`; the exit code is 1 if one failed and 4 if the lab
     /// cannot run on this machine.
     #[command(after_help = "Examples:
@@ -114,6 +117,26 @@ pub struct Setup {
     pub yes: bool,
 }
 
+/// How many machines run side by side.
+#[derive(Args)]
+pub struct Pace {
+    /// Run so many machines at once, as far as memory allows; without it as many as there are cores
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    at_once: Option<u16>,
+}
+
+impl Pace {
+    /// As many as there are cores: a guest keeps one busy, and waits for much of its time.
+    pub const fn usual() -> Pace {
+        Pace { at_once: None }
+    }
+
+    fn machines(&self) -> usize {
+        let cores = || thread::available_parallelism().map_or(1, NonZero::get);
+        self.at_once.map_or_else(cores, usize::from)
+    }
+}
+
 /// `cargo xtask lab run`.
 #[derive(Args)]
 pub struct Run {
@@ -121,6 +144,8 @@ pub struct Run {
     choice: Choice,
     #[command(flatten)]
     setup: Setup,
+    #[command(flatten)]
+    pace: Pace,
     /// The outcome as JSON on standard output, at the end
     #[arg(long)]
     json: bool,
@@ -184,11 +209,10 @@ fn cannot(error: anyhow::Error) -> anyhow::Error {
     Exit { code: CANNOT_RUN_HERE, reason }.into()
 }
 
-/// Runs each plan and writes what came of it to `out`, reasons and counts at the end.
-pub fn run_plans(lab: &Lab, plans: &[Plan], out: impl io::Write) -> Result<Vec<Outcome>> {
+/// Runs the plans and writes what came of each to `out`, reasons and counts at the end.
+pub fn run_plans(lab: &Lab, plans: &[Plan], pace: &Pace, out: impl io::Write) -> Result<Vec<Outcome>> {
     let mut text = Text::new(out);
-    let run = |plan: &Plan| suite::run(lab, plan, &mut text as &mut dyn Watcher).map_err(cannot);
-    let outcomes = plans.iter().map(run).collect::<Result<_>>()?;
+    let outcomes = suite::run_all(lab, plans, pace.machines(), &mut text).map_err(cannot)?;
     text.finish()?;
     Ok(outcomes)
 }
@@ -207,7 +231,7 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
     }
     let out: Box<dyn io::Write> =
         if arguments.json { Box::new(io::stderr()) } else { Box::new(peervram_terminal::output()) };
-    let outcomes = run_plans(&lab, &plans, out)?;
+    let outcomes = run_plans(&lab, &plans, &arguments.pace, out)?;
     let counts = Counts::of(&outcomes);
     if arguments.json {
         let routes = Routes::of(outcomes.iter().flat_map(|outcome| &outcome.cells))?;

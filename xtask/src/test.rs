@@ -12,7 +12,7 @@ use std::thread;
 
 use crate::build::cargo;
 use crate::figures::Figures;
-use crate::lab::{self, Setup};
+use crate::lab::{self, Pace, Setup};
 use crate::terminal::{self, FAILED, Steps};
 use crate::{book, demo, peer_copy, routes, sample, shaders, validation};
 
@@ -171,7 +171,7 @@ pub fn count(text: &str, skips: usize) -> Counts {
 fn lab_tests(lab: &Lab) -> Result<Counts> {
     let machines: Vec<_> = machines::everyday().collect();
     let plans = suite::plan(lab.programs(), &machines, "", Extent::Usual)?;
-    let outcomes = lab::run_plans(lab, &plans, peervram_terminal::output())?;
+    let outcomes = lab::run_plans(lab, &plans, &Pace::usual(), peervram_terminal::output())?;
     let mut counts = Counts::of(&outcomes);
     peervram_terminal::say!("\nthe page of routes");
     add(&mut counts, one(report(routes::check(&outcomes))));
