@@ -56,7 +56,7 @@ impl<'l, E: Exporter> LentDevice<'l, E> {
     }
 
     /// The device itself.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     pub(crate) fn raw(self) -> &'l E {
         self.0
     }

@@ -23,7 +23,7 @@ pub(crate) enum Thread {
 
 impl Thread {
     /// All of them.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     pub const ALL: [Self; 5] = [Self::Call, Self::Watch, Self::Close, Self::Outlive, Self::Relay];
 
     /// What the kernel shows; up to 15 bytes.
@@ -43,7 +43,7 @@ impl Thread {
 /// # Errors
 /// There is none to be had: EAGAIN, mostly. `work` is dropped.
 pub(crate) fn start(thread: Thread, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     refused::check(thread)?;
     real::thread::Builder::new().name(thread.name().into()).spawn(work).map(drop)
 }
@@ -57,13 +57,13 @@ pub(crate) fn start_in<'scope, T: Send + 'scope>(
     thread: Thread,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> io::Result<std::thread::ScopedJoinHandle<'scope, T>> {
-    #[cfg(test)]
+    #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     refused::check(thread)?;
     std::thread::Builder::new().name(thread.name().into()).spawn_scoped(scope, work)
 }
 
 /// Threads that a test refuses to those who start them on its own thread.
-#[cfg(test)]
+#[cfg(all(test, feature = "host", not(feature = "shuttle")))]
 pub(crate) mod refused {
     use super::Thread;
     use std::cell::Cell;

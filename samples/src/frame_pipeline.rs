@@ -30,8 +30,8 @@ use peervram::backends::vulkan::{
     self, Image, ImageDevice, ImageOptions, ImageUsage, PixelFormat, Tiling, TimelineSignal,
 };
 use peervram::backends::{
-    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, RawBytes, Signal, SyncFile, gbm,
-    page_size_bytes, vfio,
+    Aperture, DmaRange, DmaRanges, ImageLayout, Mapping, RawBytes, Signal, SyncFile, gbm, page_size_bytes,
+    vfio,
 };
 use peervram::{Attachment, Direction, Lender, Outcome, Trust};
 use peervram_model_driver::{Descriptor, ImportingGpu, ModelGpu, operation};

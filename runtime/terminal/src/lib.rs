@@ -1,6 +1,6 @@
 //! How this project's programs print.
 //!
-//! [`output`] is standard output. A reader that goes away (`head`, `less`, a script that has read enough) changes
+//! [`output()`] is standard output. A reader that goes away (`head`, `less`, a script that has read enough) changes
 //! nothing but what is read: the program goes on, writes the files that it was asked for, and ends with the exit code
 //! that it would have had. [`end`] gives that code; where something could not be written for another reason, a full
 //! disk, a success becomes a failure, and standard error says why.

@@ -3,7 +3,8 @@
 //! What belongs on a machine with devices runs in a guest, line by line as it is shown, in a machine of the lab that
 //! has what the page is about; commands of this program are read by its own command line, and their tests looked up;
 //! filters of `cargo test` must find a test; the program on the page for beginners is [built and run](tutorial) as a
-//! beginner would; [`examples`] in Rust are compiled, or are quotations of code that is. What is none of these, and not on the list of what cannot run here, fails.
+//! beginner would; examples in Rust are compiled, or are quotations of code that is. What is none of these, and not on
+//! the list of what cannot run here, fails.
 
 mod examples;
 mod promises;
