@@ -40,7 +40,8 @@ fn a_refused_reset(guest: &Guest) -> Verdict {
     let mut seen = Seen::default();
     seen.look_until(&mut engine, &attachment, |seen| seen.right >= 1)?;
 
-    model.misbehave(Misbehaviour::StuckReset)?;
+    // Long enough for a busy machine; and it has to end by itself, for reading configuration space waits until it has.
+    model.misbehave(Misbehaviour::SlowReset { ms: 5000 })?;
     let before = model.status()?.generation;
     let file = model.address().sysfs_path().join("reset");
     let elsewhere = thread::spawn(move || fs::write(file, "1"));
@@ -51,8 +52,8 @@ fn a_refused_reset(guest: &Guest) -> Verdict {
     }
     let error = refused(painted.lender.reset(PATIENCE), Kind::Busy)?;
     ensure!(error.raw_os_error() == Some(11), "the errno is {:?}", error.raw_os_error());
-    model.behave()?;
     elsewhere.join().map_err(|_| anyhow!("it panicked"))?.context("the reset through sysfs")?;
+    model.behave()?;
     ensure!(painted.export.generation() == 1, "the generation is {}", painted.export.generation());
     refused(attachment.enter(Direction::Read), Kind::Revoked)?;
 
