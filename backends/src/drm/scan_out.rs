@@ -134,9 +134,11 @@ impl<'a> ScanOut<'a> {
     /// Nothing is left of it in each case, and the screen shows what it showed.
     pub fn start(buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<Self> {
         let node = buffer.node();
+        // First: whether a screen is connected is looked up for the DRM master only (`drm_mode_getconnector`), and
+        // others are told what was seen last, which is nothing on a machine without a console on the GPU.
+        let master = Master::take(node)?;
         let (connector, crtc) = find_screen(node)?;
         let mode = find_mode(node, &connector, layout)?;
-        let master = Master::take(node)?;
         let framebuffer = Framebuffer { node, handle: make_framebuffer(buffer, layout)? };
         let connector = connector.handle();
         set(node, crtc, connector, mode, &framebuffer)?;
