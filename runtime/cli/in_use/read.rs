@@ -272,8 +272,13 @@ fn nvidia_nodes(root: &Path) -> Vec<(String, PciAddress)> {
 }
 
 /// The functions in a path of sysfs.
-fn functions_on(folder: &Path) -> Vec<PciAddress> {
-    folder.components().filter_map(|part| part.as_os_str().to_str()?.parse().ok()).collect()
+pub(super) fn functions_on(folder: &Path) -> Vec<PciAddress> {
+    let function = |part: &str| {
+        let address: PciAddress = part.parse().ok()?;
+        // As the kernel names functions: a serial port of a PNP device has folders like 00:03:0.0 on its way.
+        (address.to_string() == part).then_some(address)
+    };
+    folder.components().filter_map(|part| function(part.as_os_str().to_str()?)).collect()
 }
 
 /// Entries of a folder with the places that they lead to.

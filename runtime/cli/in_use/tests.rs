@@ -189,3 +189,13 @@ fn what_a_container_hides_is_said() {
     assert!(InUse::read(root.path()).unread()[0].contains("container"));
     assert!(InUse::read(Root::new().path()).unread()[0].contains("mounts"));
 }
+
+#[test]
+fn a_folder_that_looks_like_a_function_and_is_named_otherwise_is_none() {
+    // Seen on Linux 7.3: `serial_base_ctrl_add` names a port after its PNP device.
+    let of = |folder: &str| super::read::functions_on(std::path::Path::new(folder));
+    assert_eq!(of("/sys/devices/pnp0/00:03/00:03:0/00:03:0.0/tty/ttyS0"), []);
+    let functions =
+        of("/sys/devices/pci0000:00/0000:00:04.0/0000:03:00.1/0000:03:00.1:0/0000:03:00.1:0.0/tty/ttyS4");
+    assert_eq!(functions, ["0000:00:04.0".parse().unwrap(), "0000:03:00.1".parse().unwrap()]);
+}
