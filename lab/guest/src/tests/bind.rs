@@ -115,9 +115,10 @@ fn what_is_needed_is_not_taken(guest: &Guest) -> Verdict {
     let said = peervram(&["doctor", "--json"])?;
     let said: Value = serde_json::from_slice(&said.stdout).context("the doctor says no JSON")?;
     let in_use = said["facts"]["in_use"].as_object().context("no uses")?;
+    // By its 9p tag: a guest's programs see it at another place than the first process does.
     let has_root = |uses: &Value| {
         let mut uses = uses.as_array().into_iter().flatten();
-        uses.any(|used| used["kind"] == "mounted" && used["at"] == "/")
+        uses.any(|used| used["kind"] == "mounted" && used["device"] == "root")
     };
     let of_root: Vec<&String> =
         in_use.iter().filter(|(_, uses)| has_root(uses)).map(|(address, _)| address).collect();

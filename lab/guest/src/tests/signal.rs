@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::signal::Before;
-use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, Mapping, Signal, SyncFile, page_size_bytes};
+use peervram::backends::{
+    DmaBuf, DmaRange, DmaRanges, Exporter, Mapping, Signal, Source, SyncFile, page_size_bytes,
+};
 use peervram_lab::machine::Facts;
 use rustix::io::Errno;
 use std::sync::Arc;
@@ -93,8 +95,10 @@ fn cpu_access_waits(_guest: &Guest) -> Verdict {
     let size_bytes = page_size_bytes();
     let memory = HostMemory::with_backing(size_bytes, Backing::Udmabuf)?;
     let ranges = DmaRanges::new(memory.region(), &[DmaRange::new(0, size_bytes)])?;
-    let buffer = memory.export(&ranges)?;
-    let mapping = Mapping::new(Arc::new(memory.export(&ranges)?), &[(0, size_bytes)])?;
+    // One dma-buf: each export is another one, with fences of its own.
+    let buffer = Arc::new(memory.export(&ranges)?);
+    let source: Arc<dyn Source> = Arc::<DmaBuf>::clone(&buffer);
+    let mapping = Mapping::new(source, &[(0, size_bytes)])?;
     mapping.write(0, b"before")?;
     for work in [Work::Writes, Work::Reads] {
         let timeline = Timeline::open()?;

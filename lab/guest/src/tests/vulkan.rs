@@ -9,8 +9,8 @@ use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{self, Device, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, HostSlice, Importer, Mapping, RawBytes};
 use peervram::picture::Picture;
-use peervram::verify::Observer;
-use peervram::{Direction, Kind, Lender, Mover, Outcome, Path, Trust};
+use peervram::verify::{Limits, Observer};
+use peervram::{AttachOptions, Direction, Kind, Lender, Mover, Outcome, Path, Trust};
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, refused};
 use crate::guest::Guest;
@@ -133,6 +133,13 @@ fn host_memory_crosses_as_dma_buf(_: &Guest) -> Verdict {
     Ok(())
 }
 
+/// Both directions, with the time that an emulated CPU takes to compile shaders under the validation layers.
+fn patiently_verified() -> AttachOptions {
+    let mut limits = Limits::default();
+    (limits.copy_timeout, limits.quick_timeout) = (SLOW, SLOW);
+    AttachOptions::new(Trust::Verified(Direction::Both)).with_limits(limits)
+}
+
 /// Lent by one device to another as a dma-buf, and believed because the lender's own engine looked.
 fn own_memory_is_lent(_: &Guest) -> Verdict {
     const SIZE_BYTES: u64 = 4 << 20;
@@ -140,12 +147,14 @@ fn own_memory_is_lent(_: &Guest) -> Verdict {
     let (whole, owner) = (DmaRanges::whole(memory.region())?, memory.owner());
     let lender = Lender::new(memory);
     let export = lender.export(Aperture::owned(whole, owner))?;
-    let attachment = export.attach(open()?, Trust::Verified(Direction::Both))?;
+    let attachment = export.attach(open()?, patiently_verified())?;
     ensure!(attachment.path() == Path::Peer, "refused: {:?}", attachment.refused());
     let certificate = attachment.certificate().context("it is trusted for nothing")?;
+    // Each engine in each direction.
+    let tests = 2 * attachment.importer().engines().len();
     ensure!(
         certificate.passed()
-            && certificate.tests.len() == 4
+            && certificate.tests.len() == tests
             && certificate.tests.iter().all(|test| test.observer == Observer::OwnerEngine),
         "its certificate is {certificate:?}"
     );
@@ -166,7 +175,7 @@ fn transfer_queue_is_an_engine(_: &Guest) -> Verdict {
     let ranges = DmaRanges::whole(memory.region())?;
     let lender = Lender::new(memory);
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
-    let attachment = export.attach(open()?, Trust::Verified(Direction::Both))?;
+    let attachment = export.attach(open()?, patiently_verified())?;
     ensure!(attachment.path() == Path::Peer, "the path is {}: {:?}", attachment.path(), attachment.refused());
     let certificate = attachment.certificate().context("it is trusted for nothing")?;
     let engines: BTreeSet<&str> = certificate.tests.iter().map(|test| test.engine.as_str()).collect();
