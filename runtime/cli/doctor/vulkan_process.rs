@@ -10,7 +10,6 @@ use peervram::backends::vulkan::{Instance, PhysicalDevice};
 use peervram::{Kind, Result};
 
 use super::facts::{Vulkan, VulkanDevice};
-use crate::cli::ending::print_json;
 
 /// How long drivers may take to load. Emulated machines take some seconds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,9 +33,9 @@ pub fn ask() -> Vulkan {
     }
 }
 
-/// The child's part.
+/// The child's part: one line, since a driver or a layer may print lines of its own.
 pub fn answer() -> anyhow::Result<ExitCode> {
-    print_json(&ask_here())?;
+    peervram_terminal::say!("{}", serde_json::to_string(&ask_here())?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -51,9 +50,9 @@ fn hear(mut child: Child) -> Vulkan {
         return Vulkan::Broken { why: format!("no answer within {} s", LIMIT.as_secs()) };
     };
     let text = reader.join().unwrap_or_default();
-    match serde_json::from_str(&text) {
-        Ok(vulkan) => vulkan,
-        Err(_) => {
+    match text.lines().rev().find_map(|line| serde_json::from_str(line).ok()) {
+        Some(vulkan) => vulkan,
+        None => {
             let why = match status.signal() {
                 Some(signal) => format!("the loader or a driver died by signal {signal}"),
                 None => format!("the loader or a driver ended the program, {status}"),
@@ -117,6 +116,12 @@ mod tests {
     fn a_driver_that_dies_is_named_as_broken() {
         assert!(matches!(said_by("kill -SEGV $$"), Vulkan::Broken { why } if why.contains("signal 11")));
         assert!(matches!(said_by("exit 3"), Vulkan::Broken { why } if why.contains("exit status: 3")));
+    }
+
+    #[test]
+    fn lines_of_a_driver_are_passed_over() {
+        let said = said_by(r#"echo "MESA: a warning"; echo '{"missing":{"why":"no loader"}}'; echo bye"#);
+        assert!(matches!(said, Vulkan::Missing { why } if why == "no loader"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ const PLACEHOLDERS: &[(&str, &str)] = &[
     ("SHELL", "bash"),
 ];
 
+/// What peer-copy does without copying; it refuses to be told sizes then.
+const NOT_MEASURING: &[&str] = &["--list", "--check", "--show", "--schema"];
 /// What peer-copy is told beyond its page, which names no sizes: copies up to 1 GiB take emulated CPUs minutes.
 const SMALL: &str = " --sizes 4K,64K";
 
@@ -208,7 +210,8 @@ impl Shown {
             None => word.to_owned(),
         };
         let mut command = command.split(' ').map(own).collect::<Vec<_>>().join(" ");
-        if self.words()[0] == "peer-copy" && !command.contains("--sizes") {
+        let measures = !NOT_MEASURING.iter().any(|option| command.contains(option));
+        if self.words()[0] == "peer-copy" && measures && !command.contains("--sizes") {
             command += SMALL;
         }
         Ok(command)
