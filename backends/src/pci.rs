@@ -176,13 +176,18 @@ pub struct Function {
     pub numa_node: Option<u32>,
     /// Its base address registers, empty ones left out.
     pub bars: Vec<Bar>,
-    /// Its PCI Express link, where it has one and could be asked without waking anything.
+    /// Its PCI Express link, where it has one, answers, and could be asked without waking anything.
     pub link: Option<Link>,
     /// DRM nodes made for it: `card0`, `renderD128`.
     pub drm_nodes: Vec<String>,
     /// Whether memory decoding is on (`PCI_COMMAND_MEMORY`; of a virtual function always). Unknown where configuration
-    /// space is unreadable, or reading it would wake something.
+    /// space is unreadable or all ones, or reading it would wake something.
     pub memory_enabled: Option<bool>,
+    /// Whether it answers. The configuration space of a function that fell off the bus, or that a reset has left dead, is
+    /// nothing but ones, while its driver, and what sysfs says of its BARs, stay as they were. Unknown where configuration
+    /// space is unreadable, or reading it would wake something, and in trees that were captured before this was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<bool>,
     /// The features that a virtio device and its driver have agreed on, the first 64 bits of them; none for other
     /// devices, and where there is no driver. Trees that were captured before it was read lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -235,6 +240,11 @@ impl Function {
             })
         };
         let sleeper = sleeper(&folder);
+        let config = if sleeper.is_none() { fs::read(folder.join("config")).ok() } else { None };
+        let answers = config
+            .as_ref()
+            .filter(|config| !config.is_empty())
+            .map(|config| config.iter().any(|&byte| byte != 0xff));
         let is_virtual = folder.join("physfn").exists();
         Ok(Self {
             address,
@@ -245,21 +255,36 @@ impl Function {
             iommu_group: link_name(&folder.join("iommu_group")).and_then(|name| name.parse().ok()),
             numa_node: decimal(&folder.join("numa_node")),
             bars: parse_bars(&fs::read_to_string(folder.join("resource")).map_err(missing)?),
-            link: if sleeper.is_none() { read_link(&folder) } else { None },
+            // Out of ones the kernel reads a link of 63 lanes (current_link_width_show).
+            link: if sleeper.is_none() && answers != Some(false) { read_link(&folder) } else { None },
             drm_nodes: list(&folder.join("drm"), |name| {
                 name.starts_with("card") || name.starts_with("render")
             }),
-            memory_enabled: if is_virtual {
+            memory_enabled: if answers == Some(false) {
+                None
+            } else if is_virtual {
                 // It has no such bit (it reads as zero): its memory is there as long as it is (pci_iov_add_virtfn sets
                 // no_command_memory).
                 Some(true)
-            } else if sleeper.is_some() {
-                None
             } else {
-                fs::read(folder.join("config")).ok().and_then(|config| Some(config.get(4)? & 1 << 1 != 0))
+                config.and_then(|config| Some(config.get(4)? & 1 << 1 != 0))
             },
+            answers,
             virtio_features: virtio_features(&folder),
         })
+    }
+
+    /// Refuses one that does not [answer](Self::answers): nothing can be lent by it or to it. `tried` is for the error.
+    ///
+    /// # Errors
+    /// [`Kind::Gone`].
+    pub fn check_answers(&self, tried: &'static str) -> Result<()> {
+        if self.answers != Some(false) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Gone, tried, "it does not answer: its configuration space is all ones")
+            .on(self.address)
+            .next("peervram doctor says what may bring it back"))
     }
 
     /// A display controller or processing accelerator by class: something that may have VRAM.
@@ -441,8 +466,23 @@ mod tests {
         assert!(!function.bar(0).unwrap().is_prefetchable);
         assert_eq!(function.link.as_ref().unwrap().max_width_lanes, 16);
         assert_eq!(function.drm_nodes, ["card0", "renderD128"]);
-        assert_eq!(function.memory_enabled, Some(true));
+        assert_eq!((function.memory_enabled, function.answers), (Some(true), Some(true)));
         assert_eq!(function.virtio_features, Some(0x0103_3000_001b));
+
+        // Whoever is not root sees 64 bytes.
+        for size_bytes in [64, 4096] {
+            fs::write(folder.join("config"), vec![0xff; size_bytes]).unwrap();
+            let dead = Function::read_from(devices.path(), function.address).unwrap();
+            assert_eq!((dead.answers, dead.memory_enabled, dead.link), (Some(false), None, None));
+        }
+        // A virtual function has ones for its ids, and for nothing else.
+        fs::write(folder.join("config"), [0xff, 0xff, 0xff, 0xff, 0, 0]).unwrap();
+        let answers = || Function::read_from(devices.path(), function.address).unwrap().answers;
+        assert_eq!(answers(), Some(true));
+        fs::write(folder.join("config"), []).unwrap();
+        assert_eq!(answers(), None);
+        fs::remove_file(folder.join("config")).unwrap();
+        assert_eq!(answers(), None);
     }
 
     #[test]

@@ -51,6 +51,8 @@ struct DeviceReport {
     iommu_group: Option<u32>,
     numa_node: Option<u32>,
     memory_enabled: Option<bool>,
+    /// Whether it answers; none where that is not known.
+    answers: Option<bool>,
     bars: Vec<BarReport>,
     link: Option<LinkReport>,
     drm_nodes: Vec<String>,
@@ -124,6 +126,7 @@ fn report(function: &Function, names: &PciNames, open: bool) -> DeviceReport {
         iommu_group: function.iommu_group,
         numa_node: function.numa_node,
         memory_enabled: function.memory_enabled,
+        answers: function.answers,
         bars: (function.bars.iter())
             .map(|bar| BarReport {
                 index: bar.index,
@@ -166,6 +169,9 @@ pub fn nothing_to_lend(function: &Function) -> Option<String> {
 
 fn can_lend(function: &Function) -> Verdict {
     let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
+    if let Err(error) = function.check_answers("lend memory of a device") {
+        return no(error.why().to_owned(), error.next_step().map(str::to_owned));
+    }
     let Some(memory) = function.largest_memory() else {
         return no("it has no memory BAR of a page or more".into(), None);
     };
@@ -198,7 +204,7 @@ fn can_lend(function: &Function) -> Verdict {
 /// The same of a GPU whose memory is not behind its BARs.
 fn can_lend_coherent(function: &Function, coherent: Option<&CoherentReport>) -> Verdict {
     let verdict = can_lend(function);
-    let Some(coherent) = coherent else { return verdict };
+    let Some(coherent) = coherent.filter(|_| function.answers != Some(false)) else { return verdict };
     match (verdict.can, coherent.lends()) {
         (true, Some(because)) => Verdict { because, ..verdict },
         _ => Verdict { next: coherent.bind(function.address).or(verdict.next), ..verdict },
@@ -207,6 +213,9 @@ fn can_lend_coherent(function: &Function, coherent: Option<&CoherentReport>) -> 
 
 fn can_import(function: &Function) -> Verdict {
     let no = |because: String, next: Option<String>| Verdict { can: false, because, next };
+    if let Err(error) = function.check_answers("import into a device") {
+        return no(error.why().to_owned(), error.next_step().map(str::to_owned));
+    }
     match function.driver.as_deref() {
         None if function.is_gpu() => {
             no("it is bound to no driver".into(), Some("bind it to its graphics driver".into()))
@@ -297,6 +306,27 @@ mod tests {
             "bars": [{"index": 0, "address": 0, "size_bytes": size_bytes, "is_memory": true, "is_prefetchable": true}],
         });
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_device_that_answers_ones_neither_lends_nor_imports() {
+        for (driver, class) in [("vfio-pci", 0x12_0000), ("amdgpu", 0x03_0000), ("pcieport", 0x06_0400)] {
+            let dead = Function { answers: Some(false), ..function(class, Some(driver), 1 << 30) };
+            for verdict in [can_lend_coherent(&dead, None), can_import(&dead)] {
+                assert!(!verdict.can && verdict.because.contains("does not answer"), "{}", verdict.because);
+                assert!(verdict.next.unwrap().contains("peervram doctor"), "{driver}");
+            }
+        }
+        // A GPU with coherent memory (GH200) is not told to be bound either.
+        let grace = Function {
+            vendor_id: 0x10de,
+            device_id: 0x2342,
+            answers: Some(false),
+            ..function(0x03_0200, Some("nvidia"), 1 << 30)
+        };
+        let coherent = CoherentReport::of(&grace, false).unwrap();
+        let next = can_lend_coherent(&grace, Some(&coherent)).next.unwrap();
+        assert!(next.contains("peervram doctor"), "{next}");
     }
 
     #[test]

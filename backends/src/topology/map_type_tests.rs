@@ -52,6 +52,7 @@ impl Tree {
             drm_nodes: Vec::new(),
             virtio_features: None,
             memory_enabled: None,
+            answers: None,
         };
         self.0.places.push(Place { function, above, config, iommu_domain: None, physical_function: None });
         self

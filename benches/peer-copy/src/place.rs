@@ -63,7 +63,7 @@ pub fn found() -> (Vec<Found>, Vec<String>) {
     for function in Function::all().unwrap_or_default() {
         let is_bound = function.driver.as_deref().is_some_and(is_vfio_driver);
         if is_bound && function.largest_memory().is_some() {
-            let about = format!("VFIO device {:04x}:{:04x}", function.vendor_id, function.device_id);
+            let about = about(&function);
             let name = function.address.to_string();
             places.push(Found { name, about, kind: FoundKind::Vfio(Box::new(function)) });
         }
@@ -80,6 +80,12 @@ pub fn found() -> (Vec<Found>, Vec<String>) {
     }
     places.push(Found { name: HOST.into(), about: "host memory and the CPU".into(), kind: FoundKind::Host });
     (places, troubles)
+}
+
+/// What a VFIO device is, before it was opened.
+fn about(function: &Function) -> String {
+    let silent = if function.answers == Some(false) { ", does not answer" } else { "" };
+    format!("VFIO device {:04x}:{:04x}{silent}", function.vendor_id, function.device_id)
 }
 
 /// A place that is open.
@@ -225,6 +231,7 @@ pub fn open(found: &Found, host_bytes: u64) -> Result<Place> {
 }
 
 fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
+    function.check_answers("open a device")?;
     let device = vfio::Device::open(function.address)?;
     let mut driven = None;
     for driver in driver::all().iter().filter(|driver| driver.may_drive(function)) {
@@ -299,4 +306,29 @@ fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
     };
     let lends = Lending { owner: Arc::new(RawBytes), region, lent, lender: Some(Lender::new(memory)) };
     Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)), same_gpu: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_answer_is_named_and_not_opened() {
+        let function = |answers: Option<bool>| -> Function {
+            serde_json::from_value(serde_json::json!({
+                "address": "0000:0c:00.0", "vendor_id": 0x1002, "device_id": 0x74a1, "class": 0x12_0000,
+                "driver": "vfio-pci", "iommu_group": 1, "numa_node": null, "link": null, "drm_nodes": [],
+                "memory_enabled": null, "bars": [], "answers": answers,
+            }))
+            .unwrap()
+        };
+        assert_eq!(about(&function(Some(true))), "VFIO device 1002:74a1");
+        let dead = function(Some(false));
+        assert_eq!(about(&dead), "VFIO device 1002:74a1, does not answer");
+        let kind = FoundKind::Vfio(Box::new(dead.clone()));
+        let found = Found { name: dead.address.to_string(), about: about(&dead), kind };
+        let error = open(&found, 0).err().unwrap();
+        let error = error.downcast_ref::<peervram::Error>().unwrap();
+        assert!(error.kind() == Kind::Gone && error.why().contains("does not answer"), "{error}");
+    }
 }

@@ -74,9 +74,9 @@ impl Binding {
     /// What it takes to bind `device`.
     ///
     /// # Errors
-    /// [`Kind::Unsupported`] of what is no GPU or lender, or where there is no IOMMU; [`Kind::Busy`] where something
-    /// of the machine hangs on what would lose its driver; [`Kind::GroupNotViable`] where devices of other slots
-    /// would have to go along, and nobody agreed.
+    /// [`Kind::Gone`] of what does not answer; [`Kind::Unsupported`] of what is no GPU or lender, or where there is no
+    /// IOMMU; [`Kind::Busy`] where something of the machine hangs on what would lose its driver;
+    /// [`Kind::GroupNotViable`] where devices of other slots would have to go along, and nobody agreed.
     pub fn plan(root: &Path, device: PciAddress, in_use: &InUse, consent: Consent) -> Result<Self> {
         let function = Function::read_from(&root.join(DEVICES), device)?;
         check_lends(&function)?;
@@ -314,6 +314,7 @@ fn check_driver(root: &Path, function: PciAddress, wanted: Option<&str>, tried: 
 
 /// Refuses what nobody would borrow memory of.
 fn check_lends(function: &Function) -> Result<()> {
+    function.check_answers(TRIED)?;
     let Some(why) = nothing_to_lend(function) else { return Ok(()) };
     let next = "peervram devices lists what can lend";
     Err(Error::new(Kind::Unsupported, TRIED, why).on(function.address).next(next))

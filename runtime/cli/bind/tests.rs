@@ -195,6 +195,16 @@ fn what_is_no_lender_is_refused() {
 }
 
 #[test]
+fn what_does_not_answer_is_not_bound() {
+    let root = machine().file(&format!("sys/devices/pci0000:00/{GPU}/config"), "a configuration space");
+    assert_eq!(plan(&root, GPU, Consent::default()).unwrap().before.len(), 2);
+    fs::write(root.path().join(format!("sys/devices/pci0000:00/{GPU}/config")), [0xff; 4096]).unwrap();
+    let error = refusal(&root, GPU, Consent { group: true, screen: true });
+    assert!(error.kind() == Kind::Gone && error.to_string().contains("does not answer"), "{error}");
+    assert!(error.next_step().unwrap().contains("peervram doctor"), "{error}");
+}
+
+#[test]
 fn the_root_disk_is_never_taken_neither_itself_nor_as_a_neighbour() {
     let root = machine();
     for device in [ROOT_DISK, CROWDED] {

@@ -81,9 +81,9 @@ impl Pair {
         let verdict = topology.map(|topology| topology.expected_map_type(lender, importer.address));
         let ready = candidate.is_ready() && exports_dma_bufs(facts) && is_node_usable(facts, importer);
         let possible = if ready { State::Now } else { State::Possible };
-        let silent = [lender, importer.address].into_iter().find(|address| facts.is_silent(*address));
+        let silent = silent(facts, &[lender, importer.address]);
         let (state, how) = match (silent, verdict.as_ref().map(|verdict| (verdict, &verdict.expected))) {
-            (Some(silent), _) => (State::Possible, format!("unknown, because {silent} does not answer")),
+            (Some(unknown), _) => (State::Possible, unknown),
             (None, Some((verdict, Expected::Known(MapType::NotSupported)))) => {
                 (State::Never, refusal(verdict))
             }
@@ -105,7 +105,7 @@ impl Pair {
             importer_name: format!("{name} (CPU)"),
             state,
             path: Path::HostPointer,
-            how: "by host pointer".into(),
+            how: silent(facts, &[candidate.address()]).unwrap_or("by host pointer".into()),
         })
     }
 
@@ -123,9 +123,15 @@ impl Pair {
             importer_name: "its engines".into(),
             state: if is_ready { State::Now } else { State::Possible },
             path: Path::AddressSpace,
-            how: how.into(),
+            how: silent(facts, &[candidate.address(), other.address()]).unwrap_or(how.into()),
         }
     }
+}
+
+/// Where one of these does not answer: what is known of a path between them.
+fn silent(facts: &Facts, ends: &[PciAddress]) -> Option<String> {
+    let silent = ends.iter().find(|address| facts.is_silent(**address))?;
+    Some(format!("unknown, because {silent} does not answer"))
 }
 
 /// Why the kernel refuses a route, in few words.

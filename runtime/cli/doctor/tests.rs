@@ -14,7 +14,7 @@ use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice, 
 use super::finding::{Finding, Step, Turn, Weight};
 use super::kernel_config::OPTIONS;
 use super::page;
-use super::pair::{Path, State};
+use super::pair::{Pair, Path, State};
 use crate::cli::in_use::Use;
 
 /// A machine in the making.
@@ -209,6 +209,7 @@ fn place(address: &str, driver: Option<&str>) -> Place {
         drm_nodes: Vec::new(),
         virtio_features: None,
         memory_enabled: Some(true),
+        answers: None,
     };
     // Each on a root bus of its own: none has a bridge above it.
     let bus = function.address.bus;
@@ -522,6 +523,23 @@ fn a_device_that_answers_ones_neither_lends_nor_imports() {
         assert!(step(&diagnosis, Turn::Revive).commands.is_empty());
         assert!(step(&diagnosis, Turn::Revive).what.contains("812 Xorg"));
     }
+}
+
+#[test]
+fn no_path_leads_to_or_from_a_device_that_answers_ones() {
+    let diagnosis = Machine::working().gpu("0000:03:00.0", "vfio-pci", 256).silent(LENDER).diagnosis();
+    let dead: PciAddress = LENDER.parse().unwrap();
+    let (with_it, others): (Vec<&Pair>, Vec<&Pair>) =
+        diagnosis.pairs.iter().partition(|pair| pair.lender == dead || pair.importer == Some(dead));
+    let paths: Vec<Path> = with_it.iter().map(|pair| pair.path).collect();
+    assert_eq!(paths.len(), 4, "{with_it:?}");
+    for path in [Path::Peer, Path::HostPointer, Path::AddressSpace] {
+        assert!(paths.contains(&path), "{paths:?}");
+    }
+    for pair in with_it {
+        assert!(pair.state == State::Possible && pair.how.contains("does not answer"), "{pair:?}");
+    }
+    assert!(others.iter().any(|pair| pair.state == State::Now), "{others:?}");
 }
 
 #[test]
