@@ -327,29 +327,58 @@ fn parse_bars(resource: &str) -> Vec<Bar> {
     resource.lines().take(BAR_COUNT).enumerate().filter_map(parse).collect()
 }
 
-/// Who sleeps and would be woken by a read of the configuration space of the function in `folder`, or of its link, as the
-/// files `config` and `current_link_*` do (`pci_config_pm_runtime_get`): the function itself, in D3cold, or a bridge above
-/// it that is suspended. A read would also end the low power that a virtual machine monitor has chosen for it.
-pub(crate) fn sleeper(folder: &Path) -> Option<String> {
+/// Who sleeps, and would be woken by a read of a function's configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sleeper {
+    /// The function, in D3cold.
+    Itself(PciAddress),
+    /// A bridge above it, suspended or in D3cold.
+    Bridge(PciAddress),
+}
+
+impl Sleeper {
+    /// Who.
+    pub(crate) fn address(self) -> PciAddress {
+        match self {
+            Self::Itself(address) | Self::Bridge(address) => address,
+        }
+    }
+}
+
+impl fmt::Display for Sleeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Itself(_) => f.write_str("it sleeps in D3cold, and reading would wake it"),
+            Self::Bridge(bridge) => {
+                write!(f, "the bridge {bridge} above it sleeps, and reading would wake that")
+            }
+        }
+    }
+}
+
+/// Who would be woken by a read of the configuration space of the function in `folder`, or of its link, as the files
+/// `config` and `current_link_*` do (`pci_config_pm_runtime_get`). A read would also end the low power that a virtual
+/// machine monitor has chosen for it.
+pub(crate) fn sleeper(folder: &Path) -> Option<Sleeper> {
     let folder = fs::canonicalize(folder).ok()?;
     // Neither file asks the device.
     let says = |folder: &Path, name: &str, word: &str| {
         fs::read_to_string(folder.join(name)).is_ok_and(|text| text.trim() == word)
     };
-    if says(&folder, "power_state", "D3cold") {
-        return Some("it sleeps in D3cold, and reading would wake it".into());
-    }
-    let bridges = folder.ancestors().skip(1).map_while(|above| {
-        let name: PciAddress = above.file_name()?.to_str()?.parse().ok()?;
-        Some((above, name))
+    let mut way_up = folder.ancestors().map_while(|at| {
+        let address: PciAddress = at.file_name()?.to_str()?.parse().ok()?;
+        Some((at, address))
     });
-    let mut asleep = bridges.filter(|(above, _)| {
+    let (itself, address) = way_up.next()?;
+    if says(itself, "power_state", "D3cold") {
+        return Some(Sleeper::Itself(address));
+    }
+    let mut asleep = way_up.filter(|(above, _)| {
         says(above, "power_state", "D3cold")
             || says(above, "power/runtime_status", "suspended")
             || says(above, "power/runtime_status", "suspending")
     });
-    let (_, bridge) = asleep.next()?;
-    Some(format!("the bridge {bridge} above it sleeps, and reading would wake that"))
+    asleep.next().map(|(_, bridge)| Sleeper::Bridge(bridge))
 }
 
 fn read_link(folder: &Path) -> Option<Link> {

@@ -12,6 +12,7 @@
 
 use peervram_backends::topology::{Above, Topology};
 
+use super::hop::is_port;
 use super::{End, Hop, Route};
 
 /// What fits a terminal.
@@ -76,7 +77,7 @@ fn draw_all(topology: &Topology, route: &Route, hops: &[&Hop], indent: &str, lin
         let below: Vec<&Hop> = route.way.iter().filter(|other| is_below(topology, other, hop)).collect();
         let indent = format!("{indent}{}", if is_last { "    " } else { "|   " });
         let stem = if below.is_empty() { "    " } else { "|   " };
-        if let Some(acs) = acs(hop) {
+        if let Some(acs) = acs(topology, hop) {
             lines.push(format!("{indent}{stem}{acs}"));
         }
         draw_all(topology, route, &below, &indent, lines);
@@ -115,14 +116,14 @@ fn title(topology: &Topology, route: &Route, hop: &Hop) -> String {
     title
 }
 
-fn acs(hop: &Hop) -> Option<String> {
+fn acs(topology: &Topology, hop: &Hop) -> Option<String> {
     match &hop.acs {
         Ok(Some(acs)) => {
             let names = acs.control_names();
             let names = if names.is_empty() { "nothing on".to_owned() } else { names.join(" ") };
             Some(format!("ACS: {names}{}", if hop.redirects { "  REDIRECTS" } else { "" }))
         }
-        Ok(None) if hop.role.contains("port") => Some("no ACS".into()),
+        Ok(None) if topology.place(hop.address).is_some_and(is_port) => Some("no ACS".into()),
         Ok(None) => None,
         Err(why) => Some(format!("ACS unknown: {why}")),
     }

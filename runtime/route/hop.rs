@@ -24,6 +24,9 @@ pub struct Hop {
     pub max_payload: Option<MaxPayload>,
     /// Whether bytes pass it; bridges above the nearest common one are shown and not passed.
     pub is_passed: bool,
+    /// Whether bytes pass its link. They do not pass that of a switch's upstream port which they only come up to, to turn
+    /// and go down by another port.
+    pub uses_link: bool,
 }
 
 /// A link, as both of its ends allow.
@@ -75,16 +78,18 @@ pub(super) fn way(
     let last_up = turn.unwrap_or(up.len());
     up.iter()
         .enumerate()
-        .map(|(step, address)| (*address, step <= last_up))
-        .chain(down.iter().map(|address| (*address, true)))
-        .filter_map(|(address, is_passed)| {
+        .map(|(step, address)| (*address, step <= last_up, turn == Some(step)))
+        .chain(down.iter().map(|address| (*address, true, false)))
+        .filter_map(|(address, is_passed, turns)| {
             let place = topology.place(address)?;
-            Some(hop(topology, place, redirects.contains(&address), is_passed))
+            let hop = hop(topology, place, redirects.contains(&address));
+            Some(Hop { is_passed, uses_link: is_passed && (!turns || faces_down(place)), ..hop })
         })
         .collect()
 }
 
-fn hop(topology: &Topology, place: &Place, redirects: bool, is_passed: bool) -> Hop {
+/// A function that the way passes.
+fn hop(topology: &Topology, place: &Place, redirects: bool) -> Hop {
     let address = place.address();
     let config = place.config.known().filter(|config| !config.is_all_ones());
     let acs = match (&place.config, config) {
@@ -103,7 +108,8 @@ fn hop(topology: &Topology, place: &Place, redirects: bool, is_passed: bool) -> 
         redirects,
         link: link(topology, place),
         max_payload: config.and_then(|config| config.max_payload().found()),
-        is_passed,
+        is_passed: true,
+        uses_link: true,
     }
 }
 
@@ -127,6 +133,11 @@ fn role(place: &Place) -> &'static str {
             _ => "endpoint",
         },
     }
+}
+
+/// Whether it is a port of a root complex or a switch.
+pub(super) fn is_port(place: &Place) -> bool {
+    matches!(port_type(place), Some(PortType::RootPort | PortType::Upstream | PortType::Downstream))
 }
 
 /// Whether the link of a port is the one below it.

@@ -11,6 +11,8 @@ pub(super) struct Machine {
     pub places: Vec<Value>,
     pub cpu: Value,
     pub release: &'static str,
+    /// Whether it is looked at elsewhere.
+    pub is_captured: bool,
 }
 
 /// What a PCI Express function's configuration space says.
@@ -75,7 +77,7 @@ impl Machine {
     /// With an Intel host bridge that is not on the list, and Intel's CPU.
     pub fn new() -> Self {
         let cpu = json!({"known": {"vendor": "GenuineIntel", "family": 6, "model": 94, "name": null, "microcode": null}});
-        Self { places: Vec::new(), cpu, release: "7.3.4" }
+        Self { places: Vec::new(), cpu, release: "7.3.4", is_captured: false }
             .add("00:00.0", "pci0000:00", ENDPOINT)
             .id("8086:29c0")
     }
@@ -118,6 +120,15 @@ impl Machine {
         self
     }
 
+    /// Left unread, so that this one, itself or a bridge above it, sleeps on. The words of the reason decide nothing.
+    pub fn asleep(mut self, sleeper: &str) -> Self {
+        let sleeper: PciAddress = sleeper.parse().unwrap();
+        let place = self.places.last_mut().unwrap();
+        place["config"] = json!({"unread": "for a reason"});
+        place["sleeper"] = json!(sleeper);
+        self
+    }
+
     pub fn driver(mut self, driver: &str) -> Self {
         self.places.last_mut().unwrap()["function"]["driver"] = json!(driver);
         self
@@ -130,7 +141,9 @@ impl Machine {
             "command_line": unread, "boot_id": unread, "cpu": self.cpu, "order": {"known": null},
             "places": self.places,
         });
-        Topology::from_json(&captured.to_string()).unwrap()
+        let mut topology = Topology::from_json(&captured.to_string()).unwrap();
+        topology.is_captured = self.is_captured;
+        topology
     }
 
     pub fn route(&self, provider: &str, client: &str) -> Route {

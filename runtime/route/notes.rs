@@ -2,7 +2,7 @@
 
 use peervram_backends::topology::{MapType, Reading, Reason, Topology, parse_release};
 
-use super::{Answer, End, KernelMessages, Route, asks_for_a_verdict, driver_of};
+use super::{Answer, End, Hop, KernelMessages, Route, asks_for_a_verdict, driver_of};
 
 pub(super) fn notes(topology: &Topology, route: &Route, messages: &KernelMessages) -> Vec<String> {
     let mut notes = Vec::new();
@@ -43,7 +43,8 @@ pub(super) fn notes(topology: &Topology, route: &Route, messages: &KernelMessage
         say("That the kernel maps it does not prove that the bytes arrive: test the path before you trust it."
             .into());
     }
-    if route.way.iter().any(|hop| hop.link.is_some_and(|link| link.now.speed < link.at_most.speed)) {
+    let is_slowed = |hop: &Hop| hop.link.is_some_and(|link| link.now.speed < link.at_most.speed);
+    if route.way.iter().any(|hop| hop.uses_link && is_slowed(hop)) {
         say("GPUs that idle lower their link's speed, and raise it under load.".into());
     }
     if let Some(why) = messages.unread() {

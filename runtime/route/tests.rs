@@ -183,16 +183,17 @@ fn a_small_bar_a_narrow_link_and_short_packets_are_seen() {
 fn what_was_not_read_is_asked_for() {
     let cut = json!({"known": {"size_bytes": 4096, "bytes": "00".repeat(6) + "10" + &"00".repeat(57)}});
     let ones = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
-    let asleep = json!({"unread": "it sleeps in D3cold, and reading would wake it"});
-    for (config, kind, command) in [
-        (cut, FixKind::ReadMore, "sudo peervram route 0000:01:00.0 0000:01:00.1"),
-        (ones, FixKind::WakeDevice, "echo 1 > /sys/bus/pci/devices/0000:00:02.0/remove"),
-        (asleep, FixKind::WakeDevice, "echo on > /sys/bus/pci/devices/0000:00:02.0/power/control"),
+    let port = |config: Value| Machine::new().add_read("00:02.0", "pci0000:00", config);
+    for (machine, kind, command) in [
+        (port(cut), FixKind::ReadMore, "sudo peervram route 0000:01:00.0 0000:01:00.1"),
+        (port(ones), FixKind::WakeDevice, "echo 1 > /sys/bus/pci/devices/0000:00:02.0/remove"),
+        (
+            port(json!(null)).asleep("00:02.0"),
+            FixKind::WakeDevice,
+            "echo on > /sys/bus/pci/devices/0000:00:02.0/power/control",
+        ),
     ] {
-        let machine = Machine::new()
-            .add_read("00:02.0", "pci0000:00", config)
-            .add("01:00.0", "00:02.0", ENDPOINT)
-            .add("01:00.1", "00:02.0", ENDPOINT);
+        let machine = machine.add("01:00.0", "00:02.0", ENDPOINT).add("01:00.1", "00:02.0", ENDPOINT);
         let route = machine.route("01:00.0", "01:00.1");
         assert_eq!(route.answer(), Answer::Unknown);
         let recommended = route.recommended().unwrap();

@@ -75,7 +75,9 @@ impl Topology {
         }
         let captured: Captured = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
         let Captured { kernel_release, command_line, boot_id, cpu, order, places, .. } = captured;
-        let topology = Self { kernel_release, command_line, boot_id, cpu, places, order, is_whole: true };
+        let (is_whole, is_captured) = (true, true);
+        let topology =
+            Self { kernel_release, command_line, boot_id, cpu, places, order, is_whole, is_captured };
         topology.check().map_err(invalid)?;
         Ok(topology)
     }

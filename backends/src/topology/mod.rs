@@ -83,6 +83,9 @@ pub struct Place {
     pub above: Above,
     /// Its configuration space.
     pub config: Reading<ConfigSpace>,
+    /// Who would have been woken by reading that, which is why it was not read: itself, or a bridge above it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sleeper: Option<PciAddress>,
     /// Its IOMMU group's kind of domain: "DMA-FQ", "identity".
     pub iommu_domain: Option<String>,
     /// The physical function, of a virtual one.
@@ -93,6 +96,15 @@ impl Place {
     /// Its address.
     pub fn address(&self) -> PciAddress {
         self.function.address
+    }
+
+    /// Whether root would have read more of its configuration space. Where it does not answer, or was left asleep, root
+    /// reads no more.
+    pub fn is_short_of_root(&self) -> bool {
+        match &self.config {
+            Reading::Known(config) => !config.is_whole() && !config.is_all_ones(),
+            Reading::Unread(_) => self.sleeper.is_none(),
+        }
     }
 }
 
@@ -107,6 +119,8 @@ pub struct Topology {
     pub boot_id: Reading<String>,
     /// The first processor.
     pub cpu: Reading<Cpu>,
+    /// Whether it was captured: of another machine, perhaps, and at another time.
+    pub is_captured: bool,
     /// The functions, on each bus in the kernel's order.
     places: Vec<Place>,
     /// Whether that order is the kernel's own, and not that of addresses.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use super::config_space::{ConfigSpace, MAX_BYTES};
 use super::{Above, Cpu, Place, Reading, Topology};
-use crate::pci::{Bar, Function, sleeper};
+use crate::pci::{Bar, Function, Sleeper, sleeper};
 use crate::{Error, Kind, PciAddress, Result};
 
 const SYSFS_DEVICES: &str = "sys/bus/pci/devices";
@@ -100,6 +100,7 @@ impl Topology {
             places,
             order,
             is_whole: true,
+            is_captured: false,
         }
     }
 }
@@ -116,10 +117,15 @@ fn read_place(devices: &Path, address: PciAddress) -> Option<Place> {
     let function = Function::read_from(devices, address).ok()?;
     let folder = devices.join(address.to_string());
     let link = |name: &str| fs::canonicalize(folder.join(name)).ok();
+    let sleeper = sleeper(&folder);
     Some(Place {
         function,
         above: above(&fs::canonicalize(&folder).ok()?)?,
-        config: read_config(&folder),
+        config: match sleeper {
+            Some(sleeper) => Reading::Unread(sleeper.to_string()),
+            None => read_config(&folder),
+        },
+        sleeper: sleeper.map(Sleeper::address),
         iommu_domain: fs::read_to_string(folder.join("iommu_group/type"))
             .ok()
             .map(|text| text.trim().to_owned()),
@@ -137,9 +143,6 @@ fn above(folder: &Path) -> Option<Above> {
 }
 
 fn read_config(folder: &Path) -> Reading<ConfigSpace> {
-    if let Some(why) = sleeper(folder) {
-        return Reading::Unread(why);
-    }
     let read = || -> std::io::Result<Reading<ConfigSpace>> {
         let file = File::open(folder.join("config"))?;
         let size_bytes = file.metadata()?.len() as usize;

@@ -1,7 +1,7 @@
 //! GPUs and VFIO devices: which driver each has, and who shares its IOMMU group.
 
-use peervram::backends::import_support_of;
 use peervram::backends::pci::Function;
+use peervram::backends::{ScanOutSupport, import_support_of};
 
 use super::candidate::Candidate;
 use super::facts::{Facts, is_bound_to_vfio};
@@ -70,7 +70,9 @@ fn device(facts: &Facts, function: &Function) -> Finding {
         None => (Weight::Hint, "neither lends nor imports".to_owned()),
         Some(_) => match import_support_of(function) {
             Some(row)
-                if row.can_import && row.because.contains("scan-out") && !function.drm_nodes.is_empty() =>
+                if row.can_import
+                    && row.scan_out == ScanOutSupport::Shows
+                    && !function.drm_nodes.is_empty() =>
             {
                 (Weight::Fine, "imports for scan-out".to_owned())
             }

@@ -1,5 +1,7 @@
 //! What this user may open, read and lock.
 
+use peervram::backends::topology::Place;
+
 use super::candidate::Candidate;
 use super::facts::{DeviceFile, Facts};
 use super::finding::{Finding, Section, Step, Turn, Weight};
@@ -130,7 +132,7 @@ fn memlock(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
 /// What root would have read.
 fn unread(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
     let partly = (facts.topology.known())
-        .is_some_and(|topology| topology.unread().iter().any(|what| what.contains("configuration space")));
+        .is_some_and(|topology| topology.places().iter().any(Place::is_short_of_root));
     let no_log = facts.file("/dev/kmsg").is_some_and(|file| !file.is_usable);
     if facts.is_root() || candidates.is_empty() || !(partly || no_log) {
         return None;

@@ -218,6 +218,7 @@ fn place(address: &str, driver: Option<&str>) -> Place {
         above: Above::HostBridge(format!("pci0000:{bus:02x}")),
         config: Reading::Known(ConfigSpace::new(vec![0; 4096], 4096).unwrap()),
         iommu_domain: None,
+        sleeper: None,
         physical_function: None,
     }
 }
@@ -567,6 +568,9 @@ fn without_root_it_names_what_is_closed_and_asks_for_one_rule() {
     let expected = [Turn::Permissions, Turn::Permissions, Turn::LookAsRoot, Turn::Try];
     assert_eq!(turns(&diagnosis), expected, "one rule for both devices: {:#?}", diagnosis.what_to_do);
     assert!(!has(&Machine::working().diagnosis(), "unread"), "root reads all");
+    // Nor would root read more of what does not answer.
+    let silent = Machine::working().silent(IMPORTER).with(|machine| machine.facts.user.uid = 1000);
+    assert!(!has(&silent.diagnosis(), "unread"));
 }
 
 #[test]

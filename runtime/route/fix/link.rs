@@ -4,7 +4,7 @@ use super::super::{Hop, Route};
 use super::{Fix, FixKind, Needs, on_the_command_line};
 
 pub(super) fn fixes(route: &Route) -> Vec<Fix> {
-    let passed: Vec<&Hop> = route.way.iter().filter(|hop| hop.is_passed).collect();
+    let passed: Vec<&Hop> = route.way.iter().filter(|hop| hop.uses_link).collect();
     let payload = passed.iter().filter_map(|hop| hop.max_payload).map(|payload| payload.now_bytes).min();
     let gb_per_s = |number: Option<f64>| number.map_or_else(|| "?".into(), |number| format!("{number:.1}"));
     let mut fixes = Vec::new();

@@ -79,26 +79,140 @@ fn only_what_was_not_read_is_asked_for() {
     let cut = known("00".repeat(6) + "10" + &"00".repeat(57));
     let ones = known("ff".repeat(4096));
     let cut_ones = known("ff".repeat(64));
-    let asleep = json!({"unread": "it sleeps in D3cold, and reading would wake it"});
     let denied = json!({"unread": "Permission denied"});
-    let kinds = |port: &serde_json::Value, lender: &serde_json::Value| {
-        let route = Machine::new()
-            .add_read("00:02.0", "pci0000:00", port.clone())
-            .add_read("01:00.0", "00:02.0", lender.clone())
-            .add("01:00.1", "00:02.0", ENDPOINT)
-            .route("01:00.0", "01:00.1");
+    // Not even where an error speaks of it.
+    let speaks = json!({"unread": "it would wake the neighbours"});
+    let kinds_of = |machine: Machine| {
+        let route = machine.add("01:00.1", "00:02.0", ENDPOINT).route("01:00.0", "01:00.1");
         assert_eq!(route.answer(), Answer::Unknown);
         route.fixes.iter().map(|fix| fix.kind).collect::<Vec<_>>()
     };
+    let port = |config: &serde_json::Value| Machine::new().add_read("00:02.0", "pci0000:00", config.clone());
     let whole = known(ENDPOINT.hex());
+    let asleep = || port(&whole).asleep("00:02.0");
+    let kinds = |port: Machine, lender: &serde_json::Value| {
+        kinds_of(port.add_read("01:00.0", "00:02.0", lender.clone()))
+    };
     use FixKind::{ReadMore, WakeDevice};
-    assert_eq!(kinds(&asleep, &whole), [WakeDevice]);
-    assert_eq!(kinds(&ones, &whole), [WakeDevice]);
-    assert_eq!(kinds(&cut_ones, &whole), [WakeDevice]);
-    assert_eq!(kinds(&cut, &whole), [ReadMore]);
-    assert_eq!(kinds(&denied, &whole), [ReadMore]);
-    assert_eq!(kinds(&asleep, &cut), [WakeDevice, ReadMore]);
-    assert_eq!(kinds(&asleep, &ones), [WakeDevice, WakeDevice]);
+    assert_eq!(kinds(asleep(), &whole), [WakeDevice]);
+    assert_eq!(kinds(port(&ones), &whole), [WakeDevice]);
+    assert_eq!(kinds(port(&cut_ones), &whole), [WakeDevice]);
+    assert_eq!(kinds(port(&cut), &whole), [ReadMore]);
+    assert_eq!(kinds(port(&denied), &whole), [ReadMore]);
+    assert_eq!(kinds(port(&speaks), &whole), [ReadMore]);
+    assert_eq!(kinds(asleep(), &cut), [WakeDevice, ReadMore]);
+    assert_eq!(kinds(asleep(), &ones), [WakeDevice, WakeDevice]);
+    // A bridge that sleeps is woken once, however much below it was not read.
+    let below = asleep().add("01:00.0", "00:02.0", ENDPOINT).asleep("00:02.0");
+    assert_eq!(kinds_of(below), [WakeDevice]);
+}
+
+#[test]
+fn where_reading_as_root_would_tell_no_more_something_else_is_said() {
+    let with_bridge = |config: Option<String>| {
+        let machine = match config {
+            Some(bytes) => Machine::new().add_read(
+                "00:02.0",
+                "pci0000:00",
+                json!({"known": {"size_bytes": 4096, "bytes": bytes}}),
+            ),
+            None => Machine::new(),
+        };
+        machine.add("01:00.0", "00:02.0", ENDPOINT).add("01:00.1", "00:02.0", ENDPOINT)
+    };
+    let recommended = |machine: &Machine| {
+        let route = machine.route("01:00.0", "01:00.1");
+        assert_eq!(route.answer(), Answer::Unknown);
+        route.recommended().cloned()
+    };
+    let captured = |machine: Machine| Machine { is_captured: true, ..machine };
+    let cut = Some("00".repeat(6) + "10" + &"00".repeat(57));
+
+    // A bridge that is not in a captured tree is not on the machine of whoever asks either.
+    let fix = recommended(&captured(with_bridge(None))).unwrap();
+    assert!(
+        fix.what.starts_with("Capture that machine again, as root")
+            && fix.what.contains("the bridge 0000:00:02.0 above 0000:01:00.0 is missing"),
+        "{}",
+        fix.what
+    );
+    assert_eq!(
+        (fix.kind, &fix.commands[..]),
+        (FixKind::ReadMore, &["sudo peervram capture machine.json".to_owned()][..])
+    );
+    // Nor is the rest of a configuration space.
+    let fix = recommended(&captured(with_bridge(cut.clone()))).unwrap();
+    assert!(
+        fix.what.starts_with("Capture that machine again") && fix.what.contains("64 bytes"),
+        "{}",
+        fix.what
+    );
+    assert_eq!(fix.commands, ["sudo peervram capture machine.json"]);
+    let fix = recommended(&with_bridge(cut)).unwrap();
+    assert!(fix.what.starts_with("Ask as root"), "{}", fix.what);
+    // Here a bridge is missing while the machine changes.
+    let fix = recommended(&with_bridge(None)).unwrap();
+    assert!(fix.what.starts_with("Ask again") && !fix.what.contains("root"), "{}", fix.what);
+
+    // A processor that was not captured, and one that the kernel here does not name.
+    let nameless = || Machine { cpu: json!({"unread": "the report does not say"}), ..root_ports() };
+    let route = captured(nameless()).route("01:00.0", "02:00.0");
+    let fix = route.recommended().unwrap();
+    assert!(
+        fix.what.contains("again, as root: the processor is not known: the report does not say"),
+        "{}",
+        fix.what
+    );
+    let route = nameless().route("01:00.0", "02:00.0");
+    assert_eq!((route.answer(), route.recommended()), (Answer::Unknown, None));
+
+    // What sleeps in a captured machine is captured once more.
+    let asleep = captured(with_bridge(Some(ENDPOINT.hex())).asleep("00:02.0"));
+    assert!(recommended(&asleep).unwrap().what.contains("Wake it, and capture the machine again"));
+}
+
+#[test]
+fn what_the_way_only_turns_at_counts_for_nothing() {
+    // The switch's own link to the root, and its packets, are of no matter to what stays below it.
+    let upstream = Config { link: [(1, 1), (4, 16)], payload: [0, 2], ..UPSTREAM };
+    let port = |acs| Config { acs, payload: [1, 1], ..DOWNSTREAM };
+    let with = |acs| {
+        Machine::new()
+            .zen()
+            .add("00:02.0", "pci0000:00", Config { link: upstream.link, ..ROOT_PORT })
+            .add("01:00.0", "00:02.0", upstream)
+            .add("02:00.0", "01:00.0", port(acs))
+            .add("02:01.0", "01:00.0", port(acs))
+            .add("03:00.0", "02:00.0", ENDPOINT)
+            .driver("vfio-pci")
+            .add("04:00.0", "02:01.0", ENDPOINT)
+            .driver("amdgpu")
+    };
+    let below = with(None).route("03:00.0", "04:00.0");
+    assert_eq!(below.map_type(), Some(MapType::BusAddress));
+    assert_eq!(below.fixes, []);
+    assert!(!below.notes.iter().any(|note| note.contains("idle")), "{:?}", below.notes);
+    let used: Vec<bool> = below.way.iter().map(|hop| hop.uses_link).collect();
+    // The device, its port; not the port that both are below, nor the root port; then down.
+    assert_eq!(used, [true, true, false, false, true, true]);
+    // What is sent up and comes down again goes over it.
+    let through = with(Some(REDIRECTS)).route("03:00.0", "04:00.0");
+    let link = &fix(&through, FixKind::WidenLink).what;
+    assert!(link.contains("x1 2.5 GT/s and could at x16 16 GT/s"), "{link}");
+    assert!(through.way.iter().all(|hop| hop.uses_link) && through.way.len() == 6);
+    assert!(has(&through, FixKind::MaxPayload) && through.notes.iter().any(|note| note.contains("idle")));
+    // Two functions of one card meet at the port above them, whose link is theirs.
+    let narrow = Config { link: [(4, 1), (4, 16)], ..ENDPOINT };
+    let card = Machine::new()
+        .add("00:02.0", "pci0000:00", Config { acs: None, link: narrow.link, ..ROOT_PORT })
+        .add("01:00.0", "00:02.0", narrow)
+        .add("01:00.1", "00:02.0", narrow)
+        .route("01:00.0", "01:00.1");
+    assert_eq!(card.map_type(), Some(MapType::BusAddress));
+    assert!(card.way.iter().all(|hop| hop.uses_link) && card.way.len() == 3);
+    // A device needs no link to reach its own memory.
+    let itself = with(None).route("03:00.0", "03:00.0");
+    assert!(!itself.way[0].uses_link && itself.way[0].is_passed, "{:?}", itself.way);
 }
 
 #[test]
