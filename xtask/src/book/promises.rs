@@ -2,8 +2,8 @@
 
 #![cfg(test)]
 
-use anyhow::{Context, Result, ensure};
-use std::collections::{BTreeMap, BTreeSet};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -40,8 +40,21 @@ fn promises(text: &str) -> Result<Vec<Promise>> {
     Ok(promises)
 }
 
+/// The tests of the tree: those whose names are of one test alone, by name, and all of them as `file::name`.
+type Tests = BTreeMap<String, Found>;
+
+/// What is behind a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Test,
+    /// It has `#[ignore]`: nobody runs it.
+    Ignored,
+    /// Tests of several files: a table that named it would not notice that one of them is gone.
+    Several,
+}
+
 /// Whether it is on its page, word by word, and its tests are some of `all`.
-fn check(promise: &Promise, page: &str, all: &BTreeSet<String>) -> Result<()> {
+fn check(promise: &Promise, page: &str, all: &Tests) -> Result<()> {
     let Promise { page: name, sentence, tests } = promise;
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     ensure!(words(page).contains(&words(sentence)), "{name} does not say any more: {sentence}");
@@ -49,16 +62,25 @@ fn check(promise: &Promise, page: &str, all: &BTreeSet<String>) -> Result<()> {
         ensure!(why.len() > 20, "{name}: {sentence}: why can no test look?");
         return Ok(());
     }
-    let named: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+    let named = in_backticks(tests);
     ensure!(!named.is_empty(), "{name}: no test is named of: {sentence}");
     for test in named {
-        ensure!(all.contains(test), "{name}: there is no test {test}, of: {sentence}");
+        match all.get(test) {
+            Some(Found::Test) => {}
+            Some(Found::Ignored) => bail!("{name}: the test {test} is ignored, of: {sentence}"),
+            Some(Found::Several) => bail!("{name}: several files have a test {test}: say FILE::{test}"),
+            None => bail!("{name}: there is no test {test}, of: {sentence}"),
+        }
     }
     Ok(())
 }
 
-/// The names of all tests: functions after `#[test]`, and strings with a `/` in the lab's tables.
-fn tests(folder: &Path, into: &mut BTreeSet<String>) -> Result<()> {
+fn in_backticks(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// All tests below a folder.
+fn tests(folder: &Path, into: &mut Tests) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -66,40 +88,52 @@ fn tests(folder: &Path, into: &mut BTreeSet<String>) -> Result<()> {
             if name != "target" && !name.starts_with('.') {
                 tests(&path, into)?;
             }
-        } else if name.ends_with(".rs") {
+        } else if let Some(file) = name.strip_suffix(".rs") {
             let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            into.extend(tests_of(&text, path.to_string_lossy().contains("lab/guest/src/tests/")));
+            for (test, found) in functions(&text) {
+                into.insert(format!("{file}::{test}"), found);
+                into.entry(test).and_modify(|known| *known = Found::Several).or_insert(found);
+            }
+            if path.to_string_lossy().contains("lab/guest/src/tests/") {
+                into.extend(labs(&text).map(|name| (name.to_owned(), Found::Test)));
+            }
         }
     }
     Ok(())
 }
 
-fn tests_of(text: &str, is_labs: bool) -> Vec<String> {
+/// The functions that are tests: those right after `#[test]` and other attributes.
+fn functions(text: &str) -> Vec<(String, Found)> {
     let mut found = Vec::new();
-    let mut is_test = false;
+    let (mut is_test, mut is_ignored) = (false, false);
     for line in text.lines().map(str::trim) {
-        is_test |= line == "#[test]";
-        if let Some(rest) = line.strip_prefix("fn ")
-            && is_test
-        {
-            found.extend(rest.split_once('(').map(|(name, _)| name.to_owned()));
-            is_test = false;
+        if line.starts_with("#[") || line.starts_with("//") {
+            is_test |= line == "#[test]";
+            is_ignored |= line.starts_with("#[ignore");
+            continue;
         }
-        if is_labs {
-            let is_name = |word: &&str| {
-                word.contains('/')
-                    && word.chars().all(|letter| letter.is_ascii_alphanumeric() || "-/".contains(letter))
-            };
-            found.extend(line.split('"').skip(1).step_by(2).filter(is_name).map(str::to_owned));
+        if let Some((name, _)) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')) {
+            let kind = if is_ignored { Found::Ignored } else { Found::Test };
+            found.extend(is_test.then(|| (name.to_owned(), kind)));
         }
+        (is_test, is_ignored) = (false, false);
     }
     found
+}
+
+/// The rows of a table of the lab's: `Test::new("part/name", ...)` and its kind.
+fn labs(text: &str) -> impl Iterator<Item = &str> {
+    text.split("Test::").skip(1).filter_map(|rest| {
+        let (_, arguments) = rest.split_once('(')?;
+        let (name, _) = arguments.trim_start().strip_prefix('"')?.split_once('"')?;
+        name.contains('/').then_some(name)
+    })
 }
 
 #[test]
 fn every_promise_is_on_its_page_and_has_a_test() {
     let project = Path::new(PROJECT);
-    let mut all = BTreeSet::new();
+    let mut all = Tests::new();
     tests(project, &mut all).unwrap();
     let promises = promises(&fs::read_to_string(project.join(TABLE)).unwrap()).unwrap();
     let mut pages: BTreeMap<&str, usize> = BTreeMap::new();
@@ -118,27 +152,68 @@ fn every_promise_is_on_its_page_and_has_a_test() {
     }
 }
 
+/// The kernel's page is a table of its own, with tests in its last column.
+#[test]
+fn every_test_on_the_kernels_page_is_there() {
+    let project = Path::new(PROJECT);
+    let mut all = Tests::new();
+    tests(project, &mut all).unwrap();
+    let page = fs::read_to_string(project.join("docs/kernel.md")).unwrap();
+    let mut rows = 0;
+    for row in page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")).skip(1) {
+        let (_, last) = row.rsplit_once(" | ").unwrap();
+        let named = in_backticks(last);
+        assert!(!named.is_empty() || last == "the same", "no test in: {row}");
+        for test in named {
+            let is_there = match test.strip_suffix('*') {
+                Some(beginning) => all.keys().any(|name| name.starts_with(beginning)),
+                None => all.contains_key(test),
+            };
+            assert!(is_there, "there is no test {test}, of: {row}");
+        }
+        rows += 1;
+    }
+    assert!(rows > 20, "{rows} rows were read");
+}
+
 #[test]
 fn what_is_gone_from_page_or_tests_is_named() {
-    let all = ["a_test", "lab/a-test"].map(str::to_owned).into();
+    let all = [
+        ("a_test", Found::Test),
+        ("lab/a-test", Found::Test),
+        ("an_ignored_one", Found::Ignored),
+        ("of_two_files", Found::Several),
+        ("one::of_two_files", Found::Test),
+    ];
+    let all = all.map(|(name, found)| (name.to_owned(), found)).into();
     let table = "# T\n\n## a.md\n\n| promise | tests |\n|---|---|\n| It `x` holds. | `a_test`, `lab/a-test` |\n\
-                 | It | `gone` |\n| It is | `a_test` |\n| It | no test: |\n| It | nothing |\n";
+                 | It | `one::of_two_files` |\n| It | `gone` |\n| It is | `a_test` |\n\
+                 | It | `an_ignored_one` |\n| It | `a_test`, `of_two_files` |\n\
+                 | It | no test: so |\n| It | nothing |\n";
     let found = promises(table).unwrap();
     let page = "It\n`x` holds.\n";
     let says: Vec<String> = found
         .iter()
         .map(|one| check(one, page, &all).err().map_or(String::new(), |error| error.to_string()))
         .collect();
-    assert_eq!(found.len(), 5);
     assert_eq!(found[0].page, "docs/a.md");
-    assert_eq!(says[0], "");
-    assert!(says[1].contains("no test gone") && says[2].contains("does not say any more"), "{says:?}");
-    assert!(says[3..].iter().all(|said| !said.is_empty()), "{says:?}");
+    let [first, second, gone, reworded, ignored, several, without_reason, nothing] = &says[..] else {
+        panic!("{} rows", says.len())
+    };
+    assert_eq!((first.as_str(), second.as_str()), ("", ""));
+    assert!(gone.contains("no test gone") && reworded.contains("does not say any more"), "{says:?}");
+    assert!(ignored.contains("is ignored") && several.contains("say FILE::of_two_files"), "{says:?}");
+    assert!(without_reason.contains("why can no test look") && nothing.contains("no test is named"), "{says:?}");
 }
 
 #[test]
-fn tests_are_found_in_both_kinds_of_file() {
-    let text = "    #[test]\n    #[ignore]\n    fn one() {}\n    fn none() {}\n Test::new(\"a/b-c\", f),\n \"/proc/x y\"\n";
-    assert_eq!(tests_of(text, false), ["one"]);
-    assert_eq!(tests_of(text, true), ["one", "a/b-c"]);
+fn tests_are_told_from_what_only_looks_like_them() {
+    let text = "    #[test]\n    /// Why.\n    fn one() {\n fn helper() {}\n }\n    fn none() {}\n\
+                #[test]\n#[ignore = \"slow\"]\nfn two() {}\n#[ignore]\n#[test]\nfn three() {}\n\
+                #[test]\nconst A: u8 = 1;\nfn four() {}\n";
+    let expected = [("one", Found::Test), ("two", Found::Ignored), ("three", Found::Ignored)];
+    assert_eq!(functions(text), expected.map(|(name, found)| (name.to_owned(), found)));
+    let table = "&[Test::new(\"a/b-c\", f).on(g),\n Test::of_all(\n  \"d/e\",\n f),]\n\
+                 \"driver/unbind\" Test::helper(1, \"x/y\")";
+    assert_eq!(labs(table).collect::<Vec<_>>(), ["a/b-c", "d/e"]);
 }
