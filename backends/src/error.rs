@@ -278,6 +278,23 @@ mod tests {
         assert!(error.kind().cannot_run_here());
     }
 
+    /// A code is what scripts know an error by, so each has its row, and none is there of before.
+    #[test]
+    fn every_code_is_on_the_page_of_errors() {
+        let (_, function) = include_str!("error.rs").split_once("pub fn code(self)").unwrap();
+        let (arms, _) = function.split_once("\n    }\n").unwrap();
+        let mut codes: Vec<&str> = arms.lines().filter_map(|arm| arm.split('"').nth(1)).collect();
+        assert!(codes.contains(&Kind::Busy.code()) && codes.len() > 20, "{codes:?}");
+        let page =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md")).unwrap();
+        let (_, table) = page.split_once("| code | means | do |\n|---|---|---|\n").unwrap();
+        let rows = table.lines().take_while(|line| line.starts_with('|'));
+        let mut shown: Vec<&str> = rows.filter_map(|row| row.split('`').nth(1)).collect();
+        codes.sort_unstable();
+        shown.sort_unstable();
+        assert_eq!(shown, codes);
+    }
+
     #[test]
     fn an_errno_that_settles_the_matter_sets_the_kind() {
         assert_eq!(Error::os("open", Errno::ACCESS).kind(), Kind::PermissionDenied);

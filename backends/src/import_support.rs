@@ -292,6 +292,58 @@ mod tests {
         assert!(TABLE.iter().all(|row| row.can_import || row.scan_out == ScanOutSupport::Never));
     }
 
+    /// The rows of a page's table that begin with a driver's name: the name, and the other cells.
+    fn rows(page: &str, after: &str) -> Vec<(String, Vec<String>)> {
+        let text = std::fs::read_to_string(format!("{}/../{page}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let (_, table) = text.split_once(after).unwrap();
+        let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let cells =
+            lines.map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect());
+        cells.map(|cells: Vec<String>| (cells[0].clone(), cells[1..].to_vec())).collect()
+    }
+
+    #[test]
+    fn the_tables_of_the_pages_say_the_same() {
+        let readme = rows("README.md", "| lends | imports memory of a VFIO device |");
+        let mut named = 0;
+        for (drivers, cells) in &readme {
+            let imports = match cells[1].as_str() {
+                "-" => continue,
+                text if text.starts_with("no") => false,
+                _ => true,
+            };
+            for driver in drivers.split('`').skip(1).step_by(2) {
+                let row = import_support(driver)
+                    .unwrap_or_else(|| panic!("the README has {driver}, the table not"));
+                assert_eq!(row.can_import, imports, "{driver}");
+                named += 1;
+            }
+        }
+        assert!(named >= 7, "the README names {named} drivers in {readme:?}");
+        for driver in ["amdgpu", "xe", "virtio_gpu"] {
+            assert!(
+                readme.iter().any(|(drivers, _)| drivers.contains(driver)),
+                "the README leaves {driver} out"
+            );
+        }
+
+        let shown = rows("docs/routes.md", "| driver | takes memory of a VFIO device | shows it |");
+        let can: Vec<&str> =
+            shown.iter().filter(|(_, cells)| cells[0] == "yes").map(|(who, _)| &**who).collect();
+        assert_eq!(can, ["virtio-gpu with blob resources, without 3D", "amdgpu", "xe"]);
+        for (who, driver) in can.iter().zip(["virtio_gpu", "amdgpu", "xe"]) {
+            let (_, cells) = shown.iter().find(|(name, _)| name == who).unwrap();
+            let shows = match import_support(driver).unwrap().scan_out {
+                ScanOutSupport::Shows => cells[1] == "yes",
+                ScanOutSupport::IntegratedOnly(place) => {
+                    cells[1].starts_with("on integrated GPUs only") && cells[1].contains(place)
+                }
+                ScanOutSupport::Never => false,
+            };
+            assert!(shows, "{who}: {}", cells[1]);
+        }
+    }
+
     #[test]
     fn who_asks_for_no_verdict_is_known() {
         let unasked: Vec<&str> =

@@ -198,6 +198,19 @@ fn an_access_lasts_until_its_signal() {
     assert_eq!(export.generation(), 1);
 }
 
+/// Compiles only while `Access` is not `Send`: of a type that is, there would be two implementations to choose from.
+#[test]
+fn an_access_cannot_change_threads() {
+    trait Stays<Why> {
+        fn stays() {}
+    }
+    struct Anything;
+    impl<T> Stays<Anything> for T {}
+    struct IsSend;
+    impl<T: Send> Stays<IsSend> for T {}
+    <crate::Access<'static, Reader> as Stays<_>>::stays();
+}
+
 #[test]
 fn a_lost_signal_is_named_and_can_be_given_up() {
     struct Lost;
@@ -688,6 +701,46 @@ fn a_hook_that_hangs_is_told_as_a_call_that_hangs() {
         heard.push(events.next_within(PATIENCE).unwrap().expect("it went on").what.code());
     }
     assert_eq!(heard, ["draining", "stuck", "restored"]);
+}
+
+#[test]
+fn an_owner_is_asked_before_and_after_every_access() {
+    struct Asked(Arc<Mutex<Vec<&'static str>>>);
+    impl Owner for Asked {
+        fn name(&self) -> &str {
+            "asked"
+        }
+        fn flush(&self, _: &DmaRanges) -> Result<()> {
+            self.0.lock().push("flush");
+            Ok(())
+        }
+        fn invalidate(&self, _: &DmaRanges) -> Result<()> {
+            self.0.lock().push("invalidate");
+            Ok(())
+        }
+        fn quiesce(&self, _: &DmaRanges) -> Result<()> {
+            Ok(())
+        }
+    }
+    let (lender, _) = Card::lend();
+    let asked = Arc::default();
+    let owner = Asked(Arc::clone(&asked));
+    let export = lender.export(Aperture::owned(lender.device().raw().ranges(), Arc::new(owner))).unwrap();
+    let attachment = attach(&export).unwrap();
+    let heard = || std::mem::take(&mut *asked.lock());
+    heard();
+    let access = attachment.enter(Direction::Both).unwrap();
+    assert_eq!(heard(), ["flush"]);
+    assert_eq!(access.finish(), Outcome::Ok);
+    assert_eq!(heard(), ["invalidate"]);
+    // Of work that is left to a device, when that is done.
+    let flag = Flag::new();
+    let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(flag.clone());
+    assert_eq!(in_flight.wait(Duration::ZERO), None);
+    assert_eq!(heard(), ["flush"]);
+    flag.set();
+    assert_eq!(in_flight.wait(PATIENCE), Some(Outcome::Ok));
+    assert_eq!(heard(), ["invalidate"]);
 }
 
 /// An owner that cannot forget what it cached may not see what the importer wrote.

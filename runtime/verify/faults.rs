@@ -11,7 +11,7 @@ use std::time::Duration;
 use peervram_backends::PciAddress;
 use serde::{Deserialize, Serialize};
 
-use super::certificate::clean;
+use super::certificate::{Failure, clean};
 
 /// How long a fault may take from the device to the log.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -27,6 +27,16 @@ pub enum Faults {
     Watched(Vec<String>),
     /// It was not, for that reason: faults may have gone unseen.
     NotWatched(String),
+}
+
+impl Faults {
+    /// What fails a test whose bytes are right.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Watched(said) => said.first().map(|message| Failure::Fault { message: message.clone() }),
+            Self::NotWatched(_) => None,
+        }
+    }
 }
 
 /// The kernel's log, from now on.
@@ -54,23 +64,28 @@ impl FaultWatch {
             Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
         };
         crate::sync::pause(SETTLE);
-        let mut said = Vec::new();
-        let mut record = [0; 8192];
-        loop {
-            match log.read(&mut record) {
-                Ok(length) => said.extend(
-                    message_in(&record[..length])
-                        .filter(|message| self.devices.iter().any(|&device| is_fault_of(message, device))),
-                ),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // Overwritten before it was read; the next read goes on behind it.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-                Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
-            }
-        }
-        said.truncate(KEPT);
-        Faults::Watched(said)
+        said_of(&self.devices, |record| log.read(record))
     }
+}
+
+/// What the records that `read` gives, one at a time, say of `devices`.
+fn said_of(devices: &[PciAddress], mut read: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> Faults {
+    let mut said = Vec::new();
+    let mut record = [0; 8192];
+    loop {
+        match read(&mut record) {
+            Ok(length) => said.extend(
+                message_in(&record[..length])
+                    .filter(|message| devices.iter().any(|&device| is_fault_of(message, device))),
+            ),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            // Overwritten before it was read; the next read goes on behind it.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
+        }
+    }
+    said.truncate(KEPT);
+    Faults::Watched(said)
 }
 
 /// The text of a record, "priority,sequence,time,flags;text". What programs wrote there has a facility (the
@@ -131,8 +146,36 @@ mod tests {
         assert_eq!(message_in(b"\xff\xfe"), None);
     }
 
+    fn said(records: &[Result<&str, ErrorKind>]) -> Faults {
+        let mut records = records.iter();
+        said_of(&["0000:02:00.0".parse().unwrap()], |into| match records.next() {
+            Some(Ok(record)) => {
+                into[..record.len()].copy_from_slice(record.as_bytes());
+                Ok(record.len())
+            }
+            Some(Err(kind)) => Err((*kind).into()),
+            None => Err(ErrorKind::WouldBlock.into()),
+        })
+    }
+
+    /// A hole in the log is no end of it.
+    #[test]
+    fn an_iommu_fault_fails_a_test_whose_bytes_are_right() {
+        const FAULT: &str = "DMAR: [DMA Read NO_PASID] Request device [02:00.0] fault addr 0x0";
+        let records = [Ok("6,1,2,-;pci 0000:02:00.0: enabling"), Err(ErrorKind::BrokenPipe)];
+        assert_eq!(said(&records).failure(), None);
+        let record = format!("3,2,3,-;{FAULT}\n");
+        let faults = said(&[records[0], records[1], Ok(&record)]);
+        assert_eq!(faults, Faults::Watched(vec![FAULT.into()]));
+        assert_eq!(faults.failure(), Some(Failure::Fault { message: FAULT.into() }));
+    }
+
     #[test]
     fn a_log_that_cannot_be_read_is_said() {
+        let faults = said(&[Err(ErrorKind::PermissionDenied)]);
+        assert!(matches!(&faults, Faults::NotWatched(why) if why.contains("/dev/kmsg")), "{faults:?}");
+        assert_eq!(faults.failure(), None);
+        // This machine's, one way or the other.
         match FaultWatch::begin(["0000:02:00.0".parse().unwrap()]).end() {
             Faults::Watched(said) => assert!(said.is_empty(), "{said:?}"),
             Faults::NotWatched(why) => assert!(why.contains("/dev/kmsg"), "{why}"),

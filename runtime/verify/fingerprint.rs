@@ -237,6 +237,20 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_is_unknown_for_a_reason() {
+        let mut lines = Fingerprint::default();
+        lines.add_reading("the kernel", &Reading::Unread("Permission denied".into()));
+        lines.add_reading("the kernel command line", &Reading::Known(" \n".into()));
+        let value = lines.line("the kernel").unwrap();
+        assert!(value.starts_with("unknown") && value.contains("Permission denied"), "{value}");
+        assert_eq!(lines.line("the kernel command line"), Some("empty"));
+        // Whoever can read it later has another machine before him, as far as anybody knows.
+        let mut now = lines.clone();
+        now.add_reading("the kernel", &Reading::Known("7.3.4".into()));
+        assert_eq!(lines.changes(&now).len(), 1);
+    }
+
+    #[test]
     fn two_of_this_moment_are_equal() {
         let now = || Fingerprint::now(None, None, Some("radv Mesa 26.1.6".into()));
         assert!(now().changes(&now()).is_empty());

@@ -240,9 +240,6 @@ pub(crate) fn certify<I: Importer>(
                 test_all(&run, *engine, way, &mut findings, &mut say)?;
             }
             let faults = watch.end();
-            if let (Faults::Watched(said), None) = (&faults, &findings.failure) {
-                findings.failure = said.first().map(|message| Failure::Fault { message: message.clone() });
-            }
             tests.push(Tested {
                 direction: way,
                 engine: certificate::clean(engine.name()),
@@ -255,8 +252,8 @@ pub(crate) fn certify<I: Importer>(
                 when: date::now(),
                 copied_bytes: findings.copied_bytes,
                 figure: findings.figure,
+                failure: findings.failure.or_else(|| faults.failure()),
                 faults,
-                failure: findings.failure,
             });
         }
     }

@@ -403,6 +403,20 @@ mod tests {
         assert_eq!(files.filter(|name| name != LOCK).count(), 1);
     }
 
+    /// Whoever has the file open reads on in the one that was there; who opens it anew has all of the next.
+    #[test]
+    fn a_reader_meets_no_half_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let file = store.keep(good()).unwrap();
+        let (before, mut opened) = (fs::read_to_string(&file).unwrap(), File::open(&file).unwrap());
+        store.keep(certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]));
+        let mut seen = String::new();
+        opened.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, before, "what a reader has open was written over");
+        assert_ne!(fs::read_to_string(&file).unwrap(), before, "nothing was kept");
+    }
+
     #[test]
     fn a_certificate_counts_while_nothing_has_changed() {
         let folder = tempfile::tempdir().unwrap();

@@ -512,6 +512,36 @@ fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
     }
 }
 
+/// It would be believed of other memory the next time.
+#[test]
+fn what_is_tested_of_host_memory_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::at(folder.path()));
+    let options = || {
+        AttachOptions::new(Trust::Verified(Direction::Both))
+            .with_limits(limits())
+            .with_store(Arc::clone(&store))
+    };
+    let pair = Pair::new(GOOD);
+    pair.export.attach(Arc::clone(pair.attachment.importer()), options()).unwrap();
+    assert_eq!(store.list().unwrap().certificates.len(), 1, "a device's is kept");
+    std::fs::remove_dir_all(folder.path()).unwrap();
+
+    let memory = HostMemory::with_backing(SIZE_BYTES as u64, Backing::Memfd).unwrap();
+    let ranges = DmaRanges::whole(memory.region()).unwrap();
+    let owner = Arc::new(FakeOwner {
+        vram: memory.map(&ranges).unwrap(),
+        engine: FakeEngine::new(Wrong::Nothing),
+        has_engine: true,
+        is_flushed: AtomicBool::new(true),
+    });
+    let lender = Lender::new(memory);
+    let export = lender.export(Aperture::owned(ranges, owner)).unwrap();
+    let attachment = export.attach(Arc::clone(pair.attachment.importer()), options()).unwrap();
+    assert!(attachment.certificate().is_some(), "it was tested");
+    assert_eq!(store.list().unwrap().certificates.len(), 0);
+}
+
 #[test]
 fn an_access_does_no_more_than_was_tested() {
     let (read, write, both) = (Direction::Read, Direction::Write, Direction::Both);

@@ -351,6 +351,25 @@ mod tests {
         Arc::new(file)
     }
 
+    /// Drivers refuse host pointers that have one (amdgpu: `AMDGPU_GEM_USERPTR_ANONONLY`).
+    #[test]
+    fn host_memory_has_no_file_behind_it() {
+        let behind = |mapping: &Mapping| {
+            let (at, maps) = (mapping.as_ptr().addr(), std::fs::read_to_string("/proc/self/maps").unwrap());
+            let line = maps.lines().find(|line| {
+                let (start, rest) = line.split_once('-').unwrap();
+                let (end, _) = rest.split_once(' ').unwrap();
+                let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
+                (start..end).contains(&at)
+            });
+            // "address permissions offset device inode": an inode of 0 is no file (proc_pid_maps(5)).
+            line.unwrap().split_whitespace().nth(4).unwrap().to_owned()
+        };
+        assert_eq!(behind(&Mapping::of_host_memory(4096).unwrap()), "0");
+        assert_eq!(behind(&Mapping::of_host_memory(8 << 20).unwrap()), "0");
+        assert_ne!(behind(&Mapping::new(file(1), &[(0, 4096)]).unwrap()), "0");
+    }
+
     #[test]
     fn pieces_follow_each_other_in_the_order_given() {
         let file = file(4);

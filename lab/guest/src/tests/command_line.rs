@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -17,6 +18,7 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::new("command-line/looking-opens-no-device", looking_opens_no_device).on_any_topology(),
+    Test::new("command-line/looking-changes-nothing", looking_changes_nothing).on_any_topology(),
     Test::new("command-line/reset-with-an-importer-is-survived", reset_with_an_importer)
         .on(|facts| facts.exports_dma_bufs() && Facts::allows_peers(facts)),
 ];
@@ -25,44 +27,50 @@ fn peervram(arguments: &[&str]) -> Result<Output> {
     Command::new(format!("{}/peervram", wire::SHARE)).args(arguments).output().context("starting peervram")
 }
 
-/// `devices`, `doctor`, `route` and `holders` open no node of a device: opening one of VFIO's resets it.
-fn looking_opens_no_device(guest: &Guest) -> Verdict {
-    let watch = inotify::init(CreateFlags::NONBLOCK)?;
-    let mut nodes: Vec<PathBuf> = Vec::new();
-    for folder in ["/dev/dri", "/dev/vfio", "/dev/vfio/devices"] {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        nodes.extend(entries.map(|entry| entry.path()).filter(|path| !path.is_dir()));
+/// What is opened, or written to, below some paths.
+struct Watch {
+    descriptor: OwnedFd,
+    of: ReadFlags,
+}
+
+impl Watch {
+    fn new<'a>(
+        paths: impl IntoIterator<Item = &'a PathBuf>,
+        watch: WatchFlags,
+        of: ReadFlags,
+    ) -> Result<Watch> {
+        let descriptor = inotify::init(CreateFlags::NONBLOCK)?;
+        for path in paths {
+            inotify::add_watch(&descriptor, path, watch)
+                .with_context(|| format!("watching {}", path.display()))?;
+        }
+        Ok(Watch { descriptor, of })
     }
-    nodes.extend([PathBuf::from("/dev/iommu")].into_iter().filter(|path| path.exists()));
-    for node in &nodes {
-        inotify::add_watch(&watch, node, WatchFlags::OPEN)
-            .with_context(|| format!("watching {}", node.display()))?;
-    }
-    let is_opened = || -> Result<bool> {
+
+    /// Whether that happened since it was last asked.
+    fn has_seen_any(&self) -> Result<bool> {
         let mut buffer = [MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(&watch, &mut buffer);
+        let mut events = inotify::Reader::new(&self.descriptor, &mut buffer);
         let mut count = 0;
         loop {
             match events.next() {
-                Ok(event) => count += usize::from(event.events().contains(ReadFlags::OPEN)),
+                Ok(event) => count += usize::from(event.events().intersects(self.of)),
                 Err(Errno::AGAIN) => return Ok(count > 0),
                 Err(error) => return Err(error.into()),
             }
         }
-    };
-    // What watches, sees.
-    let node = guest.virtio_gpu_node()?;
-    ensure!(nodes.contains(&node), "{} is not among {nodes:?}", node.display());
-    drop(fs::File::open(&node)?);
-    ensure!(is_opened()?, "a node was opened, and nobody saw it");
+    }
+}
 
+/// Runs every command that only looks, and calls `check` after each.
+fn look(guest: &Guest, check: impl Fn(&str) -> Verdict) -> Verdict {
     let (lender, gpu) = (guest.lender()?, guest.virtio_gpu()?);
-    ensure!(nodes.iter().any(|node| node.starts_with("/dev/vfio")), "nothing is bound to VFIO: {nodes:?}");
+    let node = guest.virtio_gpu_node()?.display().to_string();
     for arguments in [
         &["devices", "--all"][..],
         &["route", "--all"],
         &["route", &lender, &gpu],
-        &["route", &lender, &node.display().to_string()],
+        &["route", &lender, &node],
         &["holders"],
         &["holders", &lender],
         &["bind", &lender, "--dry-run"],
@@ -70,16 +78,59 @@ fn looking_opens_no_device(guest: &Guest) -> Verdict {
     ] {
         let output = peervram(arguments)?;
         ensure!(output.status.success(), "{arguments:?}: {output:?}");
-        ensure!(!is_opened()?, "peervram {arguments:?} opens a device");
+        check(&arguments.join(" "))?;
     }
     // Vulkan's drivers open render nodes, in the process that the doctor has for them; VFIO's nodes nobody does.
     let output = Command::new(format!("{}/peervram", wire::SHARE))
         .arg("doctor")
         .env("VK_DRIVER_FILES", "/nonexistent.json")
         .output()?;
-    ensure!(!output.stdout.is_empty() && !is_opened()?, "the doctor opens a device: {output:?}");
-    ensure!(Path::new("/sys/bus/pci/devices").join(&lender).join("driver").exists());
+    ensure!(!output.stdout.is_empty(), "{output:?}");
+    check("doctor")
+}
+
+/// `devices`, `doctor`, `route` and `holders` open no node of a device: opening one of VFIO's resets it.
+fn looking_opens_no_device(guest: &Guest) -> Verdict {
+    let mut nodes: Vec<PathBuf> = Vec::new();
+    for folder in ["/dev/dri", "/dev/vfio", "/dev/vfio/devices"] {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        nodes.extend(entries.map(|entry| entry.path()).filter(|path| !path.is_dir()));
+    }
+    nodes.extend([PathBuf::from("/dev/iommu")].into_iter().filter(|path| path.exists()));
+    let watch = Watch::new(&nodes, WatchFlags::OPEN, ReadFlags::OPEN)?;
+    // What watches, sees.
+    let node = guest.virtio_gpu_node()?;
+    ensure!(nodes.contains(&node), "{} is not among {nodes:?}", node.display());
+    drop(fs::File::open(&node)?);
+    ensure!(watch.has_seen_any()?, "a node was opened, and nobody saw it");
+
+    ensure!(nodes.iter().any(|node| node.starts_with("/dev/vfio")), "nothing is bound to VFIO: {nodes:?}");
+    look(guest, |command| {
+        ensure!(!watch.has_seen_any()?, "peervram {command} opens a device");
+        Ok(())
+    })?;
+    ensure!(Path::new("/sys/bus/pci/devices").join(guest.lender()?).join("driver").exists());
     Ok(())
+}
+
+/// They open no file for writing by which a device, a driver or the bus is changed.
+fn looking_changes_nothing(guest: &Guest) -> Verdict {
+    let mut folders = vec![PathBuf::from("/sys/bus/pci"), PathBuf::from("/proc/sys/kernel")];
+    for folder in ["/sys/bus/pci/devices", "/sys/bus/pci/drivers", "/sys/module"] {
+        let entries = fs::read_dir(folder)?.flatten();
+        folders.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    let watch = Watch::new(&folders, WatchFlags::CLOSE_WRITE, ReadFlags::CLOSE_WRITE)?;
+    // What watches, sees.
+    let lender = Path::new("/sys/bus/pci/devices").join(guest.lender()?);
+    for file in [lender.join("driver_override"), PathBuf::from("/sys/bus/pci/drivers/vfio-pci/unbind")] {
+        drop(fs::File::options().write(true).open(&file)?);
+        ensure!(watch.has_seen_any()?, "{} was opened for writing, and nobody saw it", file.display());
+    }
+    look(guest, |command| {
+        ensure!(!watch.has_seen_any()?, "peervram {command} opens a file for writing that changes a device");
+        Ok(())
+    })
 }
 
 /// The reset comes back under an import, and the import is good again.

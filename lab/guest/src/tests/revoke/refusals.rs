@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::vfio::{Device, Interface, IoAddressSpace};
-use peervram::backends::{DmaRange, DmaRanges, Exporter, RawBytes};
-use peervram::{Direction, Kind, Lender, Trust, Watch};
+use peervram::backends::{
+    DmaBuf, DmaRange, DmaRanges, Exporter, Interrupts, Mapping, PciAddress, RawBytes, Region,
+};
+use peervram::{Direction, Export, Kind, Lender, Trust, Watch};
 use peervram_model::misbehaviour::Misbehaviour;
 
 use crate::crossing::{PATIENCE, VRAM, open_node, refused};
@@ -69,28 +71,91 @@ fn twins(guest: &Guest) -> Result<[Device; 2]> {
     Ok([Device::open_into(&space, first)?, Device::open_into(&space, second)?])
 }
 
+/// A device of a type of its own, as those of a family of GPUs are that know more of a device than VFIO does.
+struct OfAFamily(Device);
+
+impl AsRef<Device> for OfAFamily {
+    fn as_ref(&self) -> &Device {
+        &self.0
+    }
+}
+
+impl Exporter for OfAFamily {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn pci_address(&self) -> Option<PciAddress> {
+        self.0.pci_address()
+    }
+
+    fn regions(&self) -> &[Region] {
+        self.0.regions()
+    }
+
+    fn export(&self, ranges: &DmaRanges) -> peervram::Result<DmaBuf> {
+        self.0.export(ranges)
+    }
+
+    fn map(&self, ranges: &DmaRanges) -> peervram::Result<Arc<Mapping>> {
+        self.0.map(ranges)
+    }
+
+    fn check_reachable(&self) -> peervram::Result<()> {
+        self.0.check_reachable()
+    }
+
+    fn shadow(&self) -> peervram::Result<()> {
+        self.0.shadow()
+    }
+
+    fn unshadow(&self) -> peervram::Result<()> {
+        self.0.unshadow()
+    }
+
+    fn bury(&self) -> peervram::Result<()> {
+        self.0.bury()
+    }
+
+    fn let_go(&self) -> peervram::Result<()> {
+        self.0.let_go()
+    }
+
+    fn interrupts(&self) -> peervram::Result<Interrupts> {
+        self.0.interrupts()
+    }
+}
+
+/// Of lenders of two types.
 fn hot_reset_takes_all(guest: &Guest) -> Verdict {
     let [first, second] = twins(guest)?;
     let addresses = [first.address(), second.address()];
-    let painted =
-        [Painted::lend(first, VRAM, Arc::new(RawBytes))?, Painted::lend(second, VRAM, Arc::new(RawBytes))?];
-    let lenders = painted.each_ref().map(|painted| &painted.lender);
-    ensure!(lenders[0].reset_set()? == addresses, "the set is {:?}", lenders[0].reset_set()?);
+    let first = Painted::lend(first, VRAM, Arc::new(RawBytes))?;
+    let second = Painted::lend(OfAFamily(second), VRAM, Arc::new(RawBytes))?;
+    let set = first.lender.reset_set()?;
+    ensure!(set == addresses, "the set is {set:?}");
     let screen = Screen::new(guest)?;
     let mut screens = [screen.beside(), screen];
-    let attach =
-        |number: usize, screen: &Screen| painted[number].export.attach(screen.importer(), Trust::Unverified);
-    let attachments = [attach(0, &screens[0])?, attach(1, &screens[1])?];
+    let attach = |export: &Export, screen: &Screen| export.attach(screen.importer(), Trust::Unverified);
+    let attachments = [attach(&first.export, &screens[0])?, attach(&second.export, &screens[1])?];
 
-    // Nobody's importers are forgotten.
-    let error = refused(lenders[0].hot_reset(&[], PATIENCE), Kind::InvalidInput)?;
+    // Nobody's importers are forgotten, whichever of the two is asked.
+    let error = refused(first.lender.hot_reset(&[], PATIENCE), Kind::InvalidInput)?;
     ensure!(error.why().contains(&addresses[1].to_string()), "{error}");
-    ensure!(painted.iter().all(|painted| painted.export.generation() == 0), "something was taken back");
+    let error = refused(second.lender.hot_reset(&[], PATIENCE), Kind::InvalidInput)?;
+    ensure!(error.why().contains(&addresses[0].to_string()), "{error}");
+    ensure!((first.export.generation(), second.export.generation()) == (0, 0), "something was taken back");
 
-    lenders[0].hot_reset(&[lenders[1]], PATIENCE)?;
+    first.lender.hot_reset(&[&second.lender], PATIENCE)?;
     for (attachment, screen) in attachments.iter().zip(&mut screens) {
         let mut seen = Seen::default();
         seen.look_until(screen, attachment, |seen| seen.right >= 1 && seen.generation == 1)?;
+    }
+    second.lender.hot_reset(&[&second.lender, &first.lender], PATIENCE)?;
+    ensure!((first.export.generation(), second.export.generation()) == (2, 2), "one was left out");
+    for (attachment, screen) in attachments.iter().zip(&mut screens) {
+        let mut seen = Seen::default();
+        seen.look_until(screen, attachment, |seen| seen.right >= 1 && seen.generation == 2)?;
     }
     Ok(())
 }
