@@ -13,6 +13,10 @@ use crate::{DmaBuf, DmaRanges, Mapping, PciAddress, Region, Result};
 /// [`export`](Exporter::export) or [`map`](Exporter::map). An exporter outlives neither its
 /// dma-bufs nor its mappings: the former die with it (the kernel revokes them for good), the
 /// latter keep it open until they are [buried](Exporter::bury).
+///
+/// A lender owns its exporter, and lets nobody else take memory back. One of your own that wraps another exporter should
+/// own that, too: whoever keeps an [`Arc`] of it besides can reset the device behind the lender's back, which blocks
+/// until importers have unmapped whom nobody told. No type can forbid that.
 pub trait Exporter: Send + Sync {
     /// Which device, for messages: a PCI address, or what stands in for one.
     fn name(&self) -> String;

@@ -15,6 +15,7 @@ use crate::topology::Release;
 
 /// What is known about a driver, in one of its modes, as an importer of VFIO dma-bufs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImportSupport {
     /// The driver's name, as DRM and sysfs give it.
     pub driver: &'static str,

@@ -48,6 +48,7 @@ impl Use {
 
 /// One of the GPU's memories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Memory {
     /// The region that shows it.
     pub region_index: u32,

@@ -5,6 +5,7 @@ pub(crate) const NVIDIA: u16 = 0x10de;
 
 /// A GPU of the family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Part {
     /// Its PCI device id; the vendor is NVIDIA.
     pub device_id: u16,

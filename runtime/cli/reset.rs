@@ -10,9 +10,7 @@ use clap::Args;
 use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
-use peervram::{
-    AtDeadline, Attachment, Direction, Error, Event, Export, Kind, Lender, Result, Terms, Trust, What,
-};
+use peervram::{Attachment, Direction, Error, Event, Export, Kind, Lender, Result, Terms, Trust, What};
 use peervram_terminal::say;
 use serde::Serialize;
 
@@ -159,11 +157,11 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         }
         log.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     });
-    let terms = Terms {
-        timeout: Duration::from_millis(arguments.timeout_ms),
-        at_deadline: if arguments.go_on { AtDeadline::GoOn } else { AtDeadline::CallOff },
-        call_limit: Duration::from_millis(arguments.call_limit_ms),
-    };
+    let mut terms = Terms::within(Duration::from_millis(arguments.timeout_ms))
+        .with_call_limit(Duration::from_millis(arguments.call_limit_ms));
+    if arguments.go_on {
+        terms = terms.or_go_on();
+    }
     let result = match how {
         "hot" => lender.hot_reset(&[], terms),
         "function" => lender.function_level_reset(terms),

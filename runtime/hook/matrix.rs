@@ -21,8 +21,8 @@ use crate::revoke::keeper::Keeper;
 use crate::sync::{Thread, refused};
 use crate::verify::Limits;
 use crate::{
-    AtDeadline, AttachOptions, Attachment, Direction, Export, Lender, Outcome, Path, Result, RevokeCause,
-    Terms, Trust, Watch,
+    AttachOptions, Attachment, Direction, Export, Lender, Outcome, Path, Result, RevokeCause, Terms, Trust,
+    Watch,
 };
 
 const SIZE_BYTES: u64 = 64 << 10;
@@ -338,7 +338,7 @@ impl World {
 
     fn reset(&self) -> Result<()> {
         let fault = Arc::clone(&self.fault);
-        let terms = Terms { at_deadline: AtDeadline::GoOn, ..Terms::from(PATIENCE) };
+        let terms = Terms::within(PATIENCE).or_go_on();
         self.lender.revoke(RevokeCause::Reset, "reset a device", terms, move |_| {
             fault.pass(Hook::RevokingCall);
             Ok(())

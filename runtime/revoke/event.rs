@@ -26,6 +26,7 @@ const BRIEFLY: Duration = Duration::from_millis(10);
 
 /// Something that happened to a device's lent memory.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Event {
     /// The device that lends.
     pub device: Arc<str>,

@@ -61,6 +61,7 @@ id! {
 
 /// What happens where somebody is late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum AtDeadline {
     /// Nothing is taken back; the caller learns who is late.
     CallOff,
@@ -72,7 +73,15 @@ pub enum AtDeadline {
 }
 
 /// On which terms memory is taken back. A [`Duration`] is its timeout, and calls off.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use peervram::{AtDeadline, Terms};
+/// let insist = Terms::within(Duration::from_millis(100)).or_go_on().with_call_limit(Duration::from_secs(5));
+/// assert_eq!(insist.at_deadline, AtDeadline::GoOn);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Terms {
     /// How long those who use the memory have to finish.
     pub timeout: Duration,
@@ -86,11 +95,30 @@ pub struct Terms {
 impl Terms {
     /// Long enough for a reset: the kernel gives a device a second, and a stubborn one a minute.
     const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+    /// Those who use the memory have `timeout` to finish. Where somebody has not by then, nothing is taken back. The
+    /// kernel's call counts as stuck after ten seconds.
+    pub const fn within(timeout: Duration) -> Self {
+        Self { timeout, at_deadline: AtDeadline::CallOff, call_limit: Self::CALL_LIMIT }
+    }
+
+    /// The same, but taken back all the same ([`AtDeadline::GoOn`]).
+    #[must_use]
+    pub const fn or_go_on(self) -> Self {
+        Self { at_deadline: AtDeadline::GoOn, ..self }
+    }
+
+    /// The same with another [`call_limit`](Terms::call_limit).
+    #[must_use]
+    pub const fn with_call_limit(self, call_limit: Duration) -> Self {
+        Self { call_limit, ..self }
+    }
 }
 
+/// As [`Terms::within`].
 impl From<Duration> for Terms {
     fn from(timeout: Duration) -> Self {
-        Self { timeout, at_deadline: AtDeadline::CallOff, call_limit: Self::CALL_LIMIT }
+        Self::within(timeout)
     }
 }
 

@@ -11,9 +11,7 @@ use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner, deadline_aft
 
 use super::fakes::{Card, Reader};
 use super::machine::Terms;
-use crate::{
-    AtDeadline, Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust, What,
-};
+use crate::{Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust, What};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
@@ -23,7 +21,7 @@ fn reset(lender: &Lender<Card>, terms: impl Into<Terms>) -> Result<()> {
 }
 
 fn go_on(timeout: Duration) -> Terms {
-    Terms { at_deadline: AtDeadline::GoOn, ..Terms::from(timeout) }
+    Terms::within(timeout).or_go_on()
 }
 
 /// An attachment that somebody else is inside of, until told.
@@ -351,7 +349,7 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
         told.recv().ok();
         Ok(())
     };
-    let terms = Terms { call_limit: SHORT, ..Terms::from(PATIENCE) };
+    let terms = Terms::within(PATIENCE).with_call_limit(SHORT);
     let begun = Instant::now();
     let error = lender.revoke(RevokeCause::Reset, "reset a card", terms, hang).unwrap_err();
     assert!(begun.elapsed() < SHORT + Duration::from_secs(2));
@@ -391,7 +389,7 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
         }
     });
     // Far longer than a kernel's call may take.
-    reset(&lender, Terms { call_limit: SHORT, ..Terms::from(PATIENCE) }).unwrap();
+    reset(&lender, Terms::within(PATIENCE).with_call_limit(SHORT)).unwrap();
     assert_eq!(tried.load(Ordering::SeqCst), 1);
     assert!(!lender.device().raw().is_shadowed.load(Ordering::SeqCst));
     assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
@@ -693,7 +691,7 @@ fn a_hook_that_hangs_is_told_as_a_call_that_hangs() {
     let events = export.events().unwrap();
     let (go_on, told) = mpsc::channel();
     *diary.hangs.lock() = Some(told);
-    let terms = Terms { call_limit: SHORT, ..Terms::from(PATIENCE) };
+    let terms = Terms::within(PATIENCE).with_call_limit(SHORT);
     assert_eq!(reset(&lender, terms).unwrap_err().kind(), Kind::Stuck);
     go_on.send(()).unwrap();
     let mut heard = Vec::new();
@@ -889,7 +887,7 @@ fn a_callback_that_does_not_come_back_holds_nobody_up_beyond_the_calls_limit() {
     });
     let events = export.events().unwrap();
     let begun = Instant::now();
-    let terms = Terms { call_limit: Duration::from_millis(100), ..Terms::from(PATIENCE) };
+    let terms = Terms::within(PATIENCE).with_call_limit(Duration::from_millis(100));
     reset(&lender, terms).unwrap();
     assert!(begun.elapsed() < PATIENCE / 2);
     go_on.send(()).unwrap();
@@ -904,7 +902,7 @@ fn any_time_is_short_enough() {
     let (lender, export) = Card::lend();
     let attachment = attach(&export).unwrap();
     let events = export.events().unwrap();
-    let forever = Terms { call_limit: Duration::MAX, ..go_on(Duration::MAX) };
+    let forever = go_on(Duration::MAX).with_call_limit(Duration::MAX);
     let (flag, began) = (Flag::new(), Instant::now());
     let in_flight = attachment.enter(Direction::Both).unwrap().finish_when(flag.clone());
     thread::scope(|scope| {

@@ -25,6 +25,7 @@ use crate::{Kind, Result};
 
 /// Whether revokes that others cause can be heard of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Watch {
     /// The device tells of its errors, and the kernel when it wants it back.
     Watched,

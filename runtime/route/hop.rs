@@ -9,6 +9,7 @@ use super::{End, LinkSpeed};
 
 /// A function on the way, or a bridge above one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Hop {
     /// Its address.
     pub address: PciAddress,
@@ -31,6 +32,7 @@ pub struct Hop {
 
 /// A link, as both of its ends allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Link {
     /// As it is.
     pub now: LinkSpeed,

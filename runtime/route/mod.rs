@@ -57,6 +57,7 @@ impl fmt::Display for End {
 
 /// The way from the memory of one device to another, explained.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Route {
     /// Whose memory.
     pub provider: PciAddress,

@@ -13,7 +13,7 @@ use peervram_backends::{
 };
 
 use crate::revoke::keeper::Keeper;
-use crate::{AtDeadline, Export, Lender, Result, RevokeCause, Terms};
+use crate::{Export, Lender, Result, RevokeCause, Terms};
 
 /// What an engine was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -362,9 +362,7 @@ impl Pair {
 
 /// Goes on at a deadline that nobody keeps.
 pub fn impatient() -> Terms {
-    let mut terms = Terms::from(Duration::ZERO);
-    terms.at_deadline = AtDeadline::GoOn;
-    terms
+    Terms::within(Duration::ZERO).or_go_on()
 }
 
 /// Bytes that say where they belong and who wrote them: every word of eight has its own place and `seed` in it.

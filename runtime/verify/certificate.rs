@@ -27,6 +27,7 @@ const TRIED: &str = "trust a path";
 /// One of the two devices.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Party {
     /// Its name, as messages have it.
     pub name: String,
@@ -52,6 +53,7 @@ impl fmt::Display for Party {
 /// What a certificate is of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Subject {
     /// Whose memory.
     pub lender: Party,
@@ -116,6 +118,7 @@ impl Request {
 /// One copy, as an engine made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Figure {
     /// How much was copied.
     pub size_bytes: u64,
@@ -184,6 +187,7 @@ impl fmt::Display for Failure {
 /// One test: of one engine, in one direction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Tested {
     /// Read or write, as the importer sees it.
     pub direction: Direction,

@@ -26,6 +26,7 @@ pub struct Fingerprint(BTreeMap<String, String>);
 
 /// One way in which things are not as they were.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Void {
     what: String,
     then: Option<String>,

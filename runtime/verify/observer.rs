@@ -12,6 +12,7 @@ use crate::Result;
 /// Who wrote and read for the owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Observer {
     /// The CPU, through the same BAR as the importer. That both see the same says nothing of what the
     /// device itself has there: "window only".

@@ -20,6 +20,7 @@ use super::{Answer, KernelMessages, Route};
 /// One change, ready to paste.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Fix {
     /// Which kind; its code is stable.
     pub kind: FixKind,
@@ -41,6 +42,7 @@ pub struct Fix {
 /// Which kind of change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum FixKind {
     /// Have ports not redirect, by the kernel's command line.
     DisableAcsRedirect,
@@ -82,6 +84,7 @@ impl FixKind {
 /// What a change takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum Needs {
     /// Nothing but root.
     Root,
@@ -109,6 +112,7 @@ impl Needs {
 /// saying so, and may make more groups of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct Regrouping {
     /// Those that would be gone.
     pub now: Vec<Vec<PciAddress>>,

@@ -147,7 +147,7 @@ fn a_wait_is_told(guest: &Guest) -> Verdict {
     model.misbehave(Misbehaviour::SlowReady { ms: TRAINING.as_millis() as u64 })?;
 
     // Far less than the wait: the kernel is back, so nothing is stuck.
-    let terms = Terms { call_limit: Duration::from_millis(500), ..Terms::from(PATIENCE) };
+    let terms = Terms::within(PATIENCE).with_call_limit(Duration::from_millis(500));
     let told = thread::scope(|scope| {
         let revoker = scope.spawn(|| painted.lender.reset(terms));
         let mut told = Vec::new();

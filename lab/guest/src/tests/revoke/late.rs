@@ -71,7 +71,7 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     hold.map()?;
 
     let limit = Duration::from_millis(500);
-    let terms = Terms { call_limit: limit, ..Terms::from(PATIENCE) };
+    let terms = Terms::within(PATIENCE).with_call_limit(limit);
     let begun = Instant::now();
     let error = refused(painted.lender.reset(terms), Kind::Stuck)?;
     let named_after = begun.elapsed();
