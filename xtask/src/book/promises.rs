@@ -40,7 +40,7 @@ fn promises(text: &str) -> Result<Vec<Promise>> {
     Ok(promises)
 }
 
-/// The tests of the tree: those whose names are of one test alone, by name, and all of them as `file::name`.
+/// The tests of the tree: those whose names are of one test alone, by name, and all of them as `module::name`.
 type Tests = BTreeMap<String, Found>;
 
 /// What is behind a name.
@@ -68,7 +68,7 @@ fn check(promise: &Promise, page: &str, all: &Tests) -> Result<()> {
         match all.get(test) {
             Some(Found::Test) => {}
             Some(Found::Ignored) => bail!("{name}: the test {test} is ignored, of: {sentence}"),
-            Some(Found::Several) => bail!("{name}: several files have a test {test}: say FILE::{test}"),
+            Some(Found::Several) => bail!("{name}: several files have a test {test}: say MODULE::{test}"),
             None => bail!("{name}: there is no test {test}, of: {sentence}"),
         }
     }
@@ -90,8 +90,13 @@ fn tests(folder: &Path, into: &mut Tests) -> Result<()> {
             }
         } else if let Some(file) = name.strip_suffix(".rs") {
             let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            // As modules are named: a folder's own files have the folder's name.
+            let module = match file {
+                "mod" | "tests" | "lib" | "main" => folder.file_name().unwrap_or_default().to_string_lossy(),
+                file => file.into(),
+            };
             for (test, found) in functions(&text) {
-                into.insert(format!("{file}::{test}"), found);
+                into.insert(format!("{module}::{test}"), found);
                 into.entry(test).and_modify(|known| *known = Found::Several).or_insert(found);
             }
             if path.to_string_lossy().contains("lab/guest/src/tests/") {
@@ -208,7 +213,7 @@ fn what_is_gone_from_page_or_tests_is_named() {
     };
     assert_eq!((first.as_str(), second.as_str()), ("", ""));
     assert!(gone.contains("no test gone") && reworded.contains("does not say any more"), "{says:?}");
-    assert!(ignored.contains("is ignored") && several.contains("say FILE::of_two_files"), "{says:?}");
+    assert!(ignored.contains("is ignored") && several.contains("say MODULE::of_two_files"), "{says:?}");
     assert!(
         without_reason.contains("why can no test look") && nothing.contains("no test is named"),
         "{says:?}"
