@@ -53,6 +53,8 @@ struct DeviceReport {
     address: String,
     driver: Option<String>,
     held_by: Vec<HolderReport>,
+    /// Who has its IOMMU group open: no driver of the kernel gets it meanwhile.
+    group_held_by: Vec<HolderReport>,
     dma_bufs: Vec<BufferReport>,
     /// Nothing where the attached devices are not known, or not those of every dma-buf.
     reset_waits_for: Option<Vec<ImporterReport>>,
@@ -91,6 +93,7 @@ struct HolderReport {
     pid: u32,
     comm: String,
     descriptors: Vec<u32>,
+    possible_descriptors: Vec<u32>,
     mappings: usize,
     possible_mappings: usize,
 }
@@ -140,6 +143,7 @@ fn device_report(census: &Census, device: &Device) -> DeviceReport {
         address: device.address.to_string(),
         driver: device.address.driver(),
         held_by: device.holders.iter().map(HolderReport::from).collect(),
+        group_held_by: device.group_holders.iter().map(HolderReport::from).collect(),
         dma_bufs: buffers.iter().map(|buffer| BufferReport::from(*buffer)).collect(),
         reset_waits_for: importers(census, &buffers),
     }
@@ -194,6 +198,7 @@ impl From<&Holder> for HolderReport {
             pid: holder.process.pid,
             comm: holder.process.comm.clone(),
             descriptors: holder.descriptors.clone(),
+            possible_descriptors: holder.possible_descriptors.clone(),
             mappings: holder.mappings,
             possible_mappings: holder.possible_mappings,
         }
@@ -241,6 +246,9 @@ fn print_device(device: &DeviceReport, output: &mut impl Write, width: usize) ->
             holders.iter().try_for_each(|holder| writeln!(output, "  held by    {}", words(holder)))?
         }
     }
+    for holder in &device.group_held_by {
+        writeln!(output, "  its group  is open in {}", words(holder))?;
+    }
     if device.dma_bufs.is_empty() {
         writeln!(output, "  dma-bufs   none seen")?;
     } else {
@@ -284,8 +292,10 @@ fn print_device(device: &DeviceReport, output: &mut impl Write, width: usize) ->
 /// "412 lender (fd 5, 6; 2 mappings)".
 fn words(holder: &HolderReport) -> String {
     let mut how = Vec::new();
-    if !holder.descriptors.is_empty() {
-        how.push(format!("fd {}", list(holder.descriptors.iter().map(ToString::to_string))));
+    for (numbers, what) in [(&holder.descriptors, "fd"), (&holder.possible_descriptors, "perhaps fd")] {
+        if !numbers.is_empty() {
+            how.push(format!("{what} {}", list(numbers.iter().map(ToString::to_string))));
+        }
     }
     for (count, what) in [(holder.mappings, "mapping"), (holder.possible_mappings, "possible mapping")] {
         match count {
@@ -319,7 +329,8 @@ mod tests {
 
     fn holder(pid: u32, comm: &str, descriptors: &[u32], mappings: usize) -> Holder {
         let process = Process { pid, comm: comm.into() };
-        Holder { process, descriptors: descriptors.to_vec(), mappings, possible_mappings: 0 }
+        let descriptors = descriptors.to_vec();
+        Holder { process, descriptors, possible_descriptors: Vec::new(), mappings, possible_mappings: 0 }
     }
 
     fn census(attached: Option<Vec<Attached>>) -> Census {
@@ -341,7 +352,11 @@ mod tests {
                 buffer(8, Exporter::OneOf(vec![lender])),
                 buffer(9, Exporter::NotVfio),
             ],
-            devices: vec![Device { address: lender, holders: vec![holder(12, "len\nder", &[5], 2)] }],
+            devices: vec![Device {
+                address: lender,
+                holders: vec![holder(12, "len\nder", &[5], 2)],
+                group_holders: vec![holder(13, "vmm", &[4], 0)],
+            }],
             nodes: vec![Node {
                 path: "/dev/dri/renderD128".into(),
                 attaches_as: Attached::Pci(address("0000:02:00.0")),
@@ -365,6 +380,7 @@ mod tests {
         let text = text(&census(Some(vec![importer.clone(), importer])));
         for expected in [
             "held by    12 len\\nder (fd 5; 2 mappings)",
+            "its group  is open in 13 vmm (fd 4)",
             "7        16 MiB  3           0000:02:00.0, 0000:02:00.0  12 len\\nder (fd 6, 7)",
             "8 ?",
             "a reset waits for  0000:02:00.0 to unmap 7, 8\n",

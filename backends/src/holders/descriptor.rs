@@ -13,6 +13,8 @@ pub(super) enum File {
     VfioOfGroup,
     /// A VFIO device's own character device: `vfio0`.
     VfioCdev(String),
+    /// An IOMMU group, by its number: `/dev/vfio/26`, or `/dev/vfio/noiommu-26` where no IOMMU is behind it.
+    VfioGroup(u32),
     /// A DRM node: `card0`, `renderD128`.
     DrmNode(String),
     /// An iommufd, which imports dma-bufs for the DMA of VFIO devices.
@@ -31,6 +33,9 @@ impl File {
             Some(Self::VfioOfGroup)
         } else if let Some(name) = below("/dev/vfio/devices/") {
             Some(Self::VfioCdev(name.to_owned()))
+        } else if let Some(name) = below("/dev/vfio/") {
+            // The container, `/dev/vfio/vfio`, is no group.
+            name.strip_prefix("noiommu-").unwrap_or(name).parse().ok().map(Self::VfioGroup)
         } else if let Some(name) = below("/dev/dri/") {
             Some(Self::DrmNode(name.to_owned()))
         } else if link == "/dev/iommu" {
@@ -122,6 +127,8 @@ mod tests {
             ("/dev/dri/renderD128", Some(File::DrmNode("renderD128".into()))),
             ("/dev/iommu", Some(File::Iommufd)),
             ("/dev/dri/by-path/pci-0000:01:00.0-card", None),
+            ("/dev/vfio/26", Some(File::VfioGroup(26))),
+            ("/dev/vfio/noiommu-3", Some(File::VfioGroup(3))),
             ("/dev/vfio/vfio", None),
             ("/home/dmabuf:", None),
             ("pipe:[12]", None),

@@ -51,14 +51,19 @@ pub(super) enum Held {
     /// A mapping of a dma-buf says no more than its number.
     BufferInode(u64),
     Device(PciAddress),
-    /// A mapping of a device that was opened through its group.
+    /// A descriptor or mapping of a device that was opened through its group.
     SomeDevice,
+    /// An IOMMU group with these functions.
+    Group(Vec<PciAddress>),
     DrmNode(String),
     Iommufd,
 }
 
 /// The kernel does not say what a descriptor is of.
-struct Unidentified;
+struct Unidentified {
+    /// As much as it says.
+    may_be: Option<Held>,
+}
 
 impl Machine {
     pub(super) fn at(root: &Path) -> Self {
@@ -190,11 +195,14 @@ impl Machine {
             };
             match self.identify(file, &fdinfo) {
                 Ok(held) => files.descriptors.extend(held.map(|held| (number, held))),
-                Err(Unidentified) => unread.push(Unread {
-                    what: format!("what descriptor {number} of {} is of", files.process),
-                    why: format!("the kernel says no more than {}", link.display()),
-                    next: "boot Linux 6.19 or later".into(),
-                }),
+                Err(Unidentified { may_be }) => {
+                    files.descriptors.extend(may_be.map(|held| (number, held)));
+                    unread.push(Unread {
+                        what: format!("what descriptor {number} of {} is of", files.process),
+                        why: format!("the kernel says no more than {}", link.display()),
+                        next: "boot Linux 6.19 or later".into(),
+                    });
+                }
             }
         }
         if with_mappings {
@@ -205,7 +213,7 @@ impl Machine {
                     File::VfioCdev(name) => {
                         Some(self.cdev_function(&name).map_or(Held::SomeDevice, Held::Device))
                     }
-                    File::DrmNode(_) | File::Iommufd => None,
+                    File::DrmNode(_) | File::Iommufd | File::VfioGroup(_) => None,
                 });
             }
         }
@@ -216,16 +224,30 @@ impl Machine {
     fn identify(&self, file: File, fdinfo: &str) -> Result<Option<Held>, Unidentified> {
         match file {
             File::DmaBuf => {
-                DmaBufInfo::parse(fdinfo).map(|info| Some(Held::Buffer(info))).ok_or(Unidentified)
+                let info = DmaBufInfo::parse(fdinfo).ok_or(Unidentified { may_be: None })?;
+                Ok(Some(Held::Buffer(info)))
             }
             File::VfioOfGroup | File::VfioCdev(_) if names_vfio_device(fdinfo) => {
                 Ok(vfio_function(fdinfo).map(Held::Device))
             }
-            File::VfioOfGroup => Err(Unidentified),
-            File::VfioCdev(name) => Ok(Some(Held::Device(self.cdev_function(&name).ok_or(Unidentified)?))),
+            File::VfioOfGroup => Err(Unidentified { may_be: Some(Held::SomeDevice) }),
+            File::VfioCdev(name) => match self.cdev_function(&name) {
+                Some(address) => Ok(Some(Held::Device(address))),
+                None => Err(Unidentified { may_be: Some(Held::SomeDevice) }),
+            },
+            File::VfioGroup(number) => Ok(Some(Held::Group(self.functions_of_group(number)))),
             File::DrmNode(name) => Ok(Some(Held::DrmNode(name))),
             File::Iommufd => Ok(Some(Held::Iommufd)),
         }
+    }
+
+    /// The PCI functions of an IOMMU group, in order of address.
+    fn functions_of_group(&self, number: u32) -> Vec<PciAddress> {
+        let folder = self.root.join(format!("sys/kernel/iommu_groups/{number}/devices"));
+        let mut functions: Vec<PciAddress> =
+            names(&folder).unwrap_or_default().iter().filter_map(|name| function_named(name)).collect();
+        functions.sort_unstable();
+        functions
     }
 
     /// The PCI function whose character device has that name.

@@ -4,6 +4,7 @@
 //! nobody whom it waits for. A [`Census`] names them, out of `/proc` and debugfs:
 //! - a dma-buf, the devices attached to it, and the processes with a descriptor or mapping of it;
 //! - a VFIO device, and the processes that have it open or mapped: either keeps it open;
+//! - the processes that have a device's IOMMU group open: no driver of the kernel gets the device meanwhile;
 //! - the processes that have the node of an attached device open. An import is a handle of that
 //!   node (a GEM handle), which holds the buffer without a descriptor: one of them has it.
 //!
@@ -133,6 +134,10 @@ pub struct Device {
     pub address: PciAddress,
     /// The processes that have it open or mapped.
     pub holders: Vec<Holder>,
+    /// The processes that have its IOMMU group open (`/dev/vfio/26`). Such a process owns the DMA of the whole
+    /// group: drivers of the kernel are refused its devices with EBUSY (`iommu_device_use_default_domain` in
+    /// drivers/iommu/iommu.c).
+    pub group_holders: Vec<Holder>,
 }
 
 /// A node through which processes import: `/dev/dri/renderD128`, `/dev/iommu`.
@@ -153,11 +158,21 @@ pub struct Holder {
     pub process: Process,
     /// The numbers of its descriptors.
     pub descriptors: Vec<u32>,
+    /// The numbers of those that may be of this device or of another: of a device that was opened through its
+    /// group, Linux 6.12 does not say.
+    pub possible_descriptors: Vec<u32>,
     /// How many mappings it has.
     pub mappings: usize,
-    /// How many more it has that may be of this device or of another: of a device that was opened through
+    /// How many more mappings may be of this device or of another: of a device that was opened through
     /// its group, the kernel does not say.
     pub possible_mappings: usize,
+}
+
+impl Holder {
+    /// Whether the kernel says that it is this device's or buffer's, and not perhaps another's.
+    pub fn is_certain(&self) -> bool {
+        !self.descriptors.is_empty() || self.mappings > 0
+    }
 }
 
 /// A process.
@@ -280,8 +295,10 @@ impl Census {
         }
         let mut devices: BTreeMap<PciAddress, Vec<Holder>> =
             functions.iter().map(|&address| (address, Vec::new())).collect();
+        let mut group_holders: BTreeMap<PciAddress, Vec<Holder>> = BTreeMap::new();
         let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
         for Files { process, descriptors, mappings } in &processes {
+            let candidates = candidates(descriptors, &functions);
             for (number, held) in descriptors {
                 let holders = match held {
                     Held::Buffer(info) => {
@@ -304,11 +321,27 @@ impl Census {
                         None => continue,
                     },
                     Held::Iommufd => node(&mut nodes, "/dev/iommu".into(), Attached::iommufd()),
-                    Held::BufferInode(_) | Held::SomeDevice => continue,
+                    Held::Group(functions) => {
+                        for address in functions {
+                            let holders = group_holders.entry(*address).or_default();
+                            holder(holders, process).descriptors.push(*number);
+                        }
+                        continue;
+                    }
+                    Held::SomeDevice => {
+                        for address in &candidates {
+                            let holder = holder(devices.entry(*address).or_default(), process);
+                            match candidates.len() {
+                                1 => holder.descriptors.push(*number),
+                                _ => holder.possible_descriptors.push(*number),
+                            }
+                        }
+                        continue;
+                    }
+                    Held::BufferInode(_) => continue,
                 };
                 holder(holders, process).descriptors.push(*number);
             }
-            let open: Vec<PciAddress> = open_devices(descriptors);
             for held in mappings {
                 match held {
                     Held::BufferInode(inode) => {
@@ -320,8 +353,7 @@ impl Census {
                         holder(devices.entry(*address).or_default(), process).mappings += 1;
                     }
                     Held::SomeDevice => {
-                        let candidates = if open.is_empty() { &functions } else { &open };
-                        for address in candidates {
+                        for address in &candidates {
                             let holder = holder(devices.entry(*address).or_default(), process);
                             match candidates.len() {
                                 1 => holder.mappings += 1,
@@ -348,12 +380,35 @@ impl Census {
         }
         Self {
             buffers: buffers.into_values().collect(),
-            devices: devices.into_iter().map(|(address, holders)| Device { address, holders }).collect(),
+            devices: (devices.into_iter())
+                .map(|(address, holders)| {
+                    let group_holders = group_holders.remove(&address).unwrap_or_default();
+                    Device { address, holders, group_holders }
+                })
+                .collect(),
             nodes: nodes.into_values().collect(),
             has_bufinfo: rows.is_some(),
             unread,
         }
     }
+}
+
+/// The devices of which a descriptor or mapping of a process may be where the kernel does not say: those that the
+/// process has open, else those of the groups that it has open, else any.
+fn candidates(descriptors: &[(u32, Held)], functions: &[PciAddress]) -> Vec<PciAddress> {
+    let open = open_devices(descriptors);
+    if !open.is_empty() {
+        return open;
+    }
+    let groups = descriptors.iter().flat_map(|(_, held)| match held {
+        Held::Group(functions) => &functions[..],
+        _ => &[],
+    });
+    let mut of_groups: Vec<PciAddress> =
+        groups.filter(|address| functions.contains(address)).copied().collect();
+    of_groups.sort_unstable();
+    of_groups.dedup();
+    if of_groups.is_empty() { functions.to_vec() } else { of_groups }
 }
 
 /// The devices that a process has open, each once.
@@ -381,6 +436,7 @@ fn holder<'holders>(holders: &'holders mut Vec<Holder>, process: &Process) -> &'
         holders.push(Holder {
             process: process.clone(),
             descriptors: Vec::new(),
+            possible_descriptors: Vec::new(),
             mappings: 0,
             possible_mappings: 0,
         });

@@ -176,6 +176,42 @@ fn a_mapping_keeps_a_device_open_without_a_descriptor() {
 }
 
 #[test]
+fn whoever_has_a_group_open_keeps_its_devices_from_drivers() {
+    let copy = Copy::new();
+    for function in [LENDER, "0000:01:00.1"] {
+        copy.link(&format!("sys/kernel/iommu_groups/26/devices/{function}"), "../elsewhere");
+    }
+    copy.process(10, "between open and device", "");
+    copy.descriptor(10, 4, "/dev/vfio/26", "");
+    copy.descriptor(10, 5, "/dev/vfio/vfio", "");
+    let census = copy.census();
+    let (lender, other) =
+        (census.device(address(LENDER)).unwrap(), census.device(address(OTHER_LENDER)).unwrap());
+    assert_eq!((pids(&lender.holders), pids(&lender.group_holders)), (vec![], vec![10]));
+    assert_eq!(lender.group_holders[0].descriptors, [4]);
+    assert_eq!((pids(&other.holders), pids(&other.group_holders)), (vec![], vec![]));
+}
+
+#[test]
+fn a_device_that_the_kernel_does_not_name_is_one_of_the_processs_groups_or_any() {
+    let copy = Copy::new();
+    copy.link(&format!("sys/kernel/iommu_groups/26/devices/{LENDER}"), "../elsewhere");
+    copy.process(10, "old kernel", "7f00-7f10 rw-s 0 00:0f 9    anon_inode:[vfio-device]\n");
+    copy.descriptor(10, 4, "/dev/vfio/26", "");
+    copy.descriptor(10, 5, "anon_inode:[vfio-device]", "");
+    copy.process(11, "has closed its group", "");
+    copy.descriptor(11, 6, "anon_inode:[vfio-device]", "");
+    let census = copy.census();
+    let (lender, other) =
+        (census.device(address(LENDER)).unwrap(), census.device(address(OTHER_LENDER)).unwrap());
+    let [of_group, of_any] = &lender.holders[..] else { panic!("{lender:?}") };
+    assert_eq!((&of_group.descriptors[..], of_group.mappings, of_group.is_certain()), (&[5][..], 1, true));
+    assert_eq!((&of_any.possible_descriptors[..], of_any.is_certain()), (&[6][..], false));
+    assert_eq!(pids(&other.holders), [11]);
+    assert_eq!(census.unread.len(), 2, "{:#?}", census.unread);
+}
+
+#[test]
 fn what_cannot_be_read_is_said() {
     let copy = Copy::new();
     fs::remove_file(copy.0.path().join("sys/kernel/debug/dma_buf/bufinfo")).unwrap();

@@ -19,7 +19,7 @@ use crate::cli::devices::nothing_to_lend;
 use crate::cli::in_use::{InUse, Use, words};
 
 const TRIED: &str = "bind a device to VFIO";
-const TRIED_UNDO: &str = "give a device back to its driver";
+pub const TRIED_UNDO: &str = "give a device back to its driver";
 const DEVICES: &str = "sys/bus/pci/devices";
 const DRIVERS: &str = "sys/bus/pci/drivers";
 /// What was before, one file for each device. It goes with the boot, as bindings do.

@@ -11,11 +11,11 @@ use std::process::{Command, ExitCode};
 
 use clap::Args;
 use peervram::backends::PciAddress;
-use peervram::backends::holders::Census;
+use peervram::backends::holders::{Census, Holder};
 use peervram::{Error, Kind, Result};
 use serde::Serialize;
 
-use self::binding::{Before, Binding, Consent, Kernel, Write};
+use self::binding::{Before, Binding, Consent, Kernel, TRIED_UNDO, Write};
 use super::ending::print_json;
 use super::in_use::InUse;
 
@@ -122,21 +122,14 @@ pub fn bind(arguments: &BindArguments, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 pub fn unbind(arguments: &UnbindArguments, json: bool) -> anyhow::Result<ExitCode> {
-    const TRIED: &str = "give a device back to its driver";
     let root = Path::new("/");
     if !arguments.dry_run {
-        check_root(TRIED, "unbind", arguments.device)?;
+        check_root(TRIED_UNDO, "unbind", arguments.device)?;
     }
     let binding = Binding::recorded(root, arguments.device)?;
     let census = Census::take();
     for before in &binding.before {
-        let holders = census.device(before.function).map_or(&[][..], |device| &device.holders[..]);
-        if !holders.is_empty() {
-            let names: Vec<String> = holders.iter().map(|holder| holder.process.to_string()).collect();
-            let why = format!("{} has it open, and the kernel would wait for that", names.join(", "));
-            let next = "end what has it open, then try again";
-            return Err(Error::new(Kind::Busy, TRIED, why).on(before.function).next(next).into());
-        }
+        check_unheld(&census, before.function)?;
     }
     if !arguments.dry_run {
         binding.undo(root, &mut Sysfs(root))?;
@@ -159,6 +152,27 @@ pub fn unbind(arguments: &UnbindArguments, json: bool) -> anyhow::Result<ExitCod
         unread: Vec::new(),
     };
     finish(&report, json, "is as it was")
+}
+
+/// Refuses what a process has open: of an open device the kernel would wait for the process, and of an open group
+/// it would refuse the driver, with the device bound to none.
+fn check_unheld(census: &Census, function: PciAddress) -> Result<()> {
+    let Some(device) = census.device(function) else { return Ok(()) };
+    let (holders, why) = match &device.holders[..] {
+        [] => (
+            &device.group_holders[..],
+            "has its IOMMU group open, and the kernel gives no driver a device of it",
+        ),
+        holders if !holders.iter().any(Holder::is_certain) => (holders, "has it open, or another device"),
+        holders => (holders, "has it open, and the kernel would wait for that"),
+    };
+    if holders.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = holders.iter().map(|holder| holder.process.to_string()).collect();
+    let next = "end what has it open, then try again; peervram holders says more";
+    let why = format!("{} {why}", names.join(", "));
+    Err(Error::new(Kind::Busy, TRIED_UNDO, why).on(function).next(next))
 }
 
 fn check_root(tried: &'static str, command: &str, device: PciAddress) -> Result<()> {
