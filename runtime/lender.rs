@@ -227,8 +227,9 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// # Errors
     /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
     /// where the kernel does not come back: it goes on. [`Kind::Unsupported`] where the device has no reset
-    /// of its own: nothing was taken back. Otherwise what the device says; everything was taken back all
-    /// the same.
+    /// of its own: nothing was taken back. [`Kind::Revoked`] where the device was reset and reported an error
+    /// meanwhile: its memory is away until another reset. Otherwise what the device says; everything was taken
+    /// back all the same.
     pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
         const TRIED: &str = "reset a device";
         self.vfio().check_can_reset()?;

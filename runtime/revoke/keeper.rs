@@ -225,7 +225,8 @@ impl Keeper {
     /// # Errors
     /// [`Kind::TimedOut`] or [`Kind::StillInUse`] where somebody was late, [`Kind::Busy`],
     /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: it goes on.
-    /// Else what the call said; everything was taken back all the same.
+    /// Else what the call said; everything was taken back all the same. [`Kind::Revoked`] where the call worked, and
+    /// the device told of an error meanwhile.
     pub fn change(self: &Arc<Self>, call: Call, terms: Terms) -> Result<()> {
         let (what, tried, entries) = (call.what, call.tried, call.entries.clone());
         if let Change::Take(_) = what
@@ -391,8 +392,8 @@ impl Keeper {
 
     /// The part of a change that runs on a thread of its own.
     fn carry_out(&self, change: ChangeId, call: Call, limit: Duration) {
-        let entries = call.entries.clone();
-        let (result, after) = call.make();
+        let (tried, entries) = (call.tried, call.entries.clone());
+        let (mut result, after) = call.make();
         let mut kept = self.state.lock();
         let actions = kept.machine.handle(Input::Returned { change, after }, self.now());
         for entry in &entries {
@@ -406,6 +407,7 @@ impl Keeper {
                 None => What::Gone,
                 Some(State::Away(cause)) => What::Revoked { cause },
                 Some(_) if kept.machine.has_failed(entry.id) => {
+                    result = result.and_then(|()| Err(failed_meanwhile(tried, &entry.name)));
                     What::Revoked { cause: RevokeCause::DeviceError }
                 }
                 Some(_) => What::Restored,
@@ -613,6 +615,15 @@ fn explain(why: Refusal, tried: &'static str) -> Error {
         Refusal::NotAway(_) => Error::new(Kind::InvalidInput, tried, "its memory is not away"),
         Refusal::Closed => Error::new(Kind::Gone, tried, "the lender closed it"),
     }
+}
+
+/// The answer of a call that worked, on a device that told of an error since the call was asked for: whether the call
+/// came before the error or after it, nobody knows.
+fn failed_meanwhile(tried: &'static str, device: &str) -> Error {
+    let why = "it was done, but the device reported an error meanwhile: its memory is away";
+    Error::new(Kind::Revoked, tried, why)
+        .on(device)
+        .next("reset the device, once more where this was a reset")
 }
 
 /// Has callbacks called. Says in words which of them took longer than `patience`; everyone is told so next.

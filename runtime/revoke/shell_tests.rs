@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner, deadline_after};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::fakes::{Card, Reader};
 use super::machine::Terms;
@@ -772,6 +773,12 @@ fn fail(errors: &OwnedFd) {
     rustix::io::write(errors, &1_u64.to_ne_bytes()).unwrap();
 }
 
+/// Whether there is something to read.
+fn is_readable(fd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).unwrap() == 1
+}
+
 /// Waits until an attachment is refused because its device failed.
 fn wait_until_refused(attachment: &Attachment<Reader>) {
     let deadline = deadline_after(PATIENCE);
@@ -800,14 +807,16 @@ fn an_error_that_comes_in_the_middle_of_a_reset_is_not_lost() {
     let (lender, export, errors) = Card::lend_watched();
     let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
     let events = export.events().unwrap();
-    lender
-        .revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
-            fail(&errors);
-            // Long enough for the watcher to hear of it, and to be told that somebody else takes the memory back.
-            thread::sleep(Duration::from_millis(100));
-            Ok(())
-        })
-        .unwrap();
+    let reset_in_vain = lender.revoke(RevokeCause::Reset, "reset a card", PATIENCE, move |_| {
+        fail(&errors);
+        // Until the watcher has taken the error from the descriptor, and for as long as it takes to say so.
+        while is_readable(&errors) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(Duration::from_millis(100));
+        Ok(())
+    });
+    assert_eq!(reset_in_vain.unwrap_err().kind(), Kind::Revoked);
     assert_eq!(attachment.enter(Direction::Read).unwrap_err().cause, Some(RevokeCause::DeviceError));
     assert_eq!(attach(&export).unwrap_err().kind(), Kind::Revoked);
     wait_until_taken(&events);

@@ -44,7 +44,7 @@ pub trait Witness {
 }
 
 /// What a witness has seen.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Seen {
     /// Looks that found the right bytes, in any generation.
     pub right: u64,
@@ -58,6 +58,8 @@ pub struct Seen {
     pub unannounced: bool,
     /// Looks that found wrong bytes then.
     pub wrong: u64,
+    /// Why it was last not let in.
+    pub refused: String,
 }
 
 impl Seen {
@@ -66,11 +68,14 @@ impl Seen {
         let access = match attachment.enter(Direction::Read) {
             Ok(access) => access,
             Err(revoked) => {
-                self.gone = Error::from(revoked).kind() == Kind::Gone;
+                let error = Error::from(revoked);
+                self.gone = error.kind() == Kind::Gone;
                 // What an application does: take the next import, if it is there.
-                if self.gone || attachment.current().is_err() {
+                let current = attachment.current();
+                if self.gone || current.is_err() {
                     thread::sleep(Duration::from_millis(1));
                 }
+                self.refused = current.err().unwrap_or(error).to_string();
                 return Ok(());
             }
         };

@@ -122,9 +122,10 @@ fn recover<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
     while painted.export.generation() == 0 {
         thread::sleep(Duration::from_millis(1));
     }
-    // The kernel has the device locked while it recovers by itself.
+    // The kernel has the device locked while it recovers by itself, and tells of the error once more where it gives
+    // up: `pcie_do_recovery` in drivers/pci/pcie/err.c. An error in the middle of a reset takes another reset.
     while let Err(error) = painted.lender.reset(PATIENCE) {
-        if error.kind() != Kind::Busy {
+        if !matches!(error.kind(), Kind::Busy | Kind::Revoked) {
             return Err(error);
         }
         thread::sleep(Duration::from_millis(10));
