@@ -7,9 +7,10 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::syscall;
 
-const MAP_SHARED_AND_FIXED: c_int = 0x01 | 0x10;
+const MAP_SHARED: c_int = 0x01;
 const MAP_FIXED: c_int = 0x10;
 const MAP_PRIVATE_AND_ANONYMOUS: c_int = 0x02 | 0x20;
+const MAP_FIXED_NOREPLACE: c_int = 0x10_0000;
 
 const EINVAL: isize = -22;
 const ENFILE: isize = -23;
@@ -158,7 +159,7 @@ pub unsafe fn map(
     let reserve = MAP_PRIVATE_AND_ANONYMOUS | (flags & MAP_FIXED);
     // SAFETY: reserves what the caller asked for.
     let base = unsafe { syscall::mmap(address, length, 0, reserve, -1, 0) };
-    if (-4095..0).contains(&base) {
+    if syscall::is_error(base) {
         return Some(base);
     }
     let mut done = 0;
@@ -167,18 +168,56 @@ pub unsafe fn map(
         if size == 0 {
             break;
         }
-        let place = (base as usize + done) as *mut c_void;
+        let at = (base as usize + done) as *mut c_void;
         // SAFETY: inside the reservation made above.
-        let result =
-            unsafe { syscall::mmap(place, size, protection, MAP_SHARED_AND_FIXED, extent.fd, extent.offset) };
-        if result < 0 {
-            // SAFETY: the reservation is ours and known to nobody yet.
-            unsafe { syscall::munmap(base, length) };
-            return Some(result);
+        if let Err(refused) = unsafe { place(extent, at, size, protection) } {
+            // Addresses that the caller chose are the caller's still, and stay reserved.
+            if refused.is_held && flags & MAP_FIXED == 0 {
+                // SAFETY: the reservation is ours, with all that lies in it, and known to nobody yet.
+                unsafe { syscall::munmap(base, length) };
+            }
+            return Some(refused.errno);
         }
         done += size;
     }
     Some(base)
+}
+
+/// Why an extent was not placed.
+#[derive(Debug)]
+struct Refused {
+    /// Negative.
+    errno: isize,
+    /// Whether its place is still reserved. If not, another thread's memory may lie there.
+    is_held: bool,
+}
+
+/// Maps the beginning of an extent at `at`. The kernel takes away what is at a fixed address before it asks the file
+/// (`__mmap_region` in `mm/vma.c`), and another thread's memory could come to lie in the hole that a refusal leaves: so
+/// the file is asked elsewhere, and its mapping moved.
+///
+/// # Safety
+/// `size` bytes from `at` on are reserved, and nobody uses them yet.
+unsafe fn place(extent: &Extent, at: *mut c_void, size: usize, protection: c_int) -> Result<(), Refused> {
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let elsewhere = unsafe {
+        syscall::mmap(core::ptr::null_mut(), size, protection, MAP_SHARED, extent.fd, extent.offset)
+    };
+    if syscall::is_error(elsewhere) {
+        return Err(Refused { errno: elsewhere, is_held: true });
+    }
+    // SAFETY: a whole mapping that nobody else knows of; the caller's promise for where it goes.
+    let errno = unsafe { syscall::move_mapping(elsewhere, size, at) };
+    if !syscall::is_error(errno) {
+        return Ok(());
+    }
+    // SAFETY: made above.
+    unsafe { syscall::munmap(elsewhere, size) };
+    // What a failed move has unmapped already is reserved again, if nobody was faster.
+    let flags = MAP_PRIVATE_AND_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing is replaced.
+    let held = unsafe { syscall::mmap(at, size, 0, flags, -1, 0) };
+    Err(Refused { errno, is_held: !syscall::is_error(held) })
 }
 
 #[cfg(test)]
@@ -188,19 +227,77 @@ mod tests {
     use std::io::Write;
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-    fn pages(bytes: &[u8]) -> File {
+    /// What is in page `page` of a file: each word has its own place and the file's `name` in it.
+    fn page(name: u8, page: u64) -> Vec<u8> {
+        (0..512).flat_map(|word| (((page * 512 + word) << 8) | u64::from(name)).to_le_bytes()).collect()
+    }
+
+    fn pages(name: u8, count: u64) -> File {
         // SAFETY: a new descriptor that nobody else owns.
         let mut file = unsafe { File::from_raw_fd(syscall::memfd() as c_int) };
-        for byte in bytes {
-            file.write_all(&[*byte; 4096]).unwrap();
-        }
+        (0..count).for_each(|number| file.write_all(&page(name, number)).unwrap());
         file
+    }
+
+    /// Whether something lies at a page.
+    fn is_mapped(at: *mut c_void) -> bool {
+        let flags = MAP_PRIVATE_AND_ANONYMOUS | MAP_FIXED_NOREPLACE;
+        // SAFETY: nothing is replaced.
+        let taken = unsafe { syscall::mmap(at, 4096, 0, flags, -1, 0) };
+        if !syscall::is_error(taken) {
+            // SAFETY: mapped just now.
+            unsafe { syscall::munmap(taken, 4096) };
+        }
+        taken == EEXIST
+    }
+
+    const EEXIST: isize = -17;
+    const ENODEV: isize = -19;
+
+    fn reserve(length: usize) -> *mut c_void {
+        // SAFETY: a new mapping.
+        let base =
+            unsafe { syscall::mmap(core::ptr::null_mut(), length, 0, MAP_PRIVATE_AND_ANONYMOUS, -1, 0) };
+        assert!(!syscall::is_error(base));
+        base as *mut c_void
+    }
+
+    /// A socket's driver refuses to be mapped, after the kernel has emptied a fixed address.
+    #[test]
+    fn an_extent_that_cannot_be_mapped_leaves_no_hole() {
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let extent = Extent { fd: syscall::duplicate(socket.as_raw_fd()) as c_int, offset: 0, size: 4096 };
+        let at = reserve(4096);
+        // SAFETY: reserved above.
+        let refused = unsafe { place(&extent, at, 4096, 1) }.unwrap_err();
+        assert_eq!(refused.errno, ENODEV);
+        assert!(refused.is_held && is_mapped(at));
+        // SAFETY: reserved above.
+        unsafe { syscall::munmap(at as isize, 4096) };
+
+        // A buffer of a page and that: the caller's addresses stay reserved.
+        let first = pages(b'f', 1);
+        let item = |fd: c_int| CreateItem { memfd: fd.cast_unsigned(), padding: 0, offset: 0, size: 4096 };
+        let items = [item(first.as_raw_fd()), item(socket.as_raw_fd())];
+        let list = List { head: CreateList { flags: 0, count: 2 }, items };
+        // SAFETY: a list of two items.
+        let fd = unsafe { create((&raw const list).cast()) };
+        // SAFETY: a new descriptor that nobody else owns.
+        let _buffer = unsafe { OwnedFd::from_raw_fd(fd as c_int) };
+        let base = reserve(8192);
+        // SAFETY: in the place of what was reserved.
+        assert_eq!(unsafe { map(base, 8192, 1, MAP_FIXED | 1, fd as c_int, 0) }, Some(ENODEV));
+        assert!(is_mapped(base) && is_mapped(base.wrapping_byte_add(4096)));
+        // SAFETY: nobody uses it.
+        unsafe { syscall::munmap(base as isize, 8192) };
+        // SAFETY: a new mapping.
+        assert_eq!(unsafe { map(core::ptr::null_mut(), 8192, 1, 1, fd as c_int, 0) }, Some(ENODEV));
     }
 
     #[test]
     fn a_whole_memfd_is_its_own_buffer() {
         use std::io::{Read, Seek};
-        let file = pages(b"ab");
+        let file = pages(b'a', 2);
         let create =
             |offset, size| Create { memfd: file.as_raw_fd().cast_unsigned(), flags: 0, offset, size };
         // SAFETY: the structure that it wants.
@@ -213,7 +310,7 @@ mod tests {
         let mut seen = Vec::new();
         buffer.rewind().unwrap();
         buffer.read_to_end(&mut seen).unwrap();
-        assert_eq!((seen.len(), seen[0], seen[4096]), (8192, b'a', b'b'));
+        assert!(seen == [page(b'a', 0), page(b'a', 1)].concat());
     }
 
     #[repr(C)]
@@ -224,7 +321,7 @@ mod tests {
 
     #[test]
     fn extents_lie_side_by_side() {
-        let (first, second) = (pages(b"abc"), pages(b"xyz"));
+        let (first, second) = (pages(b'f', 3), pages(b's', 3));
         let item = |file: &File, page: u64| CreateItem {
             memfd: file.as_raw_fd().cast_unsigned(),
             padding: 0,
@@ -246,14 +343,13 @@ mod tests {
         assert!(base > 0, "{base}");
         // SAFETY: two pages were mapped for reading.
         let seen = unsafe { core::slice::from_raw_parts(base as *const u8, 8192) };
-        assert!(seen[..4096].iter().all(|byte| *byte == b'y'));
-        assert!(seen[4096..].iter().all(|byte| *byte == b'c'));
+        assert!(seen == [page(b's', 1), page(b'f', 2)].concat());
         // SAFETY: mapped above; `seen` is not used again.
         unsafe { syscall::munmap(base, 8192) };
 
         assert_eq!(map(12288), Some(EINVAL));
         drop(buffer);
-        let other = pages(b"o");
+        let other = pages(b'o', 1);
         // SAFETY: a new mapping.
         let result = unsafe { super::map(core::ptr::null_mut(), 4096, 1, 1, other.as_raw_fd(), 0) };
         assert_eq!(result, None);

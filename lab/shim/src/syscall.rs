@@ -11,12 +11,14 @@ const CLOSE: isize = 3;
 const FSTAT: isize = 5;
 const MMAP: isize = 9;
 const MUNMAP: isize = 11;
+const MREMAP: isize = 25;
 const IOCTL: isize = 16;
 const FCNTL: isize = 72;
 const MEMFD_CREATE: isize = 319;
 
 const F_DUPFD_CLOEXEC: isize = 1030;
 const MFD_CLOEXEC: c_uint = 1;
+const MREMAP_MAYMOVE_AND_FIXED: isize = 1 | 2;
 
 unsafe extern "C" {
     fn __errno_location() -> *mut c_int;
@@ -24,7 +26,7 @@ unsafe extern "C" {
 
 /// What a C function returns for a system call's result: -1 and `errno` for an error.
 pub fn or_errno(result: isize) -> isize {
-    if !(-4095..0).contains(&result) {
+    if !is_error(result) {
         return result;
     }
     // SAFETY: the C library gives each thread a valid place for its errno.
@@ -78,6 +80,21 @@ pub unsafe fn mmap(
 pub unsafe fn munmap(address: isize, length: usize) -> isize {
     // SAFETY: the caller's promise.
     unsafe { call(MUNMAP, [address, length as isize, 0, 0, 0, 0]) }
+}
+
+/// Moves a whole mapping to `to`, in the place of what is there.
+///
+/// # Safety
+/// As for mremap(2).
+pub unsafe fn move_mapping(from: isize, length: usize, to: *mut c_void) -> isize {
+    let length = length as isize;
+    // SAFETY: the caller's promise.
+    unsafe { call(MREMAP, [from, length, length, MREMAP_MAYMOVE_AND_FIXED, to as isize, 0]) }
+}
+
+/// Whether a result is an errno.
+pub fn is_error(result: isize) -> bool {
+    (-4095..0).contains(&result)
 }
 
 /// A second descriptor of the same file.
