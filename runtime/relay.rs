@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_error_of_either_hop_ends_it() {
-        let bytes = vec![7; 9 * SLICE];
+        let bytes: Vec<u8> = (0..9 * SLICE).map(|i| 1 + (i ^ i >> 7) as u8 % 251).collect();
         let at = |piece: usize| Some((piece * SLICE) as u64);
         for count in 1..4 {
             for piece in [0, 4, 8] {
@@ -155,6 +155,7 @@ mod tests {
                 assert!(there[piece * SLICE..].iter().all(|&byte| byte == 0));
                 let (result, there) = copy(&bytes, count, [None, at(piece)]);
                 assert!(result.unwrap_err().why().contains("second"));
+                assert!(there[..piece * SLICE] == bytes[..piece * SLICE], "what came before is there");
                 assert!(there[piece * SLICE..].iter().all(|&byte| byte == 0));
             }
         }

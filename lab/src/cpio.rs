@@ -74,7 +74,11 @@ mod tests {
     #[test]
     fn the_size_is_in_the_header() {
         let mut archive = Archive::default();
-        archive.file("a", 0o644, &[7; 300]);
-        assert_eq!(&archive.finish()[54..62], b"0000012c");
+        let content: Vec<u8> = (0..300_u32).map(|at| (at * 7) as u8).collect();
+        archive.file("a", 0o644, &content);
+        let bytes = archive.finish();
+        assert_eq!(&bytes[54..62], b"0000012c");
+        // 110 bytes of header and "a\0" are 112.
+        assert_eq!(bytes[112..412], content);
     }
 }

@@ -241,6 +241,7 @@ mod tests {
     fn twins_share_a_slot_and_have_their_own_memory() {
         let arguments = named("small-revoke").unwrap().qemu_arguments();
         let twins: Vec<&String> = arguments.iter().filter(|word| word.contains("id=device5.")).collect();
+        assert_eq!(twins.len(), 2);
         assert!(twins.iter().all(|twin| twin.contains("bus=port5,")), "{twins:?}");
         assert!(twins[0].contains("memdev=vram5.0.0,") && twins[0].ends_with("addr=0.0,multifunction=on"));
         assert!(twins[1].contains("memdev=vram5.1.0,") && twins[1].ends_with("addr=0.1"));

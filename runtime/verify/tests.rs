@@ -335,6 +335,7 @@ fn everything_is_tested_when_asked_for_and_progress_is_told() {
         .attachment
         .verify(Direction::Both, &limits, &mut |progress| told.push(progress.done_bytes))
         .unwrap();
+    assert_eq!(certificate.tests.len(), 2);
     assert!(certificate.tests.iter().all(|test| test.full && test.copied_bytes > 2 * SIZE_BYTES as u64));
     assert!(told.contains(&0) && told.contains(&(SIZE_BYTES as u64)), "{told:?}");
     assert!(pair.is_put_back());

@@ -194,13 +194,13 @@ mod tests {
 
     #[test]
     fn readers_and_writers_meet_no_hole_while_memory_is_swapped() {
-        let file = file(1024);
-        file.write_all_at(&vec![7; 1024 * PAGE as usize], 0).unwrap();
-        let mapping = Mapping::new(file.clone(), &[(512 * PAGE, 512 * PAGE), (0, 512 * PAGE)]).unwrap();
+        let mapping = Mapping::new(file(1024), &[(512 * PAGE, 512 * PAGE), (0, 512 * PAGE)]).unwrap();
+        let bytes = places(1024);
+        mapping.write(0, &bytes).unwrap();
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for thread in 0..2 {
-                let (mapping, stop) = (&mapping, &stop);
+                let (mapping, stop, bytes) = (&mapping, &stop, &bytes);
                 scope.spawn(move || {
                     let mut word = [0; 8];
                     // Every page, with a stride that does not follow the swap.
@@ -210,11 +210,12 @@ mod tests {
                         }
                         let at = page * PAGE as usize + 64 * thread;
                         mapping.read(at, &mut word).unwrap();
-                        assert!(word == [7; 8] || word == [0xFF; 8], "{word:?} on page {page}");
+                        let own = &bytes[at..at + 8];
+                        assert!(word == own || word == [0xFF; 8], "{word:?} on page {page}");
                         mapping.write(at, &word).unwrap();
                         if word == [0xFF; 8] {
                             // It may have landed in the file.
-                            mapping.write(at, &[7; 8]).unwrap();
+                            mapping.write(at, own).unwrap();
                         }
                     }
                 });
@@ -226,18 +227,31 @@ mod tests {
             stop.store(true, Ordering::Relaxed);
         });
         assert!(!mapping.is_shadowed());
+        let mut seen = vec![0; bytes.len()];
+        mapping.read(0, &mut seen).unwrap();
+        for (at, (word, own)) in seen.chunks(8).zip(bytes.chunks(8)).enumerate() {
+            assert!(word == own || word == [0xFF; 8], "{word:?} at {:#x}", 8 * at);
+        }
+    }
+
+    /// So many pages in which each word says where it is.
+    fn places(pages: u64) -> Vec<u8> {
+        (0..pages * PAGE / 8).flat_map(|word| (word << 8 | 7).to_le_bytes()).collect()
     }
 
     #[test]
     fn swaps_that_race_with_each_other_end_in_one_state() {
-        let file = file(512);
-        let mapping = Mapping::new(file.clone(), &[(0, 512 * PAGE)]).unwrap();
+        let mapping = Mapping::new(file(512), &[(256 * PAGE, 256 * PAGE), (0, 256 * PAGE)]).unwrap();
+        let bytes = places(512);
+        mapping.write(0, &bytes).unwrap();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| (0..50).for_each(|_| mapping.shadow().unwrap()));
                 scope.spawn(|| (0..50).for_each(|_| mapping.unshadow().unwrap()));
             }
         });
-        assert!(is_all(&mapping, if mapping.is_shadowed() { 0xFF } else { 0 }));
+        let mut seen = vec![0; bytes.len()];
+        mapping.read(0, &mut seen).unwrap();
+        assert!(if mapping.is_shadowed() { is_all(&mapping, 0xFF) } else { seen == bytes });
     }
 }

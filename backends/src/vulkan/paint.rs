@@ -146,13 +146,18 @@ mod tests {
     #[test]
     fn only_the_pictures_own_pixels_are_painted() {
         let picture = ImageLayout { offset_bytes: 8, width: 3, height: 2, stride_bytes: 20 };
-        let mut bytes = [0xA5_u8; 64];
+        // Each byte has its own place in it.
+        let before: [u8; 64] = std::array::from_fn(|at| 0x80 + at as u8);
+        let mut bytes = before;
         paint(&mut bytes, &picture, 0).unwrap();
-        for (at, &byte) in bytes.iter().enumerate() {
+        let mut painted = 0;
+        for (at, (&byte, before)) in bytes.iter().zip(before).enumerate() {
             let inside = (8..20).contains(&at) || (28..40).contains(&at);
             let unused = at % 4 == 3;
-            assert_eq!(byte != 0xA5, inside && !unused, "byte {at}");
+            assert!(byte == before || inside && !unused, "byte {at}");
+            painted += usize::from(byte != before);
         }
+        assert_eq!(painted, 18);
     }
 
     proptest! {
