@@ -356,7 +356,7 @@ fn an_engine_has_five_seconds_for_a_piece() {
     assert_eq!(attachment.enter(BOTH).unwrap().finish(), Outcome::Ok);
     let left: Vec<Duration> = deadlines.try_iter().collect();
     assert_eq!(left.len(), 12);
-    let (least, most) = (Duration::from_secs(4), Duration::from_secs(5));
+    let (least, most) = (Duration::from_secs(2), Duration::from_secs(5));
     assert!(left.iter().all(|left| (least..=most).contains(left)), "{left:?}");
 }
 

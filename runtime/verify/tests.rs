@@ -344,7 +344,8 @@ fn everything_is_tested_when_asked_for_and_progress_is_told() {
 /// Tests one direction of a pair, expects it not to be granted, and gives what was said.
 fn refusal(setup: Setup, direction: Direction) -> String {
     let pair = Pair::new(setup);
-    let certificate = pair.verify(direction, &limits()).unwrap();
+    // With a seed of chance, one wrong byte is now and then what was there before, and looks like it.
+    let certificate = pair.verify(direction, &Limits { seed: Some(7), ..limits() }).unwrap();
     let error = pair.grants(&certificate, direction).unwrap_err();
     assert_eq!(error.kind(), Kind::Unverified);
     assert!(certificate.check().is_ok());
@@ -436,7 +437,8 @@ fn a_stuck_engine_costs_no_more_than_its_limit() {
     let pair = Pair::new(Setup { importer: Wrong::StuckFence, ..GOOD });
     let start = Instant::now();
     let certificate = pair.verify(Direction::Both, &limits()).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // By the usual limit it would be ten seconds for each copy.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert!(!certificate.passed() && pair.is_put_back());
     // And so does one that is slow, over all.
     let pair = Pair::new(GOOD);

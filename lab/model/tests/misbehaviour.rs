@@ -184,16 +184,15 @@ fn a_reset_gets_an_engine_with_a_stuck_fence_out() {
 #[test]
 fn a_slow_and_a_stuck_reset() {
     let mut bench = Bench::new();
-    assert_eq!(bench.order(r#"{"do":"misbehave","what":"slow-reset","ms":300}"#)["ok"], true);
+    assert_eq!(bench.order(r#"{"do":"misbehave","what":"slow-reset","ms":3000}"#)["ok"], true);
     let start = Instant::now();
     bench.driver.client.reset();
-    assert!(start.elapsed() < Duration::from_millis(200), "the write itself does not wait");
-    assert_eq!(bench.driver.client.configuration(0), u32::MAX);
+    assert_eq!(bench.driver.client.configuration(0), u32::MAX, "the write itself waited");
     assert_eq!(bench.driver.client.register(map::IDENTITY), u32::MAX);
     while bench.driver.client.configuration(0) == u32::MAX {
         assert!(start.elapsed() < PATIENCE);
     }
-    assert!(start.elapsed() >= Duration::from_millis(300));
+    assert!(start.elapsed() >= Duration::from_millis(3000));
     assert_eq!(bench.driver.client.register(map::GENERATION), 1);
 
     bench.misbehave("stuck-reset");
