@@ -32,6 +32,8 @@
 //! one before. What happens when the kernel takes the memory back is told by [`Event`]s. The mechanism underneath is [`backends`]; this crate is the policy: by which path, with
 //! which trust, until when.
 
+#![forbid(unsafe_code)]
+
 mod access;
 mod attachment;
 mod export;

@@ -11,6 +11,8 @@
 //!
 //! [`browser`] looks at a page that was made here. [`suite`] runs many tests on many machines and [`report`] tells about it.
 
+#![forbid(unsafe_code)]
+
 pub mod browser;
 pub mod cache;
 pub mod change;

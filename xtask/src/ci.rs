@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use crate::build::cargo;
 use crate::lab::Setup;
 use crate::terminal::{FAILED, Steps};
-use crate::{test, tools};
+use crate::{test, tidy, tools};
 
 /// Lint, then every test: formatting, clippy and documentation with warnings as errors, licences
 #[derive(Args)]
@@ -41,6 +41,10 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         .status();
     if !checked.context("starting cargo-deny")?.success() {
         failed.push("licences and sources of dependencies");
+    }
+    peervram_terminal::say!("lint: rules of the tree");
+    if !tidy::is_tidy()? {
+        failed.push("rules of the tree");
     }
     if !failed.is_empty() {
         peervram_terminal::say!("lint FAILED: {}", failed.join(", "));

@@ -1,5 +1,7 @@
 //! The project's tasks: `cargo xtask --help`.
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod book;
 mod build;
@@ -17,6 +19,7 @@ mod sample;
 mod shaders;
 mod terminal;
 mod test;
+mod tidy;
 mod tools;
 mod validation;
 
@@ -45,6 +48,7 @@ enum Task {
     Routes(routes::Arguments),
     Book(book::Arguments),
     Shaders(shaders::Arguments),
+    Tidy(tidy::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Task::Routes(arguments) => routes::run(&arguments),
         Task::Book(arguments) => book::run(&arguments),
         Task::Shaders(arguments) => shaders::run(&arguments),
+        Task::Tidy(arguments) => tidy::run(&arguments),
     };
     let code = match result {
         Ok(code) => code,

@@ -130,7 +130,7 @@ mod tests {
             ("/dev/vfio/26", Some(File::VfioGroup(26))),
             ("/dev/vfio/noiommu-3", Some(File::VfioGroup(3))),
             ("/dev/vfio/vfio", None),
-            ("/home/dmabuf:", None),
+            ("/elsewhere/dmabuf:", None),
             ("pipe:[12]", None),
             ("", None),
         ] {

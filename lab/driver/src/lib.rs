@@ -36,6 +36,8 @@
 //! # }
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod copy_engine;
 mod gpu;
 mod importing_gpu;

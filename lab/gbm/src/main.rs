@@ -6,6 +6,8 @@
 //! A program of its own because it is linked against libgbm, which the guest's private root has and a host need not
 //! have: the agent is run on the host, too. It ends with 0, or says what was wrong.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! `peervram-model`: serves a model GPU to QEMU, and tells a running one to go wrong.
 
+#![forbid(unsafe_code)]
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,8 @@
 //! (`print_stdout`, `print_stderr`) in the whole workspace. [`Table`], [`lines`] and [`labelled`] lay text out for
 //! [`columns`].
 
+#![forbid(unsafe_code)]
+
 mod output;
 mod table;
 mod text;
