@@ -24,7 +24,23 @@ use crate::hook::{self, Hook};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard, doze, wait_until};
 
-/// How an access ended.
+/// How an access ended. Whoever drops it unseen does not know whether bytes were torn:
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// # use peervram::{Access, Result, backends::Importer};
+/// fn unseen<I: Importer>(access: Access<'_, I>) -> Result<()> {
+///     access.finish();
+///     Ok(())
+/// }
+/// ```
+/// ```
+/// #![deny(unused_must_use)]
+/// # use peervram::{Access, Result, backends::Importer};
+/// fn seen<I: Importer>(access: Access<'_, I>) -> Result<()> {
+///     access.finish().check()
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an access that was torn was worth nothing"]
 #[non_exhaustive]

@@ -310,10 +310,74 @@ fn a_captured_machine_gives_the_answers_of_the_machine_itself() {
     for importer in [last, "cpu"] {
         let value = peervram(&["route", first, importer, "--tree", &file, "--json"]);
         let value: Value = serde_json::from_slice(&value.stdout).unwrap_or_else(|_| panic!("{value:?}"));
-        let answers = ["works", "refused", "unknown", "unasked"];
+        let answers = ["works", "refused", "importer-cannot", "unknown", "unasked"];
         assert!(answers.contains(&value["answer"].as_str().unwrap()), "{value}");
         let text = String::from_utf8(peervram(&["route", first, importer, "--tree", &file]).stdout).unwrap();
         assert!(text.contains(first) && text.contains("verdict"), "{text}");
+    }
+}
+
+/// Two functions of a card, a GPU that imports nothing, and a lender that does not answer: each below a root port.
+fn made_up_machine(cpu: Value) -> String {
+    let place = |address: &str, above: Value, class: u32, driver: Option<&str>, byte: &str| {
+        serde_json::json!({
+            "function": {
+                "address": address, "vendor_id": 0x8086, "device_id": 0x29c0, "class": class, "driver": driver,
+                "iommu_group": null, "numa_node": null, "bars": [], "link": null, "drm_nodes": [],
+                "memory_enabled": null,
+            },
+            "above": above, "config": {"known": {"size_bytes": 4096, "bytes": byte.repeat(4096)}},
+            "iommu_domain": null, "physical_function": null,
+        })
+    };
+    let root = || serde_json::json!({"host-bridge": "pci0000:00"});
+    let port = |address: &str| serde_json::json!({"bridge": address});
+    let unread = serde_json::json!({"unread": "made by hand"});
+    serde_json::json!({
+        "format": "peervram-topology", "version": 1, "kernel_release": {"known": "7.3.4"},
+        "command_line": unread, "boot_id": unread, "cpu": {"known": cpu}, "order": {"known": null},
+        "places": [
+            place("0000:00:00.0", root(), 0x06_0000, None, "00"),
+            place("0000:00:01.0", root(), 0x06_0400, Some("pcieport"), "00"),
+            place("0000:01:00.0", port("0000:00:01.0"), 0x03_0000, Some("vfio-pci"), "00"),
+            place("0000:01:00.1", port("0000:00:01.0"), 0x03_0000, Some("amdgpu"), "00"),
+            place("0000:00:02.0", root(), 0x06_0400, Some("pcieport"), "00"),
+            place("0000:02:00.0", port("0000:00:02.0"), 0x03_0000, Some("i915"), "00"),
+            place("0000:00:03.0", root(), 0x06_0400, Some("pcieport"), "00"),
+            place("0000:03:00.0", port("0000:00:03.0"), 0x12_0000, Some("vfio-pci"), "ff"),
+        ],
+    })
+    .to_string()
+}
+
+#[test]
+fn the_matrix_draws_each_answer_by_a_letter_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("machine.json");
+    let tree = file.to_str().unwrap();
+    let cpu = |vendor: &str, family: u32| serde_json::json!({"vendor": vendor, "family": family, "model": 1, "name": null, "microcode": null});
+    for (cpu, rows, to_i915) in [
+        (cpu("AuthenticAMD", 0x19), [". B x ?", "B . x ?", "H H . ?", "? ? ? ."], "importer-cannot"),
+        (cpu("GenuineIntel", 6), [". B - ?", "B . - ?", "- - . ?", "? ? ? ."], "refused"),
+    ] {
+        std::fs::write(&file, made_up_machine(cpu)).unwrap();
+        let drawn = peervram(&["route", "--all", "--tree", tree]);
+        let text = String::from_utf8(drawn.stdout).unwrap();
+        let matrix: Vec<String> = (text.lines().skip(2).take(4))
+            .map(|line| line.split_whitespace().skip(2).collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(matrix, rows, "{text}");
+        // As JSON, and of the pair alone, the same.
+        let all = peervram(&["route", "--all", "--json", "--tree", tree]);
+        let all: Value = serde_json::from_slice(&all.stdout).unwrap();
+        let routes = all["routes"].as_array().unwrap();
+        let route = routes
+            .iter()
+            .find(|route| route["lender"] == "0000:01:00.0" && route["importer"] == "0000:02:00.0");
+        assert_eq!(route.unwrap()["answer"], to_i915);
+        let one = peervram(&["route", "--json", "--tree", tree, "01:00.0", "02:00.0"]);
+        let one: Value = serde_json::from_slice(&one.stdout).unwrap();
+        assert_eq!(one["answer"], to_i915);
     }
 }
 

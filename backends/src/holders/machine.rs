@@ -309,5 +309,6 @@ mod tests {
     fn root_is_not_told_to_become_root() {
         assert_eq!(look_with_more(false), "run as root");
         assert!(look_with_more(true).contains("root already"));
+        assert_eq!(look_as_root() == "run as root", !rustix::process::geteuid().is_root());
     }
 }

@@ -52,3 +52,27 @@ pub(super) fn after_status() {
         std::arch::asm!("fence i, r", options(nostack, preserves_flags));
     }
 }
+
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod tests {
+    use super::*;
+
+    /// Whether an instruction is among the first of a function.
+    fn begins_with(function: fn(), instruction: &[u8]) -> bool {
+        // SAFETY: code of this program, which is readable and longer than what is looked at of it.
+        let code = unsafe { std::slice::from_raw_parts(function as *const u8, 64) };
+        code.windows(instruction.len()).any(|bytes| bytes == instruction)
+    }
+
+    /// What they do to the order of stores can be seen on no processor for sure. A `fence(SeqCst)` is another instruction.
+    #[test]
+    fn the_barriers_are_those_of_linux() {
+        #[cfg(target_arch = "x86_64")]
+        assert!(begins_with(before_doorbell, &[0x0f, 0xae, 0xf8]), "no sfence");
+        #[cfg(target_arch = "aarch64")]
+        {
+            assert!(begins_with(before_doorbell, &0xd503_32bf_u32.to_le_bytes()), "no dmb oshst");
+            assert!(begins_with(after_status, &0xd503_31bf_u32.to_le_bytes()), "no dmb oshld");
+        }
+    }
+}

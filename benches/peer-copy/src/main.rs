@@ -61,7 +61,7 @@ use saved::Saved;
 /// What measuring may cost.
 const OVERHEAD_LIMIT: f64 = 0.98;
 fn main() -> ExitCode {
-    let code = match run(&Arguments::parse()) {
+    let code = match run(&Arguments::parse(), Saved::of_user(), &mut peervram_terminal::output()) {
         Ok(code) => code,
         Err(error) => {
             note!("error: {error:#}");
@@ -76,8 +76,8 @@ fn main() -> ExitCode {
     peervram_terminal::end(code)
 }
 
-fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut out = peervram_terminal::output();
+/// Does what is asked, with the records that are kept there.
+fn run(arguments: &Arguments, saved: Result<Saved>, out: &mut dyn Write) -> Result<ExitCode> {
     if arguments.schema {
         out.write_all(schema::TEXT.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -97,7 +97,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Err(usage(format!("{why}: add --html FILE, or leave one of them out")).into());
     }
     // Before anything is measured for nothing.
-    let saved = Saved::of_user();
     arguments.check_places_for_files(&saved)?;
     let before = match &arguments.compare {
         Some(name) => Some((name, saved.as_ref().map_err(|error| usage(error.to_string()))?.read(name)?)),
@@ -106,7 +105,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(file) = &arguments.show {
         let record = of_file(file)?;
         check_machine(&record.machine, before.as_ref())?;
-        return finish(arguments, &record, saved, before, &mut out);
+        return finish(arguments, &record, saved, before, out);
     }
     // Before it stays on a CPU, and before anything is opened for a comparison that says nothing.
     let machine = Machine::below(Path::new("/"));
@@ -170,7 +169,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     drop((lenders, importers));
     read_clocks(&places, &mut record);
     drop(places);
-    finish(arguments, &record, saved, before, &mut out)
+    finish(arguments, &record, saved, before, out)
 }
 
 /// Prints, writes and keeps the record, and judges it.
@@ -383,6 +382,38 @@ mod tests {
         finish(&arguments, &record, Saved::of_user(), None, out).unwrap_err();
         assert!(file.metadata().unwrap().len() > 100);
         fs::remove_dir_all(file.parent().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_record_of_another_machine_is_not_held_against_this_one() {
+        let here = machine::tests::example();
+        let elsewhere =
+            Machine { boot_id: Some("b2".into()), product: Some("Another Tower".into()), ..here.clone() };
+        let (name, record) = ("before".to_owned(), record::tests::example());
+        let before = |machine: &Machine| Record { machine: machine.clone(), ..record.clone() };
+        check_machine(&here, Some(&(&name, before(&here)))).unwrap();
+        check_machine(&here, None).unwrap();
+        let error = check_machine(&here, Some(&(&name, before(&elsewhere)))).unwrap_err();
+        assert_eq!(error.code, ending::USAGE);
+        assert!(error.reason.contains("\"before\" is of another machine"), "{error}");
+
+        // Both of what measures and of what shows, before anything else.
+        let folder = tempfile::tempdir().unwrap();
+        let saved = || Ok(Saved::at(folder.path()));
+        saved().unwrap().keep("before", &before(&elsewhere)).unwrap();
+        let file = folder.path().join("shown.json");
+        let shown = serde_json::to_string(&before(&here)).unwrap();
+        fs::write(&file, shown).unwrap();
+        let file = file.to_str().unwrap();
+        let out = &mut peervram_terminal::Output::around(io::sink());
+        // A machine that says nothing of itself is no other.
+        let is_known = Machine::below(Path::new("/")).of_another(&elsewhere).is_some();
+        let measures = is_known.then_some(&["--lender", "no such thing"]);
+        for words in [Some(&["--show", file]), measures].into_iter().flatten() {
+            let words = [&["peer-copy", "--compare", "before"][..], words].concat();
+            let error = run(&Arguments::parse_from(words), saved(), out).unwrap_err();
+            assert!(error.to_string().contains("of another machine"), "{error:#}");
+        }
     }
 
     #[test]
