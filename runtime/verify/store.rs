@@ -556,7 +556,8 @@ mod tests {
                     let store = Store::at(folder);
                     for number in 0..4 {
                         let engine = format!("engine {writer} {number}");
-                        store.keep(certificate(vec![failed(read_by(&engine))])).unwrap();
+                        // On a busy machine its turn may be more than two seconds away.
+                        while store.keep(certificate(vec![failed(read_by(&engine))])).is_none() {}
                     }
                 });
             }

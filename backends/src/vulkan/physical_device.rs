@@ -89,16 +89,19 @@ impl PhysicalDevice {
     /// the revoke is right for all.
     pub fn on_revoke(&self) -> OnRevoke {
         match vk::DriverId::from_raw(self.driver_id) {
-            // lavapipe maps the dma-buf itself (llvmpipe_import_memory_fd in lp_texture.c, Mesa 25.0.7). What is
+            // lavapipe maps the dma-buf itself (llvmpipe_dmabuf_import in lp_texture.c, Mesa 0aa6d727). What is
             // revocable it cannot map, and a mapping does not come back by itself.
             _ if self.is_cpu => OnRevoke::Reimport,
             // - RADV: the kernel's amdgpu would map again by itself. But every submission of the device lists every
-            //   import that is resident, whatever it works on (global_bo_list in radv_amdgpu_cs.c, Mesa 25.0.7; seen with
-            //   26.1.6). While one of them is revoked the kernel says ENODEV to each, and RADV sets the device lost.
-            // - AMDVLK lists what is resident, too, and was not read.
-            // - ANV on xe: the kernel keeps its mapping until the buffer is used or destroyed (xe_bo_move in xe_bo.c).
-            //   A bind that is refused loses the device (anv_device_import_bo in anv_allocator.c, Mesa 25.0.7; seen with
-            //   26.1.6), so nothing is imported while it is away, either.
+            //   import that is resident, whatever it works on (radv_amdgpu_get_bo_list in radv_amdgpu_cs.c, Mesa 0518784b;
+            //   radv_alloc_memory makes all but a swapchain's resident; seen with 26.1.6). While one of them is revoked the
+            //   kernel says ENODEV to each, and RADV sets the device lost.
+            // - AMDVLK lists what its queues reference (Queue::UpdateResourceList in amdgpuQueue.cpp, PAL c5e80007); what
+            //   that is was not read.
+            // - ANV on xe: the kernel keeps its mapping until the buffer is used or destroyed (xe_bo_move_dmabuf in
+            //   xe_bo.c, Linux 7.3.4). A bind that is refused loses the device (xe_vm_bind_op in xe/anv_kmd_backend.c, Mesa
+            //   1bd83ba8; seen with 26.1.6), so nothing is imported while it is away, either.
+            // - NVK and Turnip: their kernel drivers attach statically, and VFIO refuses.
             // - Others: not known.
             _ => OnRevoke::FreeBefore,
         }
