@@ -230,9 +230,13 @@ pub fn import_support(driver: &str) -> Option<&'static ImportSupport> {
 }
 
 /// What is known about the driver of `function`, in the mode that the function is in. Where that cannot be told, in
-/// its best mode.
+/// its best mode. Nothing of a virtio device without a DRM node, which is no GPU: the driver on the bus, `virtio-pci`, is
+/// the same for all.
 pub fn import_support_of(function: &Function) -> Option<&'static ImportSupport> {
     let driver = function.driver.as_deref()?;
+    if driver == "virtio-pci" && function.drm_nodes.is_empty() {
+        return None;
+    }
     let Some(features) = function.virtio_features else { return import_support(driver) };
     // `virtgpu_gem_prime_import`: what it does not attach dynamically it leaves to the static import of DRM.
     let is_dynamic =
@@ -267,14 +271,17 @@ mod tests {
 
     #[test]
     fn a_virtio_gpus_features_say_in_which_mode_it_is() {
-        let support = |features: Option<u64>| {
+        let of_device = |nodes: &[&str], features: Option<u64>| {
             let function = serde_json::json!({
                 "address": "0000:02:00.0", "vendor_id": 0x1af4, "device_id": 0x1050, "class": 0x03_80_00,
                 "driver": "virtio-pci", "iommu_group": null, "numa_node": null, "bars": [], "link": null,
-                "drm_nodes": ["card0"], "memory_enabled": true, "virtio_features": features,
+                "drm_nodes": nodes, "memory_enabled": true, "virtio_features": features,
             });
-            import_support_of(&serde_json::from_value(function).unwrap()).unwrap()
+            import_support_of(&serde_json::from_value(function).unwrap())
         };
+        let support = |features| of_device(&["card0"], features).unwrap();
+        // A network card's features mean something else.
+        assert_eq!(of_device(&[], Some(0x0103_3000_001b)), None);
         // Seen: QEMU's virtio-gpu-pci with blob=true, and its virtio-gpu-gl-pci with venus=on.
         assert!(support(Some(0x0103_3000_000a)).can_import);
         assert!(!support(Some(0x0103_3000_001b)).can_import && support(Some(0x1b)).because.contains("3D"));

@@ -178,9 +178,34 @@ pub fn page_size_bytes() -> u64 {
     rustix::param::page_size() as u64
 }
 
+/// Refuses a size of memory that is to be made: none, one that is no whole pages, or one that no file can have
+/// (`loff_t` is signed).
+pub(crate) fn check_whole_pages(tried: &'static str, size_bytes: u64) -> Result<()> {
+    let page_bytes = page_size_bytes();
+    let why = match size_bytes {
+        0 => "its size is 0".to_owned(),
+        _ if i64::try_from(size_bytes).is_err() => format!("{size_bytes} bytes are more than any file has"),
+        _ if !size_bytes.is_multiple_of(page_bytes) => format!("{size_bytes} bytes are no whole pages"),
+        _ => return Ok(()),
+    };
+    let next = format!("use a multiple of the page size, {page_bytes} bytes");
+    Err(Error::new(Kind::InvalidInput, tried, why).next(next))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_of_memory_are_whole_pages() {
+        let page_bytes = page_size_bytes();
+        let refused = |size_bytes| check_whole_pages("make memory", size_bytes).unwrap_err().to_string();
+        assert!(check_whole_pages("make memory", page_bytes).is_ok());
+        assert!(check_whole_pages("make memory", 3 * page_bytes).is_ok());
+        assert!(refused(0).contains("its size is 0"));
+        assert!(refused(page_bytes + 1).contains(&format!("{} bytes are no whole pages", page_bytes + 1)));
+        assert!(refused(u64::MAX - page_bytes + 1).contains("more than any file"));
+    }
     use crate::RegionFlags;
     use proptest::prelude::*;
 

@@ -272,7 +272,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
             format!("{verdict}: {}", step.check.what),
         ]);
     }
-    writeln!(output, "Lending memory of {}\n", report.lender)?;
+    writeln!(output, "Lender: {}\n", report.lender)?;
     table.print(&mut output, columns())?;
     for refused in &report.refused {
         writeln!(output, "\nRefused: {refused}")?;

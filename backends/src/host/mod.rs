@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
+use crate::ranges::check_whole_pages;
 use crate::{
     CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region, RegionFlags, Result,
-    page_size_bytes,
 };
 
 const NAME: &str = "host memory";
@@ -71,11 +71,7 @@ impl HostMemory {
 
     fn with_udmabuf(size_bytes: u64, udmabuf: Option<OwnedFd>) -> Result<Self> {
         const TRIED: &str = "allocate host memory";
-        let page_bytes = page_size_bytes();
-        if size_bytes == 0 || !size_bytes.is_multiple_of(page_bytes) || i64::try_from(size_bytes).is_err() {
-            return Err(Error::new(Kind::InvalidInput, TRIED, format!("{size_bytes:#x} bytes are no size"))
-                .next(format!("use a multiple of the page size, {page_bytes:#x}")));
-        }
+        check_whole_pages(TRIED, size_bytes)?;
         let memory = memfd_create("peervram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|errno| Error::os(TRIED, errno))?;
         ftruncate(&memory, size_bytes).map_err(|errno| Error::os(TRIED, errno))?;

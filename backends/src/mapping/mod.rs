@@ -94,15 +94,7 @@ impl Mapping {
     /// [`Kind::InvalidInput`] for a length of zero or off the page size; else what the kernel says.
     pub fn of_host_memory(length_bytes: usize) -> Result<Self> {
         const TRIED: &str = "allocate host memory";
-        let page_bytes = crate::page_size_bytes() as usize;
-        if length_bytes == 0 || !length_bytes.is_multiple_of(page_bytes) {
-            return Err(Error::new(
-                Kind::InvalidInput,
-                TRIED,
-                format!("{length_bytes:#x} bytes are no size"),
-            )
-            .next(format!("use a multiple of the page size, {page_bytes:#x}")));
-        }
+        crate::ranges::check_whole_pages(TRIED, length_bytes as u64)?;
         let room = Room::new(length_bytes)?;
         room.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
         room.advise_huge_pages();

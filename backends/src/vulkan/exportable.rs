@@ -14,7 +14,8 @@ use super::failure::failure;
 use super::import::{bind, create_buffer};
 use super::physical_device::external_features;
 use super::{Device, ImportOptions, memory_type};
-use crate::{Error, Kind, Result, page_size_bytes};
+use crate::ranges::check_whole_pages;
+use crate::{Error, Kind, Result};
 
 /// An allocation that can be exported, and what an importer of the same driver must repeat of it.
 pub(super) struct Exportable {
@@ -33,11 +34,7 @@ impl Exportable {
         handle: vk::ExternalMemoryHandleTypeFlags,
         origin: Origin,
     ) -> Result<Self> {
-        let page_bytes = page_size_bytes();
-        if size_bytes == 0 || !size_bytes.is_multiple_of(page_bytes) {
-            return Err(Error::new(Kind::InvalidInput, tried, format!("{size_bytes:#x} bytes are no size"))
-                .next(format!("use a multiple of the page size, {page_bytes:#x}")));
-        }
+        check_whole_pages(tried, size_bytes)?;
         let options = ImportOptions::default();
         // VUID-VkExportMemoryAllocateInfo-handleTypes-00656: the handle type must be exportable.
         let (instance, physical) = device.ash_instance();
