@@ -70,12 +70,14 @@ pub struct AttachOptions {
     limits: Limits,
     /// None for the user's.
     store: Option<Arc<Store>>,
+    /// What messages call the attachment, beside its importer.
+    label: Option<Arc<str>>,
 }
 
 impl AttachOptions {
     /// With [`Limits::default`] and the user's certificates.
     pub fn new(trust: Trust) -> Self {
-        Self { trust, limits: Limits::default(), store: None }
+        Self { trust, limits: Limits::default(), store: None, label: None }
     }
 
     /// Tests within `limits`, where a path is to be verified.
@@ -89,6 +91,14 @@ impl AttachOptions {
     #[must_use]
     pub fn with_store(mut self, store: Arc<Store>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Has messages call the attachment so, beside its importer: who is late in a revoke is "llvmpipe (frame 3)". For
+    /// importers that attach several times.
+    #[must_use]
+    pub fn with_label(mut self, label: &str) -> Self {
+        self.label = Some(label.into());
         self
     }
 
@@ -505,14 +515,18 @@ impl<I: Importer> Gated for Attached<I> {
     }
 
     fn importer(&self) -> String {
-        self.importer.name()
+        match &self.options.label {
+            Some(label) => format!("{} ({label})", self.importer.name()),
+            None => self.importer.name(),
+        }
     }
 
     fn describe(&self) -> String {
+        let who = Gated::importer(self);
         match self.gate.drain(Instant::now()) {
-            0 => format!("{} has its import in use", self.importer.name()),
-            1 => format!("{} is inside", self.importer.name()),
-            several => format!("{} is inside {several} times", self.importer.name()),
+            0 => format!("{who} has its import in use"),
+            1 => format!("{who} is inside"),
+            several => format!("{who} is inside {several} times"),
         }
     }
 }

@@ -12,7 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::fakes::{Card, Reader};
 use super::machine::Terms;
-use crate::{Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust, What};
+use crate::{
+    AttachOptions, Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust,
+    What,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
@@ -124,8 +127,11 @@ fn an_import_that_outlives_its_attachment_is_waited_for() {
 #[test]
 fn who_is_late_is_named_and_nobody_else_is_harmed() {
     let (lender, export) = Card::lend();
-    let attach = || Arc::new(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified).unwrap());
-    let (late, other) = (attach(), attach());
+    let attach = |label| {
+        let options = AttachOptions::new(Trust::Unverified).with_label(label);
+        Arc::new(export.attach(Reader::new(OnRevoke::Reimport), options).unwrap())
+    };
+    let (late, other) = (attach("frame 3"), attach("frame 4"));
     let (leave, holder) = hold_inside(&late);
     let begun = Instant::now();
     let error = reset(&lender, SHORT).unwrap_err();
@@ -133,7 +139,7 @@ fn who_is_late_is_named_and_nobody_else_is_harmed() {
     assert_eq!(error.kind(), Kind::TimedOut);
     assert_eq!(error.device(), Some("card"));
     assert!(
-        error.to_string().ends_with("end as torn") && error.why().contains("reader is inside"),
+        error.to_string().ends_with("end as torn") && error.why().contains("reader (frame 3) is inside"),
         "{error}"
     );
     assert_eq!(export.generation(), 0);
