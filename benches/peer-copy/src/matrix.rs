@@ -482,6 +482,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_had_is_listed_with_the_reason() {
+        let (mut record, why) = (example(), "no engine of it reaches a BAR");
+        record.refused[0].why = why.into();
+        let text = printed(&record, false);
+        let words: Vec<&str> = text.split_whitespace().collect();
+        assert!(words.join(" ").contains(why), "{text}");
+    }
+
+    #[test]
     fn limits_are_shown_where_they_are_known_and_nowhere_else() {
         let mut record = example();
         assert!(printed(&record, false).contains(" 85%/93% right"), "{}", printed(&record, false));
