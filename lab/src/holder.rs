@@ -22,7 +22,7 @@ pub fn open(root: &Root, kernel: &OwnKernel, progress: &dyn Progress) -> Result<
     let place = kernel.folder.to_string_lossy();
     let mut inputs = vec![&*place];
     inputs.extend(SOURCES.iter().map(|(_, text)| *text));
-    let entry = cache::entry(&format!("holder-{}", cache::key(&inputs)), |draft| {
+    let entry = cache::entry(&format!("holder-{}", cache::key(&inputs)), &[FILE], |draft| {
         step(progress, &format!("building the holder for Linux {}", kernel.release), || {
             for (name, text) in SOURCES {
                 fs::write(draft.join(name), text)

@@ -38,7 +38,7 @@ pub fn open(root: &Root, kernel: &Kernel, wanted: &[&str], progress: &dyn Progre
     let mut inputs = vec![INIT, &parameters, &place, &kernel.release];
     inputs.extend(wanted);
     let name = format!("initrd-{}", cache::key(&inputs));
-    let entry = cache::entry(&name, |draft| {
+    let entry = cache::entry(&name, &["initrd"], |draft| {
         step(progress, &format!("making the initramfs for Linux {}", kernel.release), || {
             fs::write(draft.join("initrd"), make(root, kernel, wanted)?)?;
             Ok(())

@@ -61,7 +61,7 @@ impl Kernel {
             }
         };
         let name = format!("kernel-debian-{version}-{}", cache::key(&[suite, FETCH, "vmlinux"]));
-        let folder = cache::entry(&name, |draft| {
+        let folder = cache::entry(&name, &[MODULES], |draft| {
             step(progress, &format!("fetching Debian's Linux {version} (about 130 MB)"), || {
                 fetch(root, version, suite, draft, progress)?;
                 unpack_image(root, draft)
@@ -87,7 +87,7 @@ fn locate(folder: &Path) -> Result<(String, PathBuf)> {
         .with_context(|| format!("looking for a kernel in {}", modules.display()))?
         .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
         .max()
-        .with_context(|| format!("no kernel in {}: remove the folder", modules.display()))?;
+        .with_context(|| format!("no kernel in {}", modules.display()))?;
     // Debian moved the image from /boot to the modules' folder in Linux 7.
     let places =
         [modules.join(&release).join("vmlinuz"), folder.join(format!("tree/boot/vmlinuz-{release}"))];

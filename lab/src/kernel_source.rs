@@ -36,14 +36,13 @@ pub struct KernelSource {
 impl KernelSource {
     /// The source of that version ("7.3"), fetched if it is not there.
     pub fn open(root: &Root, wanted: &str, progress: &dyn Progress) -> Result<KernelSource> {
-        let folder = cache::entry(&format!("linux-source-{wanted}"), |draft| {
+        let folder = cache::entry(&format!("linux-source-{wanted}"), &["version", "tree"], |draft| {
             step(progress, &format!("fetching the source of Linux {wanted} (about 165 MB)"), || {
                 fetch(root, wanted, draft, progress)
             })
         })?;
         let file = folder.join("version");
-        let version = fs::read_to_string(&file)
-            .with_context(|| format!("reading {}: remove its folder and try again", file.display()))?;
+        let version = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         Ok(KernelSource { folder, version: version.trim().into() })
     }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::cache;
 use crate::folder::Folder;
 use crate::kernel::Kernel;
 use crate::machine::Machine;
@@ -48,6 +49,9 @@ impl<'a> Lab<'a> {
         let root = Root::open(progress, Purpose::Lab)?;
         root.output(Folder::new()?.path(), &["true"])
             .context("a mount namespace is refused: run as root, or where user namespaces are allowed")?;
+        for name in cache::sweep()? {
+            progress.note(&format!("{name} is removed from the cache: nobody has asked for it in two weeks"));
+        }
         Ok(Lab { root, programs, more: Vec::new(), progress })
     }
 

@@ -79,12 +79,12 @@ impl OwnKernel {
         let mut recipe = vec![source.version(), CONFIGURE];
         recipe.extend(flavour.fragments());
         let name = format!("kernel-{}-{}", flavour.name(), cache::key(&recipe));
-        let folder = cache::entry(&name, |draft| {
+        let folder = cache::entry(&name, &["vmlinux", RELEASE], |draft| {
             let what = format!("building the {} kernel (about ten minutes on two cores)", flavour.name());
             step(progress, &what, || build(root, &source, flavour, draft, progress))
         })?;
-        let release = fs::read_to_string(folder.join("build/include/config/kernel.release"))
-            .with_context(|| format!("no kernel in {}: remove the folder", folder.display()))?;
+        let release = fs::read_to_string(folder.join(RELEASE))
+            .with_context(|| format!("no kernel in {}", folder.display()))?;
         let image = folder.join("vmlinux");
         Ok(OwnKernel { folder, release: release.trim().into(), image, source })
     }
@@ -98,6 +98,9 @@ impl OwnKernel {
         Ok(())
     }
 }
+
+/// Where a build says which release it is.
+const RELEASE: &str = "build/include/config/kernel.release";
 
 /// Configures: `$1` is the source's tree, `$2` the folder for the build, `$3` the fragments.
 /// Kconfig drops a line whose dependencies are not met without a word; this does not.

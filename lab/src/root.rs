@@ -109,8 +109,9 @@ impl Root {
         recipe.extend(purpose.packages());
         recipe.extend(OPTIONS);
         let name = format!("root-{}", cache::key(&recipe));
-        let folder =
-            cache::entry(&name, |draft| step(progress, purpose.about(), || make(draft, purpose.packages())))?;
+        let folder = cache::entry(&name, &["root/usr/bin"], |draft| {
+            step(progress, purpose.about(), || make(draft, purpose.packages()))
+        })?;
         Ok(Root { folder: folder.join("root"), purpose })
     }
 

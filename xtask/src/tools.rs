@@ -44,7 +44,8 @@ impl Tool {
             return Ok(Command::new(name));
         }
         let what = format!("{name}@{version}");
-        let folder = cache::entry(&format!("tools-{}", cache::key(&[&what])), |draft| {
+        let program = format!("bin/{name}");
+        let folder = cache::entry(&format!("tools-{}", cache::key(&[&what])), &[&program], |draft| {
             step(steps, &format!("building {name}, which this machine lacks (some minutes, once)"), || {
                 let output =
                     cargo().args(["install", "--quiet", "--locked", &what, "--root"]).arg(draft).output()?;
@@ -54,6 +55,6 @@ impl Tool {
                 Ok(())
             })
         })?;
-        Ok(Command::new(folder.join("bin").join(name)))
+        Ok(Command::new(folder.join(program)))
     }
 }
