@@ -124,6 +124,7 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
     let (code, text) = execute(&mut vm, &program, &quick)?;
     ensure!(code == 1 && text.contains("WRONG"), "with a private mirror its exit code is {code}");
     vm.control(0, &Request::Behave)?;
+    copies_that_stop_arriving(&mut vm, &program, &lender, &importer)?;
     let of_lies = folder.join(PAGE_OF_LIES);
     let pages: [(&str, &Path, Says); 2] =
         [("honest", &page, Says::Right), ("lied-to", &of_lies, Says::Wrong)];
@@ -155,6 +156,36 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
     drop(vm);
     // Ratios of times are for a machine that has nothing else to do.
     if extent == Extent::Usual { overhead(lab, figures) } else { Ok(()) }
+}
+
+/// A way between peers that drops what is copied once the first copies have arrived, without an error: what a destination holds
+/// by then is right, and no timed copy brought it.
+fn copies_that_stop_arriving(vm: &mut Vm, program: &Path, lender: &str, importer: &str) -> Result<()> {
+    // Long enough for a busy machine to have warmed up before, and to have copies left after.
+    const HONEST: Duration = Duration::from_secs(2);
+    const BUDGET_MS: &str = "10000";
+    for (direction, dead) in [("write", Misbehaviour::DeadWrites), ("read", Misbehaviour::DeadReads)] {
+        peervram_terminal::say!("\nthe second model's copies ({direction}) stop arriving in the middle");
+        let ends = ["--lender", lender, "--importer", importer, "--path", "peer", "--direction", direction];
+        let long =
+            ["--sizes", "4K", "--copies", "1000000000", "--least-copies", "3", "--budget-ms", BUDGET_MS];
+        let words = [&ends[..], &long].concat();
+        let mut is_honest = true;
+        let (code, text) = watch(vm, program, &words, &BTreeMap::new(), |vm| {
+            if std::mem::take(&mut is_honest) {
+                std::thread::sleep(HONEST);
+                // Its copies to and from host memory, by which it is looked at, go on.
+                for how in [Misbehaviour::PeersOnly, dead] {
+                    vm.control(1, &Request::Misbehave(how))?;
+                }
+            }
+            Ok(())
+        })?;
+        vm.control(1, &Request::Behave)?;
+        let is_told = code == 1 && text.contains("WRONG");
+        ensure!(is_told, "with copies ({direction}) that do not arrive its exit code is {code}");
+    }
+    Ok(())
 }
 
 /// Two Vulkan devices, each of which lends to the other. Mesa's CPU driver is one device; a loader that is told of it twice has two.
