@@ -62,7 +62,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let device = vfio::Device::open(*address)?;
     let owner = Arc::new(ModelGpu::new(&device)?);
     let ranges = DmaRanges::new(device.region(VRAM_BAR)?, &[DmaRange::new(0, SIZE_BYTES)])?;
-    fill(&device, &ranges)?;
+    let vram = device.map(&ranges)?;
     let of_lender = map_registers(&device)?;
     let lender = Lender::new(device);
     let export = lender.export(Aperture::owned(ranges.clone(), Arc::clone(&owner) as _))?;
@@ -87,11 +87,21 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         for round in 0..=report.rounds {
             eprintln!("staged, {what}: round {round} of {}", report.rounds);
             let (mut ours, mut theirs) = (Samples::default(), Samples::default());
-            for _ in 0..CYCLES {
+            for cycle in 0..CYCLES {
+                // Others each time, so that bytes of an earlier copy are no bytes of this one.
+                let seed = (round * CYCLES + cycle) as u64;
+                fill(&vram, seed)?;
                 let access =
                     ours.time(|| attachment.enter(Direction::Read)).map_err(peervram::Error::from)?;
+                let is_last = cycle + 1 == CYCLES;
+                if is_last {
+                    by_hand.compare(access.memory(), seed).context("the staged copy")?;
+                }
                 access.finish().check()?;
                 theirs.time(|| by_hand.copy(&stage))?;
+                if is_last {
+                    by_hand.compare(&stage, seed).context("the copy by hand")?;
+                }
             }
             if round > 0 {
                 rounds.push(Round { ours: ours.median() * per_mib, theirs: theirs.median() * per_mib });
@@ -115,14 +125,18 @@ fn map_registers(device: &vfio::Device) -> Result<Arc<Mapping>> {
     Ok(device.map(&DmaRanges::whole(device.region(REGISTER_BAR)?)?)?)
 }
 
-/// Touches all that is lent: memory that was never written is not there yet on the host.
-fn fill(device: &vfio::Device, ranges: &DmaRanges) -> Result<()> {
-    let mapping = device.map(ranges)?;
-    let piece: Vec<u8> = (0..PIECE_BYTES).map(|i| (i ^ i >> 8) as u8).collect();
-    (0..ranges.size_bytes())
-        .step_by(PIECE_BYTES as usize)
-        .try_for_each(|at| mapping.write(at as usize, &piece))?;
+/// Writes all that is lent anew. (Memory that was never written is not there yet on the host.)
+fn fill(vram: &Mapping, seed: u64) -> Result<()> {
+    for offset_bytes in (0..SIZE_BYTES).step_by(PIECE_BYTES as usize) {
+        vram.write(offset_bytes as usize, &piece(offset_bytes, seed))?;
+    }
     Ok(())
+}
+
+/// What belongs there: words that say where they are, and of which filling.
+fn piece(offset_bytes: u64, seed: u64) -> Vec<u8> {
+    let word = |at: u64| (at ^ seed << 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (offset_bytes..offset_bytes + PIECE_BYTES).step_by(8).flat_map(|at| word(at).to_le_bytes()).collect()
 }
 
 /// The same copy with one slice.
@@ -142,6 +156,24 @@ impl ByHand<'_> {
             let deadline = Instant::now() + PATIENCE;
             from.read(self.ranges, offset_bytes, &self.slice, deadline)?;
             to.write(stage, offset_bytes, &self.slice, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all bytes of a filling are there, as the importer's engine finds them.
+    fn compare(&self, there: &<ImportingGpu as Importer>::Memory, seed: u64) -> Result<()> {
+        let engines = self.importer.engines();
+        let engine = *engines.first().context("the other has no engine")?;
+        let mut seen = vec![0; PIECE_BYTES as usize];
+        for offset_bytes in (0..SIZE_BYTES).step_by(PIECE_BYTES as usize) {
+            engine.read(there, offset_bytes, &self.slice, Instant::now() + PATIENCE)?;
+            self.slice.mapping().read(self.slice.offset_bytes(), &mut seen)?;
+            let expected = piece(offset_bytes, seed);
+            let wrong = seen.iter().zip(&expected).position(|(seen, expected)| seen != expected);
+            ensure!(
+                wrong.is_none(),
+                "brought wrong bytes, {wrong:?} bytes into what is at {offset_bytes:#x}"
+            );
         }
         Ok(())
     }
