@@ -21,16 +21,32 @@ pub struct List {
     pub excused: Vec<Excuse>,
 }
 
-/// Files of a package.
+/// Files of a package that the same tests are about.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Whose library tests are run first.
     pub package: String,
     /// Which files, from the project's folder on; `*` in the place of a name.
     pub files: Vec<String>,
-    /// Whose library tests are run on what survived those.
-    pub dependents: Vec<String>,
+    /// What they are tried against: the first with all mutants, each that follows with what survived so far. What ends
+    /// soonest and catches most comes first.
+    pub stages: Vec<Stage>,
+}
+
+/// Library tests.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    pub packages: Vec<String>,
+    /// Those whose names contain one of these; all where there are none.
+    #[serde(default)]
+    pub tests: Vec<String>,
+    /// But not those whose names contain one of these.
+    #[serde(default)]
+    pub skip: Vec<String>,
+    /// Also those of the command line, which is built for them.
+    #[serde(default)]
+    pub cli: bool,
 }
 
 /// Why a mutant survives.
@@ -64,7 +80,7 @@ impl List {
         let List { groups, excused } = self;
         let mut chosen = Vec::new();
         let mut is_used = vec![false; parts.len()];
-        for Group { package, files, dependents } in groups {
+        for Group { package, files, stages } in groups {
             let mut names = Vec::new();
             for file in files.iter().map(|file| expanded(project, file)) {
                 names.extend(file?);
@@ -79,7 +95,7 @@ impl List {
                 is_meant
             });
             if !names.is_empty() {
-                chosen.push(Group { package, files: names, dependents });
+                chosen.push(Group { package, files: names, stages });
             }
         }
         if let Some((part, _)) = parts.iter().zip(is_used).find(|(_, is_used)| !is_used) {
@@ -108,6 +124,18 @@ impl List {
             }
         };
         self.excused.iter().filter(is_listed).filter_map(why).collect()
+    }
+}
+
+impl Stage {
+    /// "peervram: gate::, attachment::", for people.
+    pub fn name(&self) -> String {
+        let packages = self.packages.join(" and ");
+        let tests = if self.tests.is_empty() { "all".to_owned() } else { self.tests.join(", ") };
+        match self.skip.as_slice() {
+            [] => format!("{packages}: {tests}"),
+            skip => format!("{packages}: {tests} but {}", skip.join(", ")),
+        }
     }
 }
 
@@ -161,12 +189,22 @@ mod tests {
     fn every_file_of_the_list_is_there_and_every_reason_is_one() {
         let list = List::read().unwrap().chosen(Path::new(PROJECT), &[]).unwrap();
         assert!(list.groups.iter().map(|group| group.files.len()).sum::<usize>() > 20);
+        for Group { files, stages, .. } in &list.groups {
+            assert!(!stages.is_empty() && stages.iter().all(|stage| !stage.packages.is_empty()), "{files:?}");
+        }
         for Excuse { file, mutant, line, why } in &list.excused {
             assert!(list.groups.iter().any(|group| group.files.contains(file)), "{file}");
             assert!(why.len() > 20, "{mutant}: {why}");
             let text = fs::read_to_string(Path::new(PROJECT).join(file)).unwrap();
             assert!(text.lines().any(|one| one.trim() == line), "{file} has no line `{line}`");
         }
+    }
+
+    #[test]
+    fn a_stage_is_named_by_its_tests() {
+        let stage = |text: &str| serde_json::from_str::<Stage>(text).unwrap().name();
+        assert_eq!(stage(r#"{"packages": ["a"], "tests": ["b::", "c"]}"#), "a: b::, c");
+        assert_eq!(stage(r#"{"packages": ["a", "b"], "skip": ["c", "d"]}"#), "a and b: all but c, d");
     }
 
     #[test]

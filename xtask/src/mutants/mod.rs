@@ -1,8 +1,9 @@
 //! `cargo xtask mutants`: whether a test sees a wrong line, where wrong lines mean wrong bytes or wrong answers.
 //!
-//! cargo-mutants changes one line after the other ([`list`] says of which files) in a copy of the project, and builds and runs the
-//! library tests of the file's package. What survives those is tried once more with the library tests of the packages that
-//! depend on it. What survives all of them needs a reason in the [`list`], or a test.
+//! cargo-mutants changes one line after the other ([`list`] says of which files) in a copy of the project, builds the library's
+//! tests, and runs those that are about the file. What survives is tried against the next stage of the file's group: more of
+//! the package's tests, then those of the packages that depend on it. What survives all stages needs a reason in the [`list`],
+//! or a test.
 
 mod list;
 mod outcome;
@@ -30,8 +31,11 @@ const LEAST_PERCENT: f64 = 95.0;
 
 /// A mutant hangs when its tests take so many times what they take without it, and at least so long: other programs want
 /// the machine, too.
-const TIMES_AS_LONG: &str = "5";
-const AT_LEAST_S: &str = "60";
+const TIMES_AS_LONG: &str = "10";
+const AT_LEAST_S: &str = "15";
+
+/// What is built of `peervram` for its tests, where not the command line, too.
+const LIBRARY: &str = "--features=peervram/vfio,peervram/nvgrace,peervram/vulkan,peervram/drm,peervram/host";
 
 /// How often the time that is left is said.
 const ESTIMATE_EVERY: Duration = Duration::from_secs(300);
@@ -101,17 +105,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 
     let mut outcomes = BTreeMap::new();
     for (group, wanted) in list.groups.iter().zip(&wanted).filter(|(_, wanted)| !wanted.is_empty()) {
-        let what = format!("mutants of {}", group.package);
-        let (own, choice) = (std::slice::from_ref(&group.package), Choice::Shard(arguments.shard.as_deref()));
-        outcomes.extend(place.run(&steps, &what, group, own, choice, wanted.len())?);
-        let survived: Vec<&str> = (wanted.iter())
-            .filter(|mutant| outcomes.get(&mutant.name) == Some(&Outcome::Missed))
-            .map(|mutant| mutant.name.as_str())
-            .collect();
-        if !survived.is_empty() && !group.dependents.is_empty() {
-            let what = format!("what survived, by the tests of {}", group.dependents.join(" and "));
-            let (count, choice) = (survived.len(), Choice::Names(survived));
-            outcomes.extend(place.run(&steps, &what, group, &group.dependents, choice, count)?);
+        let mut choice = Choice::Shard(arguments.shard.as_deref(), wanted.len());
+        for (number, stage) in group.stages.iter().enumerate() {
+            let is_last = number + 1 == group.stages.len();
+            outcomes.extend(place.run(&steps, group, stage, &choice, is_last)?);
+            let survived: Vec<&str> = (wanted.iter())
+                .filter(|mutant| outcomes.get(&mutant.name) == Some(&Outcome::Missed))
+                .map(|mutant| mutant.name.as_str())
+                .collect();
+            if survived.is_empty() {
+                break;
+            }
+            choice = Choice::Names(survived);
         }
     }
     let wanted: Vec<Mutant> = wanted.into_iter().flatten().collect();
@@ -125,10 +130,20 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::from(if found.is_good() { 0 } else { FAILED }))
 }
 
-/// Which mutants of a package.
+/// Which mutants of a group.
 enum Choice<'a> {
-    Shard(Option<&'a str>),
+    /// A part, and how many that is.
+    Shard(Option<&'a str>, usize),
     Names(Vec<&'a str>),
+}
+
+impl Choice<'_> {
+    fn count(&self) -> usize {
+        match self {
+            Self::Shard(_, count) => *count,
+            Self::Names(names) => names.len(),
+        }
+    }
 }
 
 /// Where mutants are built: a copy of the project that stays, so that little is built anew.
@@ -171,13 +186,12 @@ impl Place {
         remove_others(&self.tree(), Path::new(""), &names)
     }
 
-    /// The command, for the mutants of a group's files and the library tests of some packages.
-    fn command(&self, steps: &Steps, group: &list::Group, tests: &[String]) -> Result<Command> {
+    /// The command, for the mutants of a group's files.
+    fn command(&self, steps: &Steps, group: &list::Group) -> Result<Command> {
         let mut command = tools::MUTANTS.command(steps)?;
         command.args(["mutants", "--no-config", "--in-place", "--colors", "never", "--dir"]).arg(self.tree());
         command.args(["--package", &group.package]);
         command.args(group.files.iter().flat_map(|file| ["--file", file.as_str()]));
-        command.args(tests.iter().flat_map(|package| ["--test-package", package.as_str()]));
         Ok(command)
     }
 
@@ -189,7 +203,7 @@ impl Place {
     }
 
     fn list(&self, steps: &Steps, group: &list::Group, shard: Option<&str>) -> Result<Vec<Mutant>> {
-        let mut command = self.command(steps, group, &[])?;
+        let mut command = self.command(steps, group)?;
         command.args(["--list", "--json"]);
         Self::add_shard(&mut command, shard);
         let output = command.output().context("starting cargo-mutants")?;
@@ -197,26 +211,34 @@ impl Place {
         mutants(&output.stdout, &self.tree())
     }
 
-    /// Tries mutants of a group with the library tests of `tests`; `count` there will be.
+    /// Tries mutants of a group against one of its stages.
     fn run(
         &self,
         steps: &Steps,
-        what: &str,
         group: &list::Group,
-        tests: &[String],
-        choice: Choice,
-        count: usize,
+        stage: &list::Stage,
+        choice: &Choice,
+        is_last: bool,
     ) -> Result<Vec<(String, Outcome)>> {
-        let out = self.folder.join(tests.join("+"));
-        let mut command = self.command(steps, group, tests)?;
+        let (count, what) =
+            (choice.count(), format!("{} mutants, tests of {}", choice.count(), stage.name()));
+        let out = self.folder.join("out");
+        let mut command = self.command(steps, group)?;
         command.args(["--profile", "mutants", "--cargo-arg=--lib", "--timeout-multiplier", TIMES_AS_LONG]);
         command.args(["--minimum-test-timeout", AT_LEAST_S, "--output"]).arg(&out);
+        command.args(stage.packages.iter().flat_map(|package| ["--test-package", package.as_str()]));
+        if stage.packages.iter().any(|package| package == "peervram") && !stage.cli {
+            command.args(["--no-default-features", LIBRARY]);
+        }
         match choice {
-            Choice::Shard(shard) => Self::add_shard(&mut command, shard),
+            Choice::Shard(shard, _) => Self::add_shard(&mut command, *shard),
             Choice::Names(names) => {
                 command.args(names.iter().map(|name| format!("--re=^{}$", escaped(name))));
             }
         }
+        // The first is cargo-mutants', the second cargo's.
+        command.args(["--", "--"]).args(&stage.tests);
+        command.args(stage.skip.iter().flat_map(|name| ["--skip", name.as_str()]));
         fs::create_dir_all(&out).context("making target/mutants")?;
         fs::remove_dir_all(out.join("mutants.out")).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
@@ -225,17 +247,26 @@ impl Place {
         let log = fs::File::create(out.join("log")).context("making a log in target/mutants")?;
         command.env("CARGO_TARGET_DIR", self.folder.join("build"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        steps.begin(what);
+        steps.begin(&what);
         let start = Instant::now();
         let mut child = command.spawn().context("starting cargo-mutants")?;
         let mut said = start;
+        let mut told = 0;
         let status = loop {
             if let Some(status) = child.try_wait().context("waiting for cargo-mutants")? {
                 break status;
             }
             thread::sleep(Duration::from_secs(1));
-            let done = so_far(&out).len();
+            let so_far = so_far(&out);
+            let done = so_far.len();
             steps.advance(done, count);
+            // So that a run that is ended early was not for nothing.
+            for (name, outcome) in so_far.iter().skip(told) {
+                if is_last && *outcome == Outcome::Missed {
+                    steps.note(&format!("survived: {name}"));
+                }
+            }
+            told = done;
             if done > 0 && said.elapsed() > ESTIMATE_EVERY {
                 said = Instant::now();
                 let left = start.elapsed().as_secs_f64() / done as f64 * count.saturating_sub(done) as f64;
