@@ -525,6 +525,7 @@ mod tests {
     use super::*;
     use peervram_backends::Flag;
     use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
 
     fn gate() -> Gate {
@@ -549,6 +550,15 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_worth_something_checks_as_good() {
+        assert!(Outcome::Ok.check().is_ok());
+        let torn = Outcome::Torn { generation: 7 }.check().unwrap_err();
+        assert_eq!(torn.kind(), Kind::Revoked);
+        assert!(torn.why().contains("generation 7"), "{torn}");
+        assert_eq!(Outcome::NotCopiedBack.check().unwrap_err().kind(), Kind::Unverified);
+    }
+
+    #[test]
     fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
         let gate = gate();
         gate.close(RevokeCause::Reset);
@@ -568,6 +578,8 @@ mod tests {
         gate.open(1);
         assert_eq!(inside.leave(), Outcome::Torn { generation: 1 });
         assert_eq!(gate.enter().unwrap().generation(), 1);
+        gate.open(6);
+        assert_eq!(gate.enter().unwrap().generation(), 6);
     }
 
     #[test]
@@ -738,6 +750,75 @@ mod tests {
             assert!(fence.looks.load(Ordering::SeqCst) > 0);
             assert_eq!(fence.too_late.load(Ordering::SeqCst), 0, "round {round}");
         }
+    }
+
+    /// A signal that does not fire; each look at it lasts until it is told to end.
+    struct SlowLook {
+        begun: Sender<()>,
+        end: Mutex<Receiver<()>>,
+    }
+
+    impl Signal for SlowLook {
+        fn wait(&self, _timeout: Duration) -> peervram_backends::Result<bool> {
+            self.begun.send(()).ok();
+            self.end.lock().recv().ok();
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn who_looks_while_another_gives_up_is_told_how_it_ended_and_nobody_is_before() {
+        let gate = gate();
+        let ((begun, is_looking), (end, told)) = (channel(), channel());
+        let signal = SlowLook { begun, end: Mutex::new(told) };
+        let in_flight = gate.leave_when(gate.enter().unwrap(), signal, |_| true);
+        thread::scope(|scope| {
+            let looker = scope.spawn(|| gate.settle(&in_flight, Duration::ZERO));
+            is_looking.recv().unwrap();
+            let giver = scope.spawn(|| gate.give_up(&in_flight));
+            while !in_flight.has_ended() {
+                thread::yield_now();
+            }
+            let too_early = gate.settle(&in_flight, Duration::from_millis(1));
+            end.send(()).unwrap();
+            assert_eq!(too_early, None);
+            assert_eq!(looker.join().unwrap(), Some(Outcome::Ok));
+            assert_eq!(giver.join().unwrap(), Outcome::Ok);
+        });
+    }
+
+    #[test]
+    fn work_that_nobody_waits_for_is_outlived_and_given_up_where_its_signal_is_lost() {
+        struct Lost;
+        impl Signal for Lost {
+            fn wait(&self, _timeout: Duration) -> peervram_backends::Result<bool> {
+                Err(Error::new(Kind::Os, "wait for a device", "it is lost"))
+            }
+        }
+        let (gate, flag) = (gate(), Flag::new());
+        let work = gate.leave_when(gate.enter().unwrap(), flag.clone(), |is_done| is_done);
+        thread::scope(|scope| {
+            let outlives = scope.spawn(|| gate.outlive(&work));
+            flag.set();
+            outlives.join().unwrap();
+        });
+        assert_eq!(work.outcome(), Some(Outcome::Ok));
+        let lost = gate.leave_when(gate.enter().unwrap(), Lost, |is_done| is_done);
+        gate.outlive(&lost);
+        assert_eq!(lost.outcome(), Some(Outcome::NotCopiedBack));
+    }
+
+    #[test]
+    fn what_is_over_is_reaped_and_the_rest_is_given_back() {
+        let gate = gate();
+        let (over, goes_on) = (Flag::new(), Flag::new());
+        let ended = gate.leave_when(gate.enter().unwrap(), over.clone(), |_| true);
+        let left = gate.leave_when(gate.enter().unwrap(), goes_on, |_| true);
+        over.set();
+        let reaped = gate.reap();
+        assert!(reaped.len() == 1 && Arc::ptr_eq(&reaped[0], &left));
+        assert_eq!(gate.beside.lock().in_flight.len(), 1);
+        assert_eq!(ended.outcome(), Some(Outcome::Ok));
     }
 
     #[test]
