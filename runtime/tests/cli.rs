@@ -281,6 +281,7 @@ fn holders_runs_anywhere_and_says_what_it_cannot_see() {
 }
 
 /// Captures this machine, or says why there is nothing to capture.
+#[expect(clippy::print_stderr, reason = "what tests print, cargo reads")]
 fn captured() -> Option<(tempfile::TempDir, String)> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("machine.json").display().to_string();

@@ -7,7 +7,11 @@
 //! Every driver lends to every other one. Where the importer takes the dma-buf, both have the same bytes; where it
 //! refuses, peervram copies them to and fro, and says so. Ends with 4 where this machine has less than two drivers,
 //! or where none exports memory.
-#![expect(clippy::print_stdout, reason = "a sample prints as a program of its reader's would")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a sample prints as a program of its reader's would"
+)]
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! What tasks say on a terminal: progress, questions, exit codes.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use peervram_lab::Progress;
 use peervram_lab::host::{self, Missing};
 use std::fmt;
@@ -117,7 +117,9 @@ fn spin(what: &str, over: &AtomicBool, parts: &Mutex<String>) {
             return;
         }
         let parts = parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        eprint!("\r\x1b[K{frame} {what} ({parts}{} s)", start.elapsed().as_secs());
+        // Where nobody reads it, the work goes on.
+        let seconds = start.elapsed().as_secs();
+        write!(io::stderr(), "\r\x1b[K{frame} {what} ({parts}{seconds} s)").ok();
         io::stderr().flush().ok();
         thread::park_timeout(Duration::from_millis(200));
     }
@@ -146,7 +148,7 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
         if !io::stdin().is_terminal() {
             bail!(cannot(format!("nobody here to ask; run `{line}` or give --yes")));
         }
-        eprint!("Run `{line}`? [y/N] ");
+        write!(io::stderr(), "Run `{line}`? [y/N] ").context("asking")?;
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
         if !matches!(answer.trim(), "y" | "Y" | "yes") {

@@ -64,7 +64,10 @@ impl Drop for AcsPorts {
     fn drop(&mut self) {
         for port in &self.0 {
             if let Err(error) = port.control.write(port.before) {
-                eprintln!("the ACS control of {} stays as it was written: {error:#}", port.path);
+                peervram_terminal::note!(
+                    "the ACS control of {} stays as it was written: {error:#}",
+                    port.path
+                );
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What is pretended.
 
+use std::io::Write as _;
 use std::sync::OnceLock;
 
 use ash::vk;
@@ -27,7 +28,11 @@ impl Pretence {
             match word {
                 "transfer-queue" => pretence.transfer_queue = true,
                 "dedicated-only" => pretence.dedicated_only = true,
-                _ => eprintln!("{VARIABLE}: {word:?} is nothing that {} pretends", crate::NAME),
+                // Nobody may read it: the program that is watched goes on.
+                _ => {
+                    let name = crate::NAME;
+                    writeln!(std::io::stderr(), "{VARIABLE}: {word:?} is nothing that {name} pretends").ok();
+                }
             }
         }
         pretence

@@ -172,7 +172,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // On one line, and without a backtrace: every error says what to do next.
         Err(error) => {
-            eprintln!("peervram-model: {error:#}");
+            peervram_terminal::note!("peervram-model: {error:#}");
             ExitCode::FAILURE
         }
     }
