@@ -285,7 +285,7 @@ impl fmt::Debug for Lent {
 }
 
 #[cfg(all(test, feature = "host"))]
-mod tests {
+pub(crate) mod tests {
     use peervram_backends::host::{Backing, HostMemory};
     use peervram_backends::{DmaRanges, OnRevoke};
 
@@ -294,7 +294,7 @@ mod tests {
     use crate::{Direction, Lender, Trust};
 
     /// Takes any dma-buf and does nothing with it.
-    struct Anyone;
+    pub(crate) struct Anyone;
 
     impl Importer for Anyone {
         type Memory = ();

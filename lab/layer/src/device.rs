@@ -79,6 +79,13 @@ impl Device {
         self.external.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes a resource whose memory is external, by another handle than a pointer.
+    fn note_external(&self, handles: Option<vk::ExternalMemoryHandleTypeFlags>, resource: u64) {
+        if handles.is_some_and(|handles| !handles.intersects(HOST_POINTERS)) {
+            self.external().insert(resource);
+        }
+    }
+
     fn is_dedicated(&self, resource: u64) -> bool {
         Pretence::get().dedicated_only && self.external().contains(&resource)
     }
@@ -311,10 +318,17 @@ unsafe fn slice<'a, T>(first: *const T, count: u32) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(first, count as usize) }
 }
 
-/// The families that share something, where the driver has more than one of them.
-fn shared(known: &Device, families: &[u32]) -> Vec<u32> {
+/// How families share something in the driver, which has fewer of them. What is not shared names families that count for
+/// nothing.
+fn sharing(known: &Device, mode: vk::SharingMode, families: &[u32]) -> (vk::SharingMode, Vec<u32>) {
+    if mode != vk::SharingMode::CONCURRENT {
+        return (mode, Vec::new());
+    }
     let real: BTreeSet<u32> = families.iter().map(|&family| known.real_family(family)).collect();
-    if real.len() > 1 { real.into_iter().collect() } else { Vec::new() }
+    match real.len() {
+        0 | 1 => (vk::SharingMode::EXCLUSIVE, Vec::new()),
+        _ => (mode, real.into_iter().collect()),
+    }
 }
 
 unsafe extern "system" fn create_buffer(
@@ -326,22 +340,15 @@ unsafe extern "system" fn create_buffer(
     // SAFETY: the device and the structure are valid; but for the families, all is handed on as it came.
     unsafe {
         let known = of(device);
-        let mut info = *info;
-        let families = match info.sharing_mode {
-            vk::SharingMode::CONCURRENT => {
-                shared(&known, slice(info.p_queue_family_indices, info.queue_family_index_count))
-            }
-            _ => Vec::new(),
-        };
-        if families.is_empty() {
-            info = info.sharing_mode(vk::SharingMode::EXCLUSIVE);
-        }
-        let info = info.queue_family_indices(&families);
+        let info = *info;
+        let families = slice(info.p_queue_family_indices, info.queue_family_index_count);
+        let (mode, families) = sharing(&known, info.sharing_mode, families);
+        let info = info.sharing_mode(mode).queue_family_indices(&families);
         let result = (known.ash.fp_v1_0().create_buffer)(device, &info, allocator, buffer);
         let external = chain::find(info.p_next, vk::StructureType::EXTERNAL_MEMORY_BUFFER_CREATE_INFO)
             .map(|found| (*found.cast::<vk::ExternalMemoryBufferCreateInfo<'_>>()).handle_types);
-        if result == vk::Result::SUCCESS && external.is_some_and(|of| !of.intersects(HOST_POINTERS)) {
-            known.external().insert((*buffer).as_raw());
+        if result == vk::Result::SUCCESS {
+            known.note_external(external, (*buffer).as_raw());
         }
         result
     }
@@ -369,22 +376,15 @@ unsafe extern "system" fn create_image(
     // SAFETY: the device and the structure are valid; but for the families, all is handed on as it came.
     unsafe {
         let known = of(device);
-        let mut info = *info;
-        let families = match info.sharing_mode {
-            vk::SharingMode::CONCURRENT => {
-                shared(&known, slice(info.p_queue_family_indices, info.queue_family_index_count))
-            }
-            _ => Vec::new(),
-        };
-        if families.is_empty() && info.sharing_mode == vk::SharingMode::CONCURRENT {
-            info = info.sharing_mode(vk::SharingMode::EXCLUSIVE);
-        }
-        let info = info.queue_family_indices(&families);
+        let info = *info;
+        let families = slice(info.p_queue_family_indices, info.queue_family_index_count);
+        let (mode, families) = sharing(&known, info.sharing_mode, families);
+        let info = info.sharing_mode(mode).queue_family_indices(&families);
         let result = (known.ash.fp_v1_0().create_image)(device, &info, allocator, image);
         let external = chain::find(info.p_next, vk::StructureType::EXTERNAL_MEMORY_IMAGE_CREATE_INFO)
             .map(|found| (*found.cast::<vk::ExternalMemoryImageCreateInfo<'_>>()).handle_types);
-        if result == vk::Result::SUCCESS && external.is_some_and(|of| !of.intersects(HOST_POINTERS)) {
-            known.external().insert((*image).as_raw());
+        if result == vk::Result::SUCCESS {
+            known.note_external(external, (*image).as_raw());
         }
         result
     }
