@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
-    Aperture, DmaBuf, DmaRanges, Error, Exporter, Importer, Interrupts, Kind, Mapping, NotReady, OnRevoke,
-    PciAddress, Region,
+    Aperture, CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Importer, Interrupts, Kind, Mapping, NotReady,
+    OnRevoke, PciAddress, Region,
 };
 
 #[cfg(not(feature = "shuttle"))]
@@ -24,6 +24,7 @@ pub(crate) struct Card {
     pub is_shadowed: AtomicBool,
     /// How long it takes to get ready; more than [`LIMIT_MS`] is never.
     pub gets_ready_ms: AtomicU64,
+    cpu_access: CpuAccess,
     /// What it tells of its errors by, where it does.
     errors: Option<OwnedFd>,
 }
@@ -37,11 +38,16 @@ impl Card {
         Self::lend_with(None)
     }
 
+    /// A device whose memory that is.
+    pub fn of(memory: HostMemory, cpu_access: CpuAccess) -> Card {
+        let (is_away, is_shadowed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Card { memory, is_away, is_shadowed, gets_ready_ms: AtomicU64::new(0), cpu_access, errors: None }
+    }
+
     fn lend_with(errors: Option<OwnedFd>) -> (Lender<Card>, Export) {
         let memory = HostMemory::with_backing(4096, Backing::Memfd).unwrap();
         let ranges = DmaRanges::whole(memory.region()).unwrap();
-        let (is_away, is_shadowed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let card = Card { memory, is_away, is_shadowed, gets_ready_ms: AtomicU64::new(0), errors };
+        let card = Card { errors, ..Card::of(memory, CpuAccess::Uncached) };
         let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
         let export = lender.export(Aperture::unowned(ranges)).unwrap();
         (lender, export)
@@ -107,6 +113,10 @@ impl Exporter for Card {
         }
         std::thread::sleep(Duration::from_millis(takes_ms));
         Ok(())
+    }
+
+    fn cpu_access(&self, _: u32) -> CpuAccess {
+        self.cpu_access
     }
 
     fn interrupts(&self) -> Result<Interrupts> {

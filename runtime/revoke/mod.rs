@@ -16,7 +16,7 @@ mod cause;
 pub(crate) mod entry;
 pub(crate) mod event;
 #[cfg(all(test, feature = "host"))]
-mod fakes;
+pub(crate) mod fakes;
 pub(crate) mod held;
 #[cfg(all(test, feature = "host"))]
 mod interleavings;

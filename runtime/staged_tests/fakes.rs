@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
     Aperture, CpuAccess, DmaBuf, DmaRanges, Engine, Error, Exporter, HostSlice, Importer, Kind, Mapping,
-    OnRevoke, Owner, PciAddress, Region, page_size_bytes,
+    OnRevoke, Owner, page_size_bytes,
 };
 
+use crate::revoke::fakes::Card;
 use crate::revoke::keeper::Keeper;
 use crate::{Export, Lender, Result, RevokeCause, Terms};
 
@@ -251,42 +252,6 @@ impl Importer for FakeImporter {
     }
 }
 
-/// A device that lends.
-pub struct FakeDevice {
-    memory: HostMemory,
-    cpu_access: CpuAccess,
-}
-
-impl Exporter for FakeDevice {
-    fn name(&self) -> String {
-        "fake device".into()
-    }
-
-    fn pci_address(&self) -> Option<PciAddress> {
-        None
-    }
-
-    fn regions(&self) -> &[Region] {
-        self.memory.regions()
-    }
-
-    fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
-        self.memory.export(ranges)
-    }
-
-    fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
-        self.memory.map(ranges)
-    }
-
-    fn check_reachable(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn cpu_access(&self, _: u32) -> CpuAccess {
-        self.cpu_access
-    }
-}
-
 /// What is there, and what it can do.
 #[derive(Clone, Copy)]
 pub struct Setup {
@@ -318,7 +283,7 @@ pub struct Pair {
     pub owner: Arc<FakeOwner>,
     /// The lent memory, as its device has it.
     pub vram: Arc<Mapping>,
-    pub lender: Lender<FakeDevice>,
+    pub lender: Lender<Card>,
 }
 
 impl Pair {
@@ -332,8 +297,8 @@ impl Pair {
             has_engine: setup.owner_has_engine,
             vram: Arc::clone(&vram),
         });
-        let device = FakeDevice { memory, cpu_access: setup.cpu_access };
-        let lender = Lender::kept_by(Arc::new(Keeper::default()), device);
+        let card = Card::of(memory, setup.cpu_access);
+        let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
         let export = lender.export(Aperture::owned(ranges, Arc::clone(&owner) as _)).unwrap();
         let engines = ["bulk engine", "other engine"].into_iter().take(setup.importer_engines);
         let importer = Arc::new(FakeImporter {
