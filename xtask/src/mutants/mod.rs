@@ -227,7 +227,8 @@ impl Place {
         command.args(["--profile", "mutants", "--cargo-arg=--lib", "--timeout-multiplier", TIMES_AS_LONG]);
         command.args(["--minimum-test-timeout", AT_LEAST_S, "--output"]).arg(&out);
         command.args(stage.packages.iter().flat_map(|package| ["--test-package", package.as_str()]));
-        if stage.packages.iter().any(|package| package == "peervram") && !stage.cli {
+        // Cargo knows features only of a package that is built by name: the mutated one.
+        if group.package == "peervram" && !stage.cli {
             command.args(["--no-default-features", LIBRARY]);
         }
         match choice {
