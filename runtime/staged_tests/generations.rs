@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::fakes::{FakeImporter, Pair, SMALL, Setup, all, bytes};
 use super::{BOTH, PATIENCE, attach};
-use crate::{Access, AttachOptions, Attachment, Direction, InFlight, Outcome, Trust, verify};
+use crate::{Access, AttachOptions, Attachment, Direction, Events, InFlight, Outcome, Trust, What, verify};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 4;
@@ -93,9 +93,10 @@ fn a_test_in_the_middle_of_a_revoke_writes_nothing_and_says_so() {
                 let options = AttachOptions::new(Trust::Verified(BOTH)).with_limits(limits());
                 let attach = scope.spawn(|| pair.export.attach(Arc::clone(&pair.importer), options));
                 is_begun.recv().unwrap();
+                let events = pair.export.events().unwrap();
                 let tear = scope.spawn(|| pair.tear(&new));
-                // Torn, and waiting for the engine.
-                thread::sleep(Duration::from_millis(20));
+                // The attachment is late, and torn; the revoke waits for the engine.
+                while !matches!(next(&events), What::Late { .. }) {}
                 go_on.send(()).unwrap();
                 tear.join().unwrap();
                 attach.join().unwrap()
@@ -107,6 +108,10 @@ fn a_test_in_the_middle_of_a_revoke_writes_nothing_and_says_so() {
             assert_eq!(left, [0, 0], "call {nth}: something is left imported");
         }
     }
+}
+
+fn next(events: &Events) -> What {
+    events.next_within(PATIENCE).unwrap().expect("the memory is taken back").what
 }
 
 fn limits() -> verify::Limits {
