@@ -21,6 +21,7 @@ mod terminal;
 mod test;
 mod tidy;
 mod tools;
+mod tree;
 mod validation;
 
 use clap::{Parser, Subcommand};

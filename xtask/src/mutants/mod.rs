@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::book::PROJECT;
 use crate::terminal::{FAILED, Steps};
-use crate::tools;
+use crate::{tools, tree};
 use list::List;
 use outcome::{Mutant, Outcome, mutants, so_far};
 
@@ -174,15 +174,8 @@ impl Place {
     /// The copy gets what git knows of the project and what it does not ignore. What is the same already is left alone, so that cargo
     /// does not take it for new; what an interrupted run changed is put right.
     fn copy_project(&self) -> Result<()> {
-        let output = Command::new("git")
-            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-            .current_dir(PROJECT)
-            .output()
-            .context("starting git")?;
-        ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).context("the project's files")?;
-        let there = |name: &&str| !name.is_empty() && Path::new(PROJECT).join(name).is_file();
-        let names: BTreeSet<PathBuf> = text.split('\0').filter(there).map(PathBuf::from).collect();
+        let names = tree::files()?.into_iter().map(PathBuf::from);
+        let names: BTreeSet<PathBuf> = names.filter(|name| Path::new(PROJECT).join(name).is_file()).collect();
         for name in &names {
             let (from, to) = (Path::new(PROJECT).join(name), self.tree().join(name));
             let bytes = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;

@@ -17,11 +17,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use crate::book::PROJECT;
 use crate::build::{self, cargo};
 use crate::terminal::FAILED;
+use crate::tree;
 
 /// Check the rules of the tree that no compiler keeps
 ///
@@ -93,17 +94,11 @@ fn violations(project: &Path) -> Result<Vec<Violation>> {
 
 /// What is committed, or would be: text only.
 fn files(project: &Path) -> Result<Files> {
-    let output = Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "-z"])
-        .current_dir(project)
-        .output()
-        .context("starting git")?;
-    anyhow::ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
     let mut files = Files::new();
-    for name in String::from_utf8_lossy(&output.stdout).split('\0').filter(|name| !name.is_empty()) {
+    for name in tree::files()? {
         // One that is deleted and not committed yet is listed; pictures are no text.
-        if let Ok(text) = fs::read_to_string(project.join(name)) {
-            files.insert(name.to_owned(), text);
+        if let Ok(text) = fs::read_to_string(project.join(&name)) {
+            files.insert(name, text);
         }
     }
     anyhow::ensure!(files.len() > 100, "only {} files are in {}", files.len(), project.display());
