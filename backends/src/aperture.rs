@@ -93,7 +93,7 @@ impl Aperture {
         Self { ranges, owner: Some(owner) }
     }
 
-    /// Nobody says what lies behind `ranges`.
+    /// An aperture without an owner: nobody states what lies behind `ranges`.
     pub fn unowned(ranges: DmaRanges) -> Self {
         Self { ranges, owner: None }
     }

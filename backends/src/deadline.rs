@@ -33,7 +33,7 @@ mod tests {
                 let text = fs::read_to_string(&file).unwrap();
                 seen += 1;
                 for (number, line) in text.lines().enumerate() {
-                    // Not this file's own, which is bounded.
+                    // This file's own addition is bounded, so it is left out.
                     if let Some(added) = added_to_a_clock(line)
                         && !file.ends_with("deadline.rs")
                     {
@@ -57,7 +57,7 @@ mod tests {
         let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
         entries
             .flat_map(|path| match path.is_dir() {
-                // What a build leaves there is nobody's source.
+                // Build output is not source.
                 true if path.ends_with("target") => Vec::new(),
                 true => sources(&path),
                 false => vec![path],

@@ -14,7 +14,7 @@ pub struct NotClosed<T> {
 }
 
 impl<T> NotClosed<T> {
-    /// Of `value`, for which `error` says what happened.
+    /// `value` could not be closed, for the reason in `error`.
     pub fn new(value: T, error: Error) -> Self {
         Self { value: Box::new(value), error }
     }
@@ -24,7 +24,7 @@ impl<T> NotClosed<T> {
         &self.error
     }
 
-    /// What it is about, as it was, and why.
+    /// The value, unchanged, and the error.
     pub fn into_parts(self) -> (T, Error) {
         (*self.value, self.error)
     }

@@ -327,7 +327,7 @@ fn parse_bars(resource: &str) -> Vec<Bar> {
     resource.lines().take(BAR_COUNT).enumerate().filter_map(parse).collect()
 }
 
-/// Who sleeps, and would be woken by a read of a function's configuration space.
+/// The sleeping device that a read of a function's configuration space would wake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sleeper {
     /// The function, in D3cold.
@@ -356,12 +356,12 @@ impl fmt::Display for Sleeper {
     }
 }
 
-/// Who would be woken by a read of the configuration space of the function in `folder`, or of its link, as the files
+/// The device that a read of the configuration space or link of the function in `folder` would wake, as the files
 /// `config` and `current_link_*` do (`pci_config_pm_runtime_get`). A read would also end the low power that a virtual
 /// machine monitor has chosen for it.
 pub(crate) fn sleeper(folder: &Path) -> Option<Sleeper> {
     let folder = fs::canonicalize(folder).ok()?;
-    // Neither file asks the device.
+    // Reading these two files does not touch the device.
     let says = |folder: &Path, name: &str, word: &str| {
         fs::read_to_string(folder.join(name)).is_ok_and(|text| text.trim() == word)
     };

@@ -20,7 +20,7 @@ use crate::PciAddress;
 /// How many lanes there are for what other processes export: by inode, since their device is not known.
 const FOREIGN_LANES: u64 = 16;
 
-/// What waits for one another.
+/// Descriptors whose close may wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Lane {
     Device(PciAddress),
@@ -28,7 +28,7 @@ pub(crate) enum Lane {
 }
 
 impl Lane {
-    /// Of a file that somebody else made.
+    /// A descriptor of a file that another process made.
     pub fn of_inode(inode: u64) -> Self {
         Self::Foreign(inode % FOREIGN_LANES)
     }
@@ -37,7 +37,7 @@ impl Lane {
 /// Closes what is added to it, by dropping it.
 pub(crate) struct Reaper<T> {
     state: Mutex<State<T>>,
-    /// There is something in a lane that nobody serves.
+    /// A lane has descriptors to close and no thread serves it.
     added: Condvar,
     start: fn(Box<dyn FnOnce() + Send>) -> io::Result<()>,
 }
@@ -57,7 +57,7 @@ struct Queue<T> {
 }
 
 impl<T: Send + 'static> Reaper<T> {
-    /// One of its own; for the one of this process, [`Reaper::of_process`].
+    /// A separate reaper; [`Reaper::of_process`] is the one that the process shares.
     fn new(start: fn(Box<dyn FnOnce() + Send>) -> io::Result<()>) -> Arc<Self> {
         let state = Mutex::new(State { lanes: BTreeMap::new(), idle: 0, starting: 0 });
         Arc::new(Self { state, added: Condvar::new(), start })

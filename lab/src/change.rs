@@ -21,7 +21,7 @@ pub enum Change {
     /// better of it, has its driver let go, for as long as that takes, and switches the slot off; then the
     /// device is out.
     Unplug(usize),
-    /// One like it is put into its slot, with memory that holds zeros.
+    /// A device of the same kind is put into its slot, with memory of zeros.
     Plug(usize),
     /// The port above it reports an error that is no device's fault in particular.
     PortError(usize, Severity),

@@ -151,8 +151,8 @@ impl Device {
         }
     }
 
-    /// QEMU's words for the memory behind its BARs, function by function. A device that is taken out and put
-    /// in again has another life, with other memory.
+    /// QEMU's words for the memory behind its BARs, function by function. A device that is plugged
+    /// in again gets new memory: `life` counts how often.
     pub(crate) fn qemu_memories(self, index: usize, life: u32) -> Vec<String> {
         let sizes_mib = self.sizes_behind_bars_mib();
         let memory = |(function, size_mib)| {

@@ -49,7 +49,7 @@ pub enum Firmware {
     NamesMemory,
     /// Nothing.
     NamesNone,
-    /// That it has no bytes, as where the link to the CPU is down.
+    /// The firmware says that the memory has no bytes, as it does if the link to the CPU is down.
     NamesNoBytes,
 }
 
@@ -84,7 +84,7 @@ impl Grace {
 }
 
 impl Memory {
-    /// Has the kernel leave it alone.
+    /// The kernel parameter that keeps the kernel off the memory.
     pub fn kernel_argument(&self) -> String {
         format!("memmap={:#x}${:#x}", self.size_bytes, self.base_bytes)
     }

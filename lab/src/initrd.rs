@@ -17,7 +17,7 @@ use crate::root::Root;
 
 const INIT: &str = include_str!("init.sh");
 
-/// What mounting the private root takes. Where the firmware says that an IOMMU is a virtio device,
+/// The modules needed to mount the private root. Where the firmware says that an IOMMU is a virtio device,
 /// every other PCI device waits for that driver, those of the root too.
 const ROOT_MODULES: &[&str] = &[VIRTIO_IOMMU, "9pnet_virtio", "9p"];
 

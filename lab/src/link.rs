@@ -30,7 +30,7 @@ impl Link {
         Ok(Link { stream: RefCell::new(BufReader::new(stream)) })
     }
 
-    /// What the virtio GPU of this machine shows now.
+    /// A picture of what the virtio GPU of this machine shows now.
     pub fn screendump(&self) -> Result<Picture> {
         self.send(&Event::Screendump)?;
         let answer = wire::receive(&mut *self.stream.borrow_mut())?;

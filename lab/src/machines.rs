@@ -51,7 +51,7 @@ const TWO_MODELS: Machine = Machine {
     ..DEFAULT
 };
 
-/// What takes memory back, against everybody who may have it then.
+/// Every cause of a revoke, against every kind of importer.
 const REVOKE: Machine = Machine {
     name: "small-revoke",
     about: "every kind of lender and importer, and slots whose devices can be taken out",
@@ -214,7 +214,7 @@ pub const MACHINES: &[Machine] = &[
         name: "small-grace-cxl",
         about: "a later GPU, which tells by CXL whether its memory is ready, under the kernel's nvgrace driver",
         devices: &Grace {
-            // In no table yet.
+            // No driver has this PCI id in its table yet.
             id: PciId { vendor: 0x10de, device: 0x7777 },
             has_cxl: true,
             ..GB200

@@ -12,11 +12,11 @@ use crate::wire::{Cell, Verdict};
 /// How many tests ended in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
-    /// As they should.
+    /// Tests that passed.
     pub passed: usize,
-    /// Not as they should, or not at all because the machine was lost.
+    /// Tests that failed, or did not run because the machine was lost.
     pub failed: usize,
-    /// Not tried, with a reason. A skip is not a pass.
+    /// Tests that were not tried, with a reason. A skip is not a pass.
     pub skipped: usize,
 }
 

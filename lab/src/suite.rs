@@ -69,7 +69,7 @@ pub trait Watcher {
     fn machines_run(&mut self, _plans: &[&Plan]) {}
     /// A machine is about to be booted.
     fn machine_begins(&mut self, plan: &Plan);
-    /// It is up.
+    /// The machine is up.
     fn machine_is_up(&mut self, release: &str, boot_s: f64);
     /// A test is over.
     fn tested(&mut self, tested: &Tested);
@@ -194,7 +194,7 @@ fn tell(plan: &Plan, outcome: &Outcome, watcher: &mut dyn Watcher) {
     watcher.machine_ends(outcome);
 }
 
-/// Of a machine that is told of when it has ended.
+/// The output of a machine that is shown as a whole when it has ended.
 struct Unwatched;
 
 impl Watcher for Unwatched {
@@ -244,7 +244,7 @@ fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Outcome {
             (None, None) => unreachable!("a machine is up or it is lost"),
         };
         if vm.is_none() {
-            // Said in full once, with the first test.
+            // The full reason is printed once, with the first test.
             lost = Some("not run: the machine did not boot".into());
         }
         let tested = Tested { name: name.clone(), verdict, seconds };

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use crate::wire::Cell;
 
-/// What stands where nothing was said: a test that did not come so far, or did not run.
+/// The cell of a test that did not get that far, or did not run.
 const NOTHING: &str = "-";
 
 /// One table. Rows and columns are in the order in which they were named first.

@@ -32,7 +32,7 @@ const AGENT_LIMIT: Duration = wire::TEST_LIMIT.saturating_add(Duration::from_sec
 
 /// A machine with its agent up.
 pub struct Vm {
-    // In this order: QEMU ends before its devices, and all before the folder that they use.
+    // Fields drop in this order: QEMU ends before its devices, and both before the folder that they use.
     qemu: Qemu,
     models: Vec<Model>,
     channel: UnixStream,

@@ -120,7 +120,7 @@ pub enum Event {
     Cell(Cell),
     /// A line that the program wrote.
     Output {
-        /// Where to.
+        /// The destination.
         stream: Stream,
         /// Without its line end.
         line: String,
@@ -168,9 +168,9 @@ pub enum Stream {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verdict", rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it should.
+    /// The test passed.
     Passed,
-    /// Not as it should.
+    /// The test failed.
     Failed {
         /// What was seen.
         reason: String,

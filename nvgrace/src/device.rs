@@ -38,7 +38,7 @@ pub struct Device {
     part: Option<Part>,
     regions: Box<[Region]>,
     memories: Box<[Memory]>,
-    /// None of an adopted device: when it is ready is its owner's to wait for.
+    /// None for an adopted device: its owner waits until it is ready.
     sign: Option<Sign>,
 }
 
@@ -62,7 +62,7 @@ impl Device {
     /// Opens `address` into `space`. As [`Device::open`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Device::open`].
     pub fn open_into(
         space: &vfio::IoAddressSpace,
         address: PciAddress,
@@ -144,7 +144,7 @@ impl Device {
     /// The region at `index` with the length that it has. As [`vfio::Device::region`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`vfio::Device::region`].
     pub fn region(&self, index: u32) -> Result<&Region> {
         self.vfio.region(index)?;
         let found = self.regions.iter().find(|region| region.index == index);

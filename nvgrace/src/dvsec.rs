@@ -11,7 +11,7 @@ const PCI_DVSEC_HEADER2: usize = 0x8;
 /// Where the capability of that vendor and id begins (`pci_find_dvsec_capability`).
 pub(crate) fn find(config: &[u8], vendor_id: u16, id: u16) -> Option<usize> {
     let mut at = PCI_CFG_SPACE_SIZE;
-    // As many as have room. A list in circles ends there.
+    // Bounded by the number of capabilities that fit, so a cyclic list ends.
     for _ in 0..config.len() / 8 {
         let header = word(config, at)?;
         if header == 0 || header == u32::MAX {

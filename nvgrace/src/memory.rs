@@ -81,7 +81,7 @@ impl Memory {
         Ok(Some(Self {
             region_index: region.index,
             used_for,
-            // Of a page that is there in part, nothing can be exported.
+            // A page that is only partly backed by memory cannot be exported.
             length_bytes: area.length_bytes - area.length_bytes % page_size_bytes(),
             reported_bytes: region.size_bytes,
         }))

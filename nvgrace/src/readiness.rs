@@ -37,7 +37,7 @@ pub(crate) enum Sign {
     Registers,
     /// In its CXL capability, at that offset of its configuration space.
     Cxl {
-        /// Of the word that says.
+        /// Where the register that says so lies in configuration space.
         offset_bytes: u64,
     },
 }
@@ -52,7 +52,7 @@ impl Sign {
     }
 }
 
-/// What a device said.
+/// A device's answer when it was asked whether it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     Registers { link: u32, training: u32 },
@@ -179,7 +179,7 @@ mod tests {
         // Valid half a second later, and sixteen seconds are asked for.
         let late = Duration::from_millis(500);
         assert_eq!(wait.look(cxl(1 | 2 << 13), late).unwrap().unwrap().limit, at(16) + late);
-        // What was said first counts.
+        // The first reason counts.
         assert_eq!(wait.look(cxl(1 | 4 << 13), at(10)).unwrap().unwrap().limit, at(16) + late);
         assert_eq!(wait.look(cxl(3 | 2 << 13), at(11)).unwrap(), None);
         assert_eq!(wait.look(cxl(1 | 2 << 13), at(17)).unwrap_err().kind(), Kind::TimedOut);

@@ -15,7 +15,7 @@ use peervram_backends::topology::{Above, Topology};
 use super::hop::is_port;
 use super::{End, Hop, Route};
 
-/// What fits a terminal.
+/// The width of a terminal, in columns.
 const COLUMNS: usize = 80;
 
 pub(super) fn draw(topology: &Topology, route: &Route) -> String {

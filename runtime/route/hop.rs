@@ -34,9 +34,9 @@ pub struct Hop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Link {
-    /// As it is.
+    /// The link as it runs now.
     pub now: LinkSpeed,
-    /// As it could be.
+    /// The link at its best.
     pub at_most: LinkSpeed,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn way(
     // Below a common bridge that redirects nothing, nothing goes further up.
     let turns_at = verdict.and_then(|verdict| verdict.common.filter(|_| verdict.redirects.is_empty()));
     let turn = turns_at.and_then(|common| up.iter().position(|address| *address == common));
-    // Where no bridge is above both, what redirects decides nothing.
+    // Without a common bridge, redirecting ports decide nothing.
     let redirects = match verdict {
         Some(Verdict { common: Some(_), redirects, .. }) => redirects.as_slice(),
         _ => &[],

@@ -15,7 +15,7 @@ use rustix::fs::OFlags;
 const PEER_TO_PEER: [&str; 4] =
     ["peer-to-peer DMA", "ACS redirect is set", "to disable ACS redirect", "P2PDMA whitelist"];
 
-/// What it says when it refuses a pair.
+/// The kernel's words when it refuses a pair.
 const REFUSAL: &str = "cannot be used for peer-to-peer DMA";
 
 /// Longer than any record, `PRINTK_MESSAGE_MAX`.
@@ -31,7 +31,7 @@ pub struct KernelMessages {
 }
 
 impl KernelMessages {
-    /// Of this machine, since it was started.
+    /// The messages of this machine since its boot.
     pub fn read() -> Self {
         let flags = OFlags::NONBLOCK.bits() as i32;
         let opened = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
@@ -46,7 +46,7 @@ impl KernelMessages {
         Self { lines: Vec::new(), unread: Some(why.into()) }
     }
 
-    /// Those in a text of the log, one a line.
+    /// The messages in a text of the log, one per line.
     pub fn in_text(text: &str) -> Self {
         let lines = text.lines().filter(|line| is_about_peers(line)).map(str::to_owned).collect();
         Self { lines, unread: None }
@@ -72,7 +72,7 @@ impl KernelMessages {
                 names_pair = line.contains(&provider);
             }
             if names_pair {
-                // Said again, it stands where it was said last.
+                // A repeated message keeps its last place only.
                 said.retain(|before| *before != line);
                 said.push(line);
             }

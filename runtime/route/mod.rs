@@ -79,11 +79,11 @@ pub struct Route {
     pub silent: Vec<PciAddress>,
     /// The provider, the ports above it, those above the client, the client.
     pub way: Vec<Hop>,
-    /// What would change it, the recommended one first.
+    /// Changes that would mend or speed up the route, the recommended one first.
     pub fixes: Vec<Fix>,
     /// What the verdict does not say.
     pub notes: Vec<String>,
-    /// What the kernel said of the pair.
+    /// The kernel's log messages about the pair.
     pub messages: Vec<String>,
 }
 
@@ -148,7 +148,7 @@ impl Route {
         self.verdict.as_ref()?.expected.known()
     }
 
-    /// Both predictions in a word. What the kernel refuses is refused, whatever the importer can.
+    /// Both predictions in a word. A pair that the kernel refuses is refused, even if the importer's driver could import.
     pub fn answer(&self) -> Answer {
         if !self.silent.is_empty() {
             return Answer::Unknown;
@@ -183,7 +183,7 @@ pub enum Answer {
     /// The kernel would map it, and the importer does not import memory of another device: its driver cannot, or
     /// it has none.
     ImporterCannot,
-    /// What was read does not tell, or one of both does not answer.
+    /// Unknown: something that decides was not read, or one of the two devices does not answer.
     Unknown,
     /// Nobody asks the kernel: a processor reads and writes the BAR.
     Unasked,

@@ -32,7 +32,7 @@ pub(super) fn import(
     {
         return "no: it is no graphics device".into();
     }
-    // In the mode that it is in, where that is known; else in the best one.
+    // The driver in its present mode where that is known, else in its best mode.
     let mode = match client {
         End::Function(address) => {
             topology.place(*address).and_then(|place| import_support_of(&place.function))

@@ -50,7 +50,7 @@ impl fmt::Display for Party {
     }
 }
 
-/// What a certificate is of.
+/// The pair that a certificate is about: a lender's region and an importer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -275,12 +275,12 @@ pub struct Certificate {
     pub outlives_reboots: bool,
     /// The tests.
     pub tests: Vec<Tested>,
-    /// What it was made under.
+    /// The system state at test time; a change voids the certificate.
     pub fingerprint: Fingerprint,
 }
 
 impl Certificate {
-    /// Of this machine.
+    /// A certificate of this machine.
     pub(crate) fn new(
         subject: Subject,
         outlives_reboots: bool,
@@ -298,14 +298,14 @@ impl Certificate {
     /// Whether everything is as it was when it was made.
     ///
     /// # Errors
-    /// What is not.
+    /// The lines of the fingerprint that changed.
     pub fn is_current(&self, now: &Fingerprint) -> Result<(), Vec<Void>> {
         let mut changes = self.fingerprint.changes(now);
         changes.retain(|change| !(self.outlives_reboots && change.what() == BOOT));
         if changes.is_empty() { Ok(()) } else { Err(changes) }
     }
 
-    /// What things are like now, as far as can be told without opening the importer: its user-space driver is
+    /// The present system state, as far as it can be read without opening the importer: its user-space driver is
     /// taken to be the same.
     pub fn fingerprint_now(&self) -> Fingerprint {
         let address = |party: &Party| party.address.as_deref().and_then(|address| address.parse().ok());
@@ -570,7 +570,7 @@ pub(crate) mod tests {
             tested(Direction::Read, "copy engine", ENGINE),
         ]);
         assert_eq!(grants(&both, &read), "yes");
-        // What was seen by more than the window was seen elsewhere.
+        // The owner's engine saw other ranges than those requested.
         let mut elsewhere = tested(Direction::Read, "copy engine", ENGINE);
         elsewhere.ranges[0].offset_bytes = 32 << 20;
         let both = certificate(vec![tested(Direction::Read, "copy engine", WINDOW), elsewhere]);
@@ -656,17 +656,17 @@ pub(crate) mod tests {
         let quick = tested(Direction::Read, "copy engine", ENGINE);
         let full = Tested { full: true, ..quick.clone() };
         let (near, far) = (4096, 12 << 20);
-        // Of a test of everything: only another one of everything counts.
+        // A failure of a full test is taken back only by another full test.
         for wrong in [wrong_at(full.clone(), near), wrong_at(full.clone(), far), failed(full.clone())] {
             assert!(left(&quick, &wrong), "a quick pass took back {wrong:?}");
             assert!(!left(&full, &wrong), "a full pass left {wrong:?}");
         }
-        // Of a quick one: where bytes were wrong.
+        // A failure of a quick test is taken back by a pass that looked where bytes were wrong.
         assert!(!left(&quick, &wrong_at(quick.clone(), near)));
         assert!(left(&quick, &wrong_at(quick.clone(), far)));
         assert!(!left(&full, &wrong_at(quick.clone(), far)));
         assert!(!left(&quick, &failed(quick.clone())));
-        // By somebody who sees less, elsewhere, of another engine, direction or path.
+        // Not taken back: by an observer that sees less, on other ranges, or for another engine, direction or path.
         let mut elsewhere = full.clone();
         elsewhere.ranges[0].length_bytes += 4096;
         for newer in [
@@ -678,7 +678,7 @@ pub(crate) mod tests {
         ] {
             assert!(left(&newer, &wrong_at(quick.clone(), near)), "{newer:?} took back a failure");
         }
-        // Who sees more may.
+        // An observer that sees more does take it back.
         assert!(!left(&full, &wrong_at(Tested { observer: WINDOW, ..quick }, near)));
     }
 

@@ -8,7 +8,7 @@ use super::pattern::{Pattern, WORD_BYTES};
 
 /// How many bytes are shown of what was expected and what was seen.
 const SHOWN_BYTES: usize = 8;
-/// So few wrong bits in so few bytes look like a line that flips, not like other bytes.
+/// Up to this many wrong bits are taken for a flipping data line; more are taken for other bytes.
 const FEW_BITS: u32 = 4;
 
 /// What was wrong with bytes that came from the other side.
@@ -18,13 +18,13 @@ const FEW_BITS: u32 = 4;
 pub struct Difference {
     /// Where the first wrong byte is, in bytes from the start of what was lent.
     pub first_wrong_bytes: u64,
-    /// What belongs from there on, in hexadecimal.
+    /// The bytes expected from there on, in hexadecimal.
     pub expected: String,
-    /// What was there.
+    /// The bytes found there, in hexadecimal.
     pub seen: String,
     /// How many bytes were wrong.
     pub wrong_bytes: u64,
-    /// Of how many.
+    /// How many bytes were compared.
     pub of_bytes: u64,
     /// What the wrong bytes look like.
     pub looks_like: String,
@@ -226,7 +226,7 @@ mod tests {
         }
         let alone = bytes_of(&sent(), OFFSET_BYTES - (2 << 20));
         assert_eq!(looks_like(&alone[..8]), "the bytes of offset 0x200000, found at 0x400000");
-        // Of a shorter one nothing can be read.
+        // Fewer than eight bytes cannot be read backwards.
         assert!(looks_like(&alone[..7]).contains("wrote nowhere"));
     }
 

@@ -19,18 +19,18 @@ const SETTLE: Duration = Duration::from_millis(20);
 const KEPT: usize = 8;
 const KEPT_CHARS: usize = 400;
 
-/// What was seen of IOMMU faults during a test.
+/// Which IOMMU faults the kernel logged during a test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Faults {
     /// The kernel's log was watched, and said this of the two devices: mostly nothing.
     Watched(Vec<String>),
-    /// It was not, for that reason: faults may have gone unseen.
+    /// The log could not be read, for this reason: faults may have gone unseen.
     NotWatched(String),
 }
 
 impl Faults {
-    /// What fails a test whose bytes are right.
+    /// The failure that logged faults make of a test, even if its bytes are right.
     pub(crate) fn failure(&self) -> Option<Failure> {
         match self {
             Self::Watched(said) => said.first().map(|message| Failure::Fault { message: message.clone() }),
@@ -57,7 +57,7 @@ impl FaultWatch {
         Self { log: open(), devices: devices.into_iter().collect() }
     }
 
-    /// What was said until now.
+    /// The faults logged since the watch began.
     pub fn end(self) -> Faults {
         let mut log = match self.log {
             Ok(log) => log,
@@ -68,7 +68,7 @@ impl FaultWatch {
     }
 }
 
-/// What the records that `read` gives, one at a time, say of `devices`.
+/// The faults of `devices` among the log records that `read` returns one at a time.
 fn said_of(devices: &[PciAddress], mut read: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> Faults {
     let mut said = Vec::new();
     let mut record = [0; 8192];

@@ -52,7 +52,7 @@ impl fmt::Display for Void {
 }
 
 impl Fingerprint {
-    /// Of the machine now, of the two devices, and of what lies between them. Devices that are not on the PCI
+    /// The fingerprint of the machine now: the two devices and the bridges between them. Devices that are not on the PCI
     /// bus have nothing to tell. `driver` is what is known of the importer's user-space driver.
     pub fn now(lender: Option<PciAddress>, importer: Option<PciAddress>, driver: Option<String>) -> Self {
         let devices: Vec<PciAddress> = lender.into_iter().chain(importer).collect();
@@ -75,7 +75,7 @@ impl Fingerprint {
         }
     }
 
-    /// As [`Fingerprint::now`], of a machine as `topology` has it.
+    /// Like [`Fingerprint::now`], with the PCI tree taken from `topology`.
     pub fn of(
         topology: &Topology,
         lender: Option<PciAddress>,
@@ -111,7 +111,7 @@ impl Fingerprint {
         self.0.iter().map(|(what, value)| (&**what, &**value))
     }
 
-    /// What it says of that.
+    /// The value recorded for `what`.
     pub fn line(&self, what: &str) -> Option<&str> {
         self.0.get(what).map(String::as_str)
     }

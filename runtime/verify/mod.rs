@@ -97,7 +97,7 @@ pub struct Progress<'a> {
     pub of_bytes: u64,
 }
 
-/// What a certificate for this would be of.
+/// The subject of a certificate for this lender and importer.
 pub(crate) fn subject<I: Importer>(lent: &Lent, importer: &I) -> Subject {
     let address = lent.entry().exporter().ok().and_then(|device| device.pci_address());
     Subject {
@@ -107,7 +107,7 @@ pub(crate) fn subject<I: Importer>(lent: &Lent, importer: &I) -> Subject {
     }
 }
 
-/// What a certificate for this would have to be made under, now.
+/// The present state of the system, which a certificate for this lender and importer must match.
 pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint {
     let lender = lent.entry().exporter().ok().and_then(|device| device.pci_address());
     Fingerprint::now(lender, importer.pci_address(), importer.driver())
@@ -117,7 +117,7 @@ pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint
 pub(crate) struct Target<'a, I: Importer> {
     pub lent: &'a Lent,
     pub importer: &'a I,
-    /// What was imported from `lent`, by `path`. Nobody else uses it meanwhile: what is in it is put back.
+    /// The import of `lent` by `path`. Nobody else may use it during the test, which restores its content.
     pub memory: &'a I::Memory,
     pub path: Path,
     pub pieces: &'a PieceLock,
@@ -162,7 +162,7 @@ pub(crate) fn assure<I: Importer>(
     granted.map(|()| (Known::Right { window_only }, certificate))
 }
 
-/// What is asked of a certificate for an importer of what is lent.
+/// The request that a certificate must satisfy for this importer, path and direction.
 pub(crate) fn request<I: Importer>(lent: &Lent, importer: &I, path: Path, direction: Direction) -> Request {
     Request::new(importer.engine_names(), direction, path, lent.aperture().ranges())
 }
@@ -258,7 +258,7 @@ pub(crate) fn certify<I: Importer>(
         }
     }
     if pieces.is_torn(generation) {
-        // What the kernel said of the devices may be of that.
+        // The kernel's messages about the devices may come from the revoke, not from the test.
         return Err(pieces.revoked(TRIED));
     }
     Ok(Certificate::new(subject(lent, importer), limits.outlives_reboots, tests, fingerprint))

@@ -101,7 +101,7 @@ pub(crate) fn quick(ranges_bytes: &[u64], limit_bytes: u64, wrong: &[u64]) -> Ve
     let mut rest: Vec<Place> =
         spots.into_iter().chain(borders).chain(ranges).chain(again).flatten().collect();
     let taken: u64 = rest.iter().map(|place| place.length_bytes).sum();
-    // What lies in the start anyway counts twice, which errs to the smaller side.
+    // The overlap of the start with other places counts twice, so coverage is underestimated.
     rest.extend(clip(0, (limit_bytes - taken) / PAGE_BYTES * PAGE_BYTES, "start"));
     merge(rest)
 }

@@ -73,7 +73,7 @@ pub(crate) struct Run<'a, M> {
 pub(crate) struct Findings {
     /// Copied by the importer's engine.
     pub copied_bytes: u64,
-    /// Its longest copy, at its best.
+    /// The best time of the longest copy.
     pub figure: Option<Figure>,
     pub failure: Option<Failure>,
 }
@@ -152,7 +152,7 @@ impl<M> Run<'_, M> {
             },
         ];
 
-        // What lies in lent memory before the engine works.
+        // Fill the lent memory before the engine copies.
         let laid = if direction == Direction::Write { poison } else { sent };
         for piece in pieces {
             let host = self.halves.owners(piece.length_bytes)?;

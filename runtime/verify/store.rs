@@ -66,7 +66,7 @@ pub struct Listing {
 #[derive(Debug)]
 pub struct Store {
     folder: Option<PathBuf>,
-    /// Those of this process that could not be written, by the name that their file would have. Not one of
+    /// Certificates of this process that could not be written, by the name of the file they were meant for. Not one of
     /// `crate::sync`'s locks: it is held for a look-up, and there is one for all threads from their first to their
     /// last.
     unwritten: Mutex<BTreeMap<String, Certificate>>,
@@ -74,13 +74,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// That of the user whom this process belongs to.
+    /// The store of the user that this process runs as.
     pub fn of_user() -> &'static Self {
         static STORE: OnceLock<Store> = OnceLock::new();
         STORE.get_or_init(|| Self::with(user_folder()))
     }
 
-    /// One in `folder`, which is made when something is first kept.
+    /// A store in `folder`, which is created when the first certificate is kept.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self::with(Some(folder.into()))
     }
@@ -104,7 +104,7 @@ impl Store {
         }
     }
 
-    /// What the file of that name has, if it is in order; if it is not, that is said.
+    /// The certificate in the file of that name. Logs why a file is not a valid one.
     fn read(&self, name: &str) -> Option<Certificate> {
         let file = self.folder.as_ref()?.join(name);
         let ignored = |why: String| warn_of(&Ignored { file: file.clone(), why });
@@ -165,7 +165,7 @@ impl Store {
         let none = || io::Error::new(io::ErrorKind::NotFound, "neither XDG_STATE_HOME nor HOME is set");
         let folder = self.folder.as_ref().ok_or_else(none)?;
         fs::create_dir_all(folder)?;
-        // Nobody writes between what is read here and what is written.
+        // The lock keeps other processes from writing between the read below and the write.
         let _locked = lock(folder)?;
         let mut unwritten = self.unwritten.lock();
         let before = unwritten.get(name).into_iter().cloned().chain(self.read(name));
@@ -354,11 +354,11 @@ fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result
         file.write_all(&text)?;
         file.sync_all()?;
         fs::rename(&temporary, folder.join(name))?;
-        // That the name is the new file's is in the folder.
+        // Make the rename durable: the directory entry is data of the folder.
         File::open(folder)?.sync_all()
     };
     put().inspect_err(|_| {
-        // What is left of the attempt, if anything.
+        // Remove the temporary file if the attempt left one.
         let _ = fs::remove_file(&temporary);
     })
 }
@@ -509,10 +509,10 @@ mod tests {
         let file = ours.keep(good()).unwrap();
         current(&ours).unwrap();
 
-        // They see a failure.
+        // The other process sees a failure.
         theirs.keep(certificate(vec![failed(read_by("copy engine"))]));
         assert!(current(&ours).unwrap_err().why().contains("went wrong"));
-        // What we keep then, of something else, does not hide it.
+        // A pass in the other direction, kept after it, does not hide that failure.
         ours.keep(certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]));
         for store in [&ours, &theirs] {
             assert!(current(store).unwrap_err().why().contains("went wrong"));
@@ -577,7 +577,7 @@ mod tests {
         assert_eq!(store.get(&good().subject), Some(good()));
         assert!(Store::at(folder.path()).get(&good().subject).is_none());
         drop(hanging);
-        // What could not be written goes along with the next.
+        // A certificate that could not be written is written together with the next one.
         let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
         store.keep(write).unwrap();
         let known = Store::at(folder.path()).get(&good().subject).unwrap();

@@ -34,7 +34,7 @@ enum Wrong {
     LastByte,
     /// One byte of the memory, wherever it is.
     ByteAt(usize),
-    /// What was read first is read for ever.
+    /// Every read brings what the first one brought.
     Stale,
     Refuses,
 }
@@ -107,7 +107,7 @@ impl FakeEngine {
     }
 }
 
-/// As an importer's.
+/// The engine of an importer.
 impl Engine<Arc<Mapping>> for FakeEngine {
     fn name(&self) -> &str {
         self.name
@@ -194,7 +194,7 @@ impl Owner for FakeOwner {
     }
 }
 
-/// As an owner's: its memory is its own affair.
+/// The engine of an owner, whose memory it finds by itself.
 impl Engine<DmaRanges> for FakeOwner {
     fn name(&self) -> &str {
         "fake owner's engine"
@@ -393,7 +393,7 @@ fn every_fault_of_an_owners_engine_is_caught() {
     ] {
         refusal(Setup { owner, ..GOOD }, direction);
     }
-    // It cannot look: that is no verdict on the importer.
+    // The owner's engine cannot look, so nothing is known about the importer.
     let pair = Pair::new(Setup { owner: Wrong::StuckFence, ..GOOD });
     assert_eq!(pair.verify(Direction::Read, &limits()).unwrap_err().kind(), Kind::TimedOut);
 }
@@ -437,7 +437,7 @@ fn a_stuck_engine_costs_no_more_than_its_limit() {
     let pair = Pair::new(Setup { importer: Wrong::StuckFence, ..GOOD });
     let start = Instant::now();
     let certificate = pair.verify(Direction::Both, &limits()).unwrap();
-    // By the usual limit it would be ten seconds for each copy.
+    // With the default limit each stuck copy would take ten seconds.
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert!(!certificate.passed() && pair.is_put_back());
     // And so does one that is slow, over all.
@@ -515,7 +515,7 @@ fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
     }
 }
 
-/// It would be believed of other memory the next time.
+/// A stored certificate would be believed of other host memory the next time.
 #[test]
 fn what_is_tested_of_host_memory_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
@@ -635,7 +635,7 @@ fn a_failure_that_only_a_full_test_finds_is_looked_for_again() {
         let error = attach(&pair, twin("fake engine", Wrong::ByteAt(at)), &store, quick.clone()).unwrap_err();
         assert!(error.why().contains("the first at 0x403039"), "{error}");
     }
-    // So does a test that an application makes itself, with the store that it attached with.
+    // A test that the application starts itself uses the store of its attachment, too.
     let options = AttachOptions::new(Trust::Unverified).with_store(Arc::clone(&store));
     let importer = twin("fake engine", Wrong::ByteAt(at));
     let unverified = pair.export.attach(importer, options).unwrap();

@@ -97,7 +97,7 @@ mod tests {
         handles.take(handle(2), User::Gbm(7)).unwrap();
         assert!(!handles.give_back(handle(1)) && !handles.give_back(handle(1)));
         assert!(handles.give_back(handle(1)));
-        // What is not in use is not closed once more.
+        // A handle that is not in use is not closed again.
         assert!(!handles.give_back(handle(1)));
         assert!(handles.give_back(handle(2)));
     }

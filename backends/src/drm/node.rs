@@ -195,7 +195,7 @@ impl Node {
             return Ok(());
         }
         match self.release_master_lock() {
-            // It was lost before, to a switch of consoles.
+            // DRM master was lost before, to a switch of consoles.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => Ok(()),
             result => result,
         }

@@ -38,7 +38,7 @@ pub struct ScanOut<'a> {
     crtc: crtc::Handle,
     /// All of the picture, for `flush`.
     whole: ClipRect,
-    // In the order in which they go, after the screen was switched off.
+    // Fields drop in this order, after the screen was switched off.
     framebuffer: Framebuffer<'a>,
     _master: Master<'a>,
 }
@@ -131,7 +131,7 @@ impl<'a> ScanOut<'a> {
     /// [`Kind::NotFound`] without a screen; [`Kind::PermissionDenied`] where another program is
     /// DRM master; [`Kind::ImporterCannot`] (EINVAL) where the driver does not show the buffer: of imports amdgpu and xe
     /// show none on a discrete GPU. Some drivers map the buffer only now, so a refused route can also show here.
-    /// Nothing is left of it in each case, and the screen shows what it showed.
+    /// After each kind of error nothing is left behind, and the screen shows what it showed before.
     pub fn start(buffer: &'a impl ScanOutBuffer, layout: ImageLayout) -> Result<Self> {
         let node = buffer.node();
         // First: whether a screen is connected is looked up for the DRM master only (`drm_mode_getconnector`), and

@@ -106,7 +106,7 @@ impl Drop for BufferObject {
         let _guard = self.device.lock();
         let mut handles = self.device.node().handles();
         drop(self.bo.take());
-        // It was libgbm's to close.
+        // Dropping the buffer object closed libgbm's handle; here it is only counted off.
         self.handle.map(|handle| handles.give_back(handle));
     }
 }

@@ -85,7 +85,7 @@ impl Device {
         if handles.is_used(handle) {
             return handles.check(handle, self.user()).map_err(|error| error.on(self.node().name()));
         }
-        // It was made by asking.
+        // This handle exists only because libgbm was asked for it.
         self.node()
             .close_buffer(handle)
             .map_err(|error| Error::os("close a GEM handle", error).on(self.node().path().display()))

@@ -1,6 +1,6 @@
 //! `/sys/kernel/debug/dma_buf/bufinfo`: every dma-buf of the machine, with the devices attached to it.
 //!
-//! As `dma_buf_debug_show` (`drivers/dma-buf/dma-buf.c`) prints it:
+//! The format is that of `dma_buf_debug_show` (`drivers/dma-buf/dma-buf.c`):
 //!
 //! ```text
 //! Dma-buf Objects:

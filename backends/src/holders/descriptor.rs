@@ -57,7 +57,7 @@ pub(super) struct DmaBufInfo {
 }
 
 impl DmaBufInfo {
-    /// Nothing where it is not a dma-buf's.
+    /// Nothing if the text is not that of a dma-buf.
     pub(super) fn parse(fdinfo: &str) -> Option<Self> {
         Some(Self {
             inode: value(fdinfo, "ino:")?.parse().ok()?,

@@ -21,7 +21,7 @@ const KERNEL_THREAD: u32 = 0x0020_0000;
 /// `PROC_PID_INIT_INO` (include/uapi/linux/nsfs.h): the PID namespace that sees every process.
 pub(super) const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// What to do where the kernel lets this user not look.
+/// The advice where the kernel does not let this user look.
 fn look_as_root() -> &'static str {
     look_with_more(rustix::process::geteuid().is_root())
 }
@@ -61,7 +61,7 @@ pub(super) enum Held {
 
 /// The kernel does not say what a descriptor is of.
 struct Unidentified {
-    /// As much as it says.
+    /// What the descriptor may refer to, as far as the kernel says.
     may_be: Option<Held>,
 }
 
@@ -141,7 +141,7 @@ impl Machine {
                 Err(error) if is_gone(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     denied += usize::from(!is_kernel_thread(&folder));
-                    // What was read before the refusal is as true.
+                    // Entries read before the refusal are still valid.
                     all.push(files);
                 }
                 Err(error) => {

@@ -1,4 +1,4 @@
-//! Who holds dma-bufs, and the VFIO devices that they are of.
+//! Which processes and devices hold dma-bufs, and which VFIO devices those dma-bufs belong to.
 //!
 //! A VFIO device that is reset waits until everyone who has mapped its memory has let go, and tells
 //! nobody whom it waits for. A [`Census`] names them, out of `/proc` and debugfs:
@@ -80,7 +80,7 @@ pub enum Exporter {
     /// all where not everything could be read. A guess: an owner may have passed its only descriptor on to
     /// another owner.
     OneOf(Vec<PciAddress>),
-    /// Of no VFIO device.
+    /// The dma-buf belongs to no VFIO device.
     NotVfio,
 }
 
@@ -213,7 +213,7 @@ impl fmt::Display for Unread {
 pub struct Attachments(String);
 
 impl Attachments {
-    /// Those of this moment. Blocks as [`Census::take`] can.
+    /// A census of this moment. Blocks as [`Census::take`] can.
     ///
     /// # Errors
     /// Why bufinfo cannot be read.

@@ -57,7 +57,7 @@ impl HostMemory {
         Self::with_udmabuf(size_bytes, udmabuf::open().ok())
     }
 
-    /// As [`HostMemory::new`], but of the backing asked for.
+    /// Like [`HostMemory::new`], with the given backing.
     ///
     /// # Errors
     /// As [`HostMemory::new`]; and why `/dev/udmabuf` does not open, where that was asked for.

@@ -64,7 +64,7 @@ mod tests {
         code.windows(instruction.len()).any(|bytes| bytes == instruction)
     }
 
-    /// What they do to the order of stores can be seen on no processor for sure. A `fence(SeqCst)` is another instruction.
+    /// Their effect on the order of stores cannot be tested for sure. A `fence(SeqCst)` is another instruction.
     #[test]
     fn the_barriers_are_those_of_linux() {
         #[cfg(target_arch = "x86_64")]

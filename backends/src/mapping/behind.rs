@@ -14,9 +14,9 @@ use super::ones::Ones;
 use super::room::{Elsewhere, Room};
 use crate::{Error, Kind, Result};
 
-/// What lies behind a mapping's addresses.
+/// The memory that a mapping's addresses lead to.
 pub(super) struct Behind {
-    /// None once it was let go for good, and for memory that never was anything else's.
+    /// None once the source was released for good, and for memory that never had a source.
     source: Option<Arc<dyn Source>>,
     /// Offset and length in the file of each piece, in bytes, in the order in which they lie in the room.
     pieces: Box<[(u64, usize)]>,
@@ -39,7 +39,7 @@ impl Behind {
         Self { source: None, pieces: Box::default(), is_shadowed: false }
     }
 
-    /// What is mapped, or will be again; none once it was let go for good.
+    /// The source that is mapped now or will be mapped again; none once it was released for good.
     pub(super) fn what(&self) -> Option<Arc<dyn Source>> {
         self.source.clone()
     }
@@ -146,7 +146,7 @@ mod tests {
         let mut seen = [0; 6];
         mapping.read(0, &mut seen).unwrap();
         assert_eq!(&seen[..4], b"lost");
-        // Neither the file nor the next shadow has seen it.
+        // The write reached neither the file nor the next shadow.
         file.read_exact_at(&mut seen, 3 * PAGE).unwrap();
         assert_eq!(&seen, b"before");
         for _ in 0..2 {
@@ -214,7 +214,7 @@ mod tests {
                         assert!(word == own || word == [0xFF; 8], "{word:?} on page {page}");
                         mapping.write(at, &word).unwrap();
                         if word == [0xFF; 8] {
-                            // It may have landed in the file.
+                            // The write may have landed in the file.
                             mapping.write(at, own).unwrap();
                         }
                     }
@@ -234,7 +234,7 @@ mod tests {
         }
     }
 
-    /// So many pages in which each word says where it is.
+    /// A file of that many pages in which each word holds its own offset.
     fn places(pages: u64) -> Vec<u8> {
         (0..pages * PAGE / 8).flat_map(|word| (word << 8 | 7).to_le_bytes()).collect()
     }

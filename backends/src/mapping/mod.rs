@@ -77,7 +77,7 @@ impl Mapping {
             .filter(|&sum| sum > 0)
             .ok_or_else(beyond)?;
         let room = Room::new(length_bytes)?;
-        // By its file system: an ioctl would wake a device that sleeps, where the source is one.
+        // Recognised by its file system: an ioctl would wake a sleeping device if the source were one.
         let is_of_dma_buf =
             rustix::fs::fstatfs(source.as_fd()).is_ok_and(|file| file.f_type as u64 == dma_buf::MAGIC);
         let behind = Behind::source(source, pieces, &room).map_err(|errno| Error::os(TRIED, errno))?;
@@ -87,7 +87,7 @@ impl Mapping {
     /// `length_bytes` of ordinary memory, zeros, a multiple of the page size: what devices copy to and from
     /// on the way between two memories that do not reach each other. Pages come when they are touched.
     ///
-    /// It is nobody's but this process's: not shared, and without a file behind it, since some drivers take
+    /// The memory is private to this process: not shared, and without a file behind it, since some drivers take
     /// no other memory by address (amdgpu: `AMDGPU_GEM_USERPTR_ANONONLY`). Shadowed, it is lost.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ impl Mapping {
         Ok(done)
     }
 
-    /// What was checked to lie inside the mapping.
+    /// A range that was checked to lie inside the mapping.
     fn copy_out(&self, offset_bytes: usize, into: &mut [u8]) {
         // SAFETY: the caller found `offset_bytes + into.len()` inside the mapping.
         let mut from = unsafe { self.room.as_ptr().add(offset_bytes) };
@@ -234,7 +234,7 @@ impl Mapping {
         self.told(CpuUse::Writes, || self.copy_in(offset_bytes, bytes))
     }
 
-    /// What was checked to lie inside the mapping.
+    /// A range that was checked to lie inside the mapping.
     fn copy_in(&self, offset_bytes: usize, bytes: &[u8]) {
         // SAFETY: the caller found `offset_bytes + bytes.len()` inside the mapping.
         let mut to = unsafe { self.room.as_ptr().add(offset_bytes) };

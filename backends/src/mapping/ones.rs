@@ -57,7 +57,7 @@ impl Ones {
         Ok(Self { file, size_bytes })
     }
 
-    /// Its size: the length of the largest piece.
+    /// The file's size: the length of the largest piece.
     pub(super) fn size_bytes(&self) -> usize {
         self.size_bytes
     }

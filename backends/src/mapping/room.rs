@@ -128,7 +128,7 @@ impl Room {
         };
         match moved {
             Ok(_) => {
-                // It has no address of its own any more.
+                // The moved mapping no longer owns an address range.
                 std::mem::forget(piece);
                 Ok(())
             }

@@ -16,7 +16,7 @@ use crate::Result;
 pub struct Flag(Arc<(Mutex<bool>, Condvar)>);
 
 impl Flag {
-    /// One that has not fired.
+    /// A flag that has not fired yet.
     pub fn new() -> Self {
         Self::default()
     }

@@ -15,7 +15,7 @@ const FORMAT: &str = "peervram-topology";
 const VERSION: u32 = 1;
 /// More functions than any machine has.
 const PLACES_MAX: usize = 1 << 16;
-/// One above another, there are no more bridges than buses.
+/// The deepest chain of bridges: no more than there are buses.
 const BRIDGES_MAX: usize = 256;
 
 const TRIED: &str = "read a captured topology";
@@ -41,7 +41,7 @@ struct Heading {
 }
 
 impl Topology {
-    /// As JSON, to be captured.
+    /// The topology as JSON.
     pub fn to_json(&self) -> String {
         let captured = Captured {
             format: FORMAT.into(),
@@ -56,7 +56,7 @@ impl Topology {
         serde_json::to_string_pretty(&captured).expect("its maps have strings for keys")
     }
 
-    /// Of a captured machine.
+    /// The topology of a captured machine.
     ///
     /// # Errors
     /// [`Kind::InvalidInput`] for what is no captured topology, is one of another version or cut short, names

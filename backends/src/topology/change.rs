@@ -6,7 +6,7 @@ use super::{Above, Acs, Place, Reading, Topology};
 use crate::PciAddress;
 
 impl Topology {
-    /// The same with access control that redirects nothing at these functions.
+    /// This topology with access control that redirects nothing at these functions.
     #[must_use]
     pub fn without_redirects(&self, at: &[PciAddress]) -> Self {
         self.changed(|place| {
@@ -16,7 +16,7 @@ impl Topology {
         })
     }
 
-    /// The same with a function below another bridge, as if it had been put into that slot.
+    /// This topology with a function below another bridge, as if the card had been put into that slot.
     #[must_use]
     pub fn moved(&self, function: PciAddress, below: PciAddress) -> Self {
         self.changed(|place| {
@@ -26,7 +26,7 @@ impl Topology {
         })
     }
 
-    /// The same with another kernel.
+    /// This topology with another kernel release.
     #[must_use]
     pub fn with_kernel_release(&self, release: &str) -> Self {
         Self { kernel_release: Reading::Known(release.to_owned()), ..self.clone() }

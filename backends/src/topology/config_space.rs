@@ -44,7 +44,7 @@ pub struct ConfigSpace {
     size_bytes: usize,
 }
 
-/// As it stands in a captured tree.
+/// The text form used in a captured tree.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {

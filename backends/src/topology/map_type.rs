@@ -62,7 +62,7 @@ pub enum Expected {
     Known(MapType),
     /// One of these.
     Unknown {
-        /// What it may be.
+        /// The answers that are possible.
         possible: Vec<MapType>,
         /// What was not read, or is not there, and decides.
         because: Vec<String>,
@@ -122,7 +122,7 @@ impl Verdict {
     }
 }
 
-/// What is known of a decision so far.
+/// The part of a decision that is known so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Known(MapType, Reason),

@@ -236,10 +236,10 @@ fn a_machine_that_was_not_read_whole_makes_it_unknown_where_it_decides() {
     let mut no_order = root_ports(INTEL);
     no_order.0.order = Reading::Unread("no /proc".into());
     no_order.expect("01:00.0", "02:00.0", NotSupported, Reason::HostBridgeNotListed(address(NOT_LISTED)));
-    // One is, and two are not.
+    // One function of the root bus is on the list, two are not.
     let no_order = no_order.with_id("00:00.0", 0x8086, 0x2030);
     assert!(no_order.unknown("01:00.0", "02:00.0").1.contains("first on pci0000:00"));
-    // All are; but there may be more on the bus than was read.
+    // All three are on the list; but the bus may have more functions than were read.
     let mut all = no_order.with_id("00:02.0", 0x8086, 0x2031).with_id("00:03.0", 0x8086, 0x2032);
     all.expect("01:00.0", "02:00.0", ThroughHostBridge, Reason::HostBridgesListed);
     all.0.is_whole = false;
@@ -326,7 +326,7 @@ fn without_its_redirects_a_switch_keeps_requests_below() {
     assert_eq!(ports, [address("02:00.0"), address("02:01.0")]);
     let fixed = Tree(tree.0.without_redirects(&ports));
     fixed.expect("03:00.0", "04:00.0", BusAddress, Reason::NothingRedirects);
-    // What else the port was told stays.
+    // The port's other ACS bits stay.
     let acs = fixed.0.place(ports[0]).unwrap().config.known().unwrap().acs().found().unwrap();
     assert_eq!(acs.control, 0x11);
     let half = Tree(tree.0.without_redirects(&ports[..1]));

@@ -83,7 +83,7 @@ pub struct Place {
     pub above: Above,
     /// Its configuration space.
     pub config: Reading<ConfigSpace>,
-    /// Who would have been woken by reading that, which is why it was not read: itself, or a bridge above it.
+    /// The device that reading configuration space would have woken, itself or a bridge above it. Then it was not read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sleeper: Option<PciAddress>,
     /// Its IOMMU group's kind of domain: "DMA-FQ", "identity".

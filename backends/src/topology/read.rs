@@ -20,7 +20,7 @@ const SYSFS_DEVICES: &str = "sys/bus/pci/devices";
 const ATTEMPTS: usize = 3;
 
 impl Topology {
-    /// Of this machine.
+    /// Reads the topology of this machine.
     ///
     /// Without root it has the first 64 bytes of each configuration space, which says nothing of ACS.
     ///
@@ -30,7 +30,7 @@ impl Topology {
         Self::read_under(Path::new("/"))
     }
 
-    /// Of these functions and the bridges above them: enough to tell whether requests between them stay below
+    /// Reads these functions and the bridges above them: enough to tell whether requests between them stay below
     /// a bridge, and much less to read.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl Topology {
         Ok(Self { is_whole: false, ..Self::of(root, places, order) })
     }
 
-    /// Of a machine whose `sys` and `proc` are below `root`.
+    /// Reads the topology of a machine whose `sys` and `proc` are below `root`.
     ///
     /// A device that comes or goes between the two leaves the order unknown, so it is tried again.
     pub(super) fn read_under(root: &Path) -> Result<Self> {
@@ -112,7 +112,7 @@ fn line(root: &Path, name: &str) -> Reading<String> {
     }
 }
 
-/// None of a device that is gone by now.
+/// None if the device is gone by now.
 fn read_place(devices: &Path, address: PciAddress) -> Option<Place> {
     let function = Function::read_from(devices, address).ok()?;
     let folder = devices.join(address.to_string());

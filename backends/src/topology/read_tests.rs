@@ -186,7 +186,7 @@ fn opened_in(folder: &Path, mut run: impl FnMut()) -> Vec<String> {
 
 #[test]
 fn what_sleeps_is_not_asked() {
-    // In the kernel these read configuration space, and wake what they are of.
+    // The kernel answers these files by reading configuration space, which wakes the device.
     const WAKING: [&str; 5] =
         ["config", "current_link_speed", "current_link_width", "max_link_speed", "max_link_width"];
     let machine = MadeUp::new();
@@ -244,7 +244,7 @@ fn what_sleeps_is_not_asked() {
                 assert!(place.function.link.is_none() && place.function.memory_enabled.is_none(), "{name}");
             }
         }
-        // What asks nothing of the device is read of each.
+        // Files that do not touch the device are read for every device.
         assert!(opened.iter().any(|file| file == "resource"), "{name}: {opened:?}");
     }
 }

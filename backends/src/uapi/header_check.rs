@@ -1,4 +1,4 @@
-//! What is written by hand, compiled against the kernel's own headers.
+//! Checks hand-written definitions against the kernel's own headers, by compiling both.
 //!
 //! The headers must be of a kernel that has the features (Linux 6.19 and later for VFIO dma-bufs).
 //! `PEERVRAM_KERNEL_HEADERS` names the folder that holds `linux/vfio.h`; `cargo xtask test` sets

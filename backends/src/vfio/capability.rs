@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_device_that_is_gone_is_said_to_be() {
         assert_eq!(find(&[0xFF; 256], 0x01).unwrap_err().kind(), Kind::Gone);
-        // It went away while it was asked.
+        // The device went away while it was being read.
         let mut bytes = space(&[(0x40, 0x05, 0xFC)]);
         bytes[0xFC..].fill(0xFF);
         assert_eq!(find(&bytes, 0x01).unwrap(), None);

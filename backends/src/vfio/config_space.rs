@@ -93,7 +93,7 @@ impl Device {
         Ok(u16::from_le_bytes(word))
     }
 
-    /// What is to be changed and not replaced goes by [`Device::change_config_word`].
+    /// To change some bits of a word, use [`Device::change_config_word`].
     ///
     /// The kernel takes it apart into aligned pieces of four, two or one bytes, and acts on each
     /// (`vfio_pci_config_rw_single`): what is to be one action is to be one such piece.

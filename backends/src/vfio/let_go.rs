@@ -17,7 +17,7 @@ const TRIED: &str = "let go of a VFIO device";
 
 impl Device {
     pub(super) fn close_in_place(&self) -> Result<()> {
-        // One that cannot be buried keeps the device open; what can be closed is closed all the same.
+        // A mapping that cannot be replaced for good keeps the device open; everything else is closed all the same.
         let buried = self.bury();
         let failed = |error: std::io::Error| Error::os(TRIED, error).on(self.address());
         let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;

@@ -1,6 +1,6 @@
 //! The live mappings of a device, so that all of them can be swapped for shadow memory at once.
 //!
-//! One that is made while they are shadowed is born shadowed: its maker may not know that the memory is
+//! A mapping made while the others are shadowed starts as shadow memory: its maker may not know that the memory is
 //! away.
 
 use std::sync::{Arc, Weak};

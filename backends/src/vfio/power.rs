@@ -133,7 +133,7 @@ impl Device {
             PowerState::D0 => D0,
             PowerState::D3hot => D3HOT,
         };
-        // One piece: vfio_pm_config_write acts on a write that begins here.
+        // Write both bytes in one call: vfio_pm_config_write acts on a write that begins here.
         self.change_config_word(control, |value| value & !PCI_PM_CTRL_STATE_MASK | bits)?;
         let seen = self.power_state()?;
         if seen == state {

@@ -16,7 +16,7 @@ pub const SYSFS: &str = "/sys";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuClock {
-    /// What decides on it: "performance", "schedutil"; several where CPUs differ.
+    /// The frequency governor: "performance", "schedutil"; several where CPUs differ.
     pub governor: Option<String>,
     /// Now, of the CPU that everything ran on; nothing where it was not pinned.
     pub now_khz: Option<u64>,

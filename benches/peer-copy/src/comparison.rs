@@ -48,7 +48,7 @@ impl Change {
 }
 
 impl<'a> Comparison<'a> {
-    /// Of what both records have.
+    /// The figures that both records have.
     pub fn new(before: &'a Record, now: &'a Record) -> Comparison<'a> {
         let twin = |figure: &Figure| before.figures.iter().find(|other| other.what == figure.what);
         let pairs: Vec<_> =
@@ -71,12 +71,12 @@ impl<'a> Comparison<'a> {
         &self.pairs
     }
 
-    /// What of the machine was another before, in words; nothing where that is nothing.
+    /// What differed on the machine before, in words; nothing if nothing did.
     pub fn conditions(&self) -> Option<String> {
         (!self.conditions.is_empty()).then(|| format!("since then: {}", self.conditions.join("; ")))
     }
 
-    /// What only one of them has, in words; nothing where that is nothing.
+    /// What only one of the records has, in words; nothing if there is nothing.
     pub fn left_out(&self, name: &str) -> Option<String> {
         let (before, now) = (self.only_before, self.only_now);
         (before + now > 0)

@@ -37,7 +37,7 @@ impl Link {
         };
         let (one, other) = (way(one)?, way(other)?);
         let is_in = |way: &[&Place], place: &Place| way.iter().any(|one| one.address() == place.address());
-        // What both hang from is not between them.
+        // The bridge that both ends are below is not between them.
         let between = one
             .iter()
             .filter(|place| !is_in(&other, place))

@@ -60,7 +60,7 @@ impl Machine {
         }
     }
 
-    /// By what this is certainly another machine than that one; nothing where it may be the same.
+    /// What proves that this is another machine than that one; nothing if it may be the same.
     pub fn of_another(&self, before: &Machine) -> Option<String> {
         if self.boot_id.is_some() && self.boot_id == before.boot_id {
             return None;
@@ -75,7 +75,7 @@ impl Machine {
         (!named.is_empty()).then(|| named.join("; "))
     }
 
-    /// What of the same machine was another when a record of before was made.
+    /// What differed on the same machine when the earlier record was made.
     pub fn conditions(&self, before: &Machine) -> Vec<String> {
         let pinned = |machine: &Machine| {
             let cpus: Vec<String> = machine.pinned_cpus.iter().map(usize::to_string).collect();
@@ -118,7 +118,7 @@ pub mod tests {
     use super::*;
     use crate::pin::Pin;
 
-    /// One of which all is known.
+    /// A machine of which everything is known.
     pub fn example() -> Machine {
         Machine {
             kernel: "7.3.4".into(),

@@ -373,7 +373,7 @@ impl Matrix<'_> {
     }
 }
 
-/// What a copy took, as whoever waits has it.
+/// The time of a copy as the caller sees it.
 fn time_text(figure: &Figure) -> (String, String) {
     let us = |ns: f64| ns / 1e3;
     let time = &figure.time;

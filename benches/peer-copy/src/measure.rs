@@ -109,7 +109,7 @@ impl<'a> Measure<'a> {
         if !self.wish.directions.contains(&Direction::Both) {
             return;
         }
-        // Each two once.
+        // Each pair of places once.
         for (index, &one) in lenders.iter().enumerate() {
             for &other in &lenders[index + 1..] {
                 let is_meant = |place: &Place| {
@@ -270,7 +270,7 @@ impl<'a> Measure<'a> {
         let wrong = if self.wish.verify { route.check(LAST_ROUND)? } else { None };
         let (time, device_time) = (Spread::of(&pace.times_ns()), Spread::of(&pace.device_times_ns));
         let time = time.ok_or_else(|| anyhow::anyhow!("nothing was copied"))?;
-        // Of some copies only is of none.
+        // The device's time is dropped unless every copy reported it.
         let device_time = device_time.filter(|of_device| of_device.count == time.count);
         let mut figure = Figure::new(what, time, device_time, link, route.is_posted());
         self.judge(&mut figure, wrong, route.observer());
@@ -355,7 +355,7 @@ impl<'a> Measure<'a> {
             let pace = Pace::together(self.wish.plan, &meeting);
             if self.wish.verify { pace.renewed_at_last(LAST_ROUND) } else { pace }
         };
-        // Both are there before either begins: whichever is dropped lets the other go.
+        // Create both sides before either begins: dropping one releases the other.
         let (mut pace, other_pace) = (pace(), pace());
         let other_cpu = self.wish.pin.and_then(|pin| pin.other);
         let (spans, other_spans) = thread::scope(|scope| {
@@ -373,7 +373,7 @@ impl<'a> Measure<'a> {
             copied?;
             Ok::<_, anyhow::Error>((spans, other?))
         })?;
-        // Only what goes on at once is fast: where one copy begins when the other is done, both count in full.
+        // Only copies that overlap are fast: if one begins when the other is done, both count in full.
         let times: Vec<f64> =
             spans.into_iter().zip(other_spans).map(|(one, other)| one.around(other).ns()).collect();
         let wrong = match self.wish.verify {

@@ -65,9 +65,9 @@ pub struct Pace<'a> {
     done: usize,
     spent: Duration,
     is_over: bool,
-    /// As whoever waits has it.
+    /// The time as the caller sees it.
     pub spans: Vec<Span>,
-    /// As the device has it, where it tells.
+    /// The time by the device's own clock, where it has one.
     pub device_times_ns: Vec<f64>,
 }
 
@@ -129,7 +129,7 @@ impl<'a> Pace<'a> {
     /// The copy's.
     pub fn time(&mut self, copy: impl FnOnce() -> Result<Option<Duration>>) -> Result<()> {
         if self.meeting.is_some_and(|meeting| !meeting.wait()) {
-            // The other one failed, and says why.
+            // The other side failed and reports why.
             self.is_over = true;
             return Ok(());
         }

@@ -35,7 +35,7 @@ impl FromStr for Pin {
 }
 
 impl Pin {
-    /// Both of them.
+    /// The CPUs of both sides.
     pub fn cpus(self) -> Vec<usize> {
         [Some(self.first), self.other].into_iter().flatten().collect()
     }

@@ -164,7 +164,7 @@ struct Lending<E: Exporter + 'static> {
     owner: Arc<dyn Owner>,
     region: peervram::backends::Region,
     lent: DmaRange,
-    /// It goes last.
+    /// Dropped last.
     lender: Option<Lender<E>>,
 }
 
@@ -190,7 +190,7 @@ impl<E: Exporter + 'static> Lends for Lending<E> {
 
 impl<E: Exporter + 'static> Drop for Lending<E> {
     fn drop(&mut self) {
-        // What the owner maps keeps the device open.
+        // The owner's mappings keep the device open.
         self.owner = Arc::new(RawBytes);
         close(self.lender.take());
     }
@@ -273,7 +273,7 @@ fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
     let address = device.pci_address();
     let function = address.and_then(|address| Function::read(address).ok());
     let driver = device.driver().map(|driver| format!(", {driver}")).unwrap_or_default();
-    // The other half is what it copies to.
+    // The other half of the memory is the destination of its copies.
     let half_mib = device.description().local_memory_bytes >> 21;
     let most_bytes = half_mib << 20;
     let lends = VulkanLending { device: Arc::clone(&device), most_bytes };

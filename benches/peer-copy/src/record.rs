@@ -69,7 +69,7 @@ pub struct Place {
 pub struct Refused {
     /// Whose memory.
     pub lender: String,
-    /// Who would have had it; empty where the lender itself could not be opened.
+    /// The importer; empty if the lender itself could not be opened.
     pub importer: String,
     /// By which path; empty where by none.
     pub path: String,
@@ -83,7 +83,7 @@ pub struct Refused {
 pub struct Failed {
     /// Which copies.
     pub what: What,
-    /// What was said.
+    /// The reason.
     pub why: String,
 }
 
@@ -157,11 +157,11 @@ impl FromStr for Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// They did, in the last copy that was timed; its destination had been poisoned before.
+    /// Right in the last timed copy, whose destination had been poisoned before.
     Right,
-    /// They did not, whatever the speed.
+    /// Wrong, whatever the speed.
     Wrong,
-    /// Nobody looked.
+    /// Nobody compared the bytes.
     Unverified,
 }
 

@@ -17,7 +17,7 @@ use crate::place::Lent;
 use crate::record::Direction;
 use crate::route::{Order, Route, deadline, landing};
 
-/// What is said of such figures.
+/// The words printed beside figures of one GPU with itself.
 pub const LABEL: &str = "same GPU, not peer";
 
 /// Imported by the driver's own descriptor.

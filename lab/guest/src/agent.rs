@@ -227,7 +227,7 @@ impl Agent {
     fn pass_on(&self, order: &Order) -> Result<()> {
         let program = self.program.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(program) = &*program {
-            // It may be gone; then nobody waits for the answer.
+            // The program may have ended; then nobody waits for the answer.
             wire::send(program, order).ok();
         }
         Ok(())
@@ -265,7 +265,7 @@ impl Agent {
     }
 }
 
-/// What a verdict says, and that.
+/// The reason of `verdict`, with `said` added.
 fn with(verdict: &Verdict, said: &str) -> String {
     match verdict {
         Verdict::Passed => said.into(),

@@ -58,7 +58,7 @@ mod tests {
         );
     }
 
-    /// What a page shows of one constant it shows of every other page that was filled so.
+    /// A page filled with one constant looks like every other page filled with it, so a mix-up would pass.
     #[test]
     fn no_test_fills_memory_with_one_word() {
         let mut looked_at = 0;

@@ -54,7 +54,7 @@ impl LenderProcess {
         Ok(vfio::Device::adopt(self.descriptor(self.device)?, function.parse()?)?)
     }
 
-    /// What tells of its end.
+    /// A pidfd that becomes readable when the process ends.
     pub fn pidfd(&self) -> Result<OwnedFd> {
         Ok(pidfd_open(self.pid(), PidfdFlags::empty())?)
     }
@@ -64,7 +64,7 @@ impl LenderProcess {
             .with_context(|| format!("taking descriptor {number} of the lender"))
     }
 
-    /// Has it reset the device; does not wait.
+    /// Tells the process to reset the device; does not wait.
     pub fn begin_reset(&mut self) -> Result<()> {
         writeln!(self.input, "{RESET}").context("talking to the lender")
     }
@@ -85,7 +85,7 @@ impl LenderProcess {
         self.child.id()
     }
 
-    /// Its end, if it has come.
+    /// The exit status, if the process has ended.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
@@ -163,7 +163,7 @@ pub fn revoke_until_killed(function: &str, node: &Path, after: Duration) -> Resu
     Ok(())
 }
 
-/// That process.
+/// Runs in the lender process.
 pub fn revoke(function: &str, node: &str) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let device = vfio::Device::open(function.parse()?)?;

@@ -56,7 +56,7 @@ impl<'guest> Model<'guest> {
         Ok(vfio::Device::open(self.address)?)
     }
 
-    /// Has it go wrong in one more way, until it is to behave or the test ends.
+    /// Makes the model misbehave in one more way, until `behave` or the end of the test.
     pub fn misbehave(&self, how: Misbehaviour) -> Result<()> {
         self.ask(Request::Misbehave(how)).map(drop)
     }

@@ -31,7 +31,7 @@ pub struct Slot<'guest> {
 }
 
 impl<'guest> Slot<'guest> {
-    /// That of the row's device of that number.
+    /// The slot of the row's device with that number.
     pub fn new(guest: &'guest Guest, device: usize) -> Slot<'guest> {
         Slot { guest, device }
     }

@@ -18,7 +18,7 @@ use crate::crossing::PATIENCE;
 use crate::guest::Guest;
 use crate::model::Model;
 
-/// What is lent: two pieces of VRAM, in an order that is not theirs, or one.
+/// The length of a piece of lent VRAM. One piece is lent, or two with the later one first.
 pub const PIECE_BYTES: u64 = 3 << 20;
 /// Where the importer has room of its own.
 pub const SCRATCH: u64 = 8 << 20;
@@ -32,7 +32,7 @@ pub struct Stage<'guest> {
     pub lender_model: Model<'guest>,
     pub other_model: Model<'guest>,
     pub ranges: DmaRanges,
-    // In the order in which they go: exports, drivers, devices.
+    // Fields drop in this order: exports, drivers, devices.
     pub export: Export,
     pub importer: Arc<ImportingGpu>,
     pub owner: Arc<ModelGpu>,

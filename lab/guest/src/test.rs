@@ -124,7 +124,7 @@ impl Test {
         (self.with)(facts) && (self.on)(facts)
     }
 
-    /// As which the host lists it.
+    /// The form in which the host lists the test.
     pub fn listed(&self) -> wire::Listed {
         wire::Listed { name: self.name.into(), is_of_a_topology: self.is_of_a_topology }
     }

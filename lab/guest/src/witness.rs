@@ -63,7 +63,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// One look, or a try. Wrong bytes that nobody said were torn are an error.
+    /// One look, or an attempt at one. Wrong bytes in an access that was not reported torn are an error.
     pub fn look<W: Witness>(&mut self, witness: &mut W, attachment: &Attachment<W::Importer>) -> Result<()> {
         let access = match attachment.enter(Direction::Read) {
             Ok(access) => access,
@@ -332,7 +332,7 @@ impl Witness for Holder {
         Arc::clone(&self.0)
     }
 
-    /// It has no engine that could look at bytes: that all of the memory is mapped for it is what there is to see.
+    /// The holder has no engine that could read bytes; the test checks that all of the memory is mapped for it.
     fn is_right(&mut self, memory: &Held, _: u64) -> Result<bool> {
         let state = memory.hold.state().context("the holder's state")?;
         let mapped_bytes: u64 = state.ranges.iter().map(|range| range.length_bytes).sum();

@@ -49,7 +49,7 @@ pub struct Identity {
     /// VRAM is behind no BAR: it is memory of the machine, as on a GPU that is coherent with its CPU. BAR2 is
     /// plain memory of its own then, and VRAM need not be a power of two.
     pub is_coherent: bool,
-    /// It tells in a CXL capability whether its memory is active.
+    /// Whether a CXL capability says that the memory is active.
     pub has_cxl: bool,
 }
 

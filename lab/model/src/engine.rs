@@ -25,9 +25,9 @@ pub const PIECE_BYTES: usize = 64 << 10;
 /// Why work ended early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
-    /// It is not wanted any more: reset, removed, disabled.
+    /// The work was cancelled: the device was reset, removed or disabled.
     Abandoned,
-    /// It cannot be done.
+    /// The work cannot be done.
     Failed(ErrorCode),
 }
 

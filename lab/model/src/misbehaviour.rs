@@ -77,7 +77,7 @@ pub enum ReadyTime {
     Immediate,
     /// This many milliseconds, from a reset on.
     SlowMs(u64),
-    /// It never does.
+    /// The memory never gets ready.
     Stuck,
 }
 

@@ -117,7 +117,7 @@ impl Peer {
     /// Writes memory of the client.
     ///
     /// # Errors
-    /// Those of [`Peer::read`].
+    /// The errors of [`Peer::read`].
     pub fn write(&self, mut address: u64, mut data: &[u8]) -> Result<(), Errno> {
         let turn = &mut *self.turn.lock();
         while !data.is_empty() {

@@ -51,7 +51,7 @@ pub struct Header {
     pub id: u16,
     /// One of [`command`].
     pub command: u16,
-    /// Of the whole message.
+    /// The size of the whole message.
     pub size_bytes: u32,
     /// Type of the message, "no reply wanted", "error".
     pub flags: u32,

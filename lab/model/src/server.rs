@@ -28,7 +28,7 @@ const DRAIN_BYTES: usize = 64 << 10;
 pub trait Served: Backend {
     /// A client is there.
     fn connected(&self, peer: &Arc<Peer>);
-    /// It has gone: nothing of it may be touched any more.
+    /// The client has gone; its memory must not be touched any more.
     fn disconnected(&self);
 }
 

@@ -17,7 +17,7 @@ use crate::protocol::{FDS_MAX, HEADER_BYTES, Header};
 /// File descriptors that came with a message.
 #[derive(Debug, Default)]
 pub struct Descriptors {
-    /// Those that arrived, closed on exec.
+    /// The descriptors that arrived, closed on exec.
     pub fds: Vec<OwnedFd>,
     /// Some were lost: more than [`FDS_MAX`], or this process may have no more.
     pub truncated: bool,

@@ -45,7 +45,7 @@ pub struct Ticket {
 /// The next piece of work of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Next {
-    /// To be shown when it is done.
+    /// Handed back when the work is done.
     pub ticket: Ticket,
     /// Where its descriptor is in VRAM.
     pub descriptor_offset: u64,

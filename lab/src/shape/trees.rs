@@ -26,7 +26,7 @@ pub(super) const SWITCH: &[RootBus] = &[root_bus(
     &[root_port(2, 0, &[switch(&[port(0, ONE), port(1, TWO), port(2, ONE)])]), root_port(3, 0, ONE)],
 )];
 
-/// The same with ACS.
+/// That tree with ACS.
 pub(super) const ACS_SWITCH: &[RootBus] = &[root_bus(
     0x00,
     &[
@@ -141,7 +141,7 @@ pub(super) const INTEGRATED: &[RootBus] = &[root_bus(
     ],
 )];
 
-/// Of everything something.
+/// A tree with one of every kind of bridge.
 pub(super) const MIXED: &[RootBus] = &[
     root_bus(
         0x00,

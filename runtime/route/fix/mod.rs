@@ -30,7 +30,7 @@ pub struct Fix {
     pub commands: Vec<String>,
     /// What it costs, beside the work.
     pub price: String,
-    /// What it takes.
+    /// What the change requires.
     pub needs: Needs,
     /// What is predicted with it, for one that changes the way.
     pub then: Option<MapType>,
@@ -46,11 +46,11 @@ pub struct Fix {
 pub enum FixKind {
     /// Have ports not redirect, by the kernel's command line.
     DisableAcsRedirect,
-    /// The same by its finer parameter.
+    /// Have ports not redirect, by `pci=config_acs=`, which sets single bits.
     ConfigAcs,
-    /// The same until the next boot, by their registers.
+    /// Have ports not redirect until the next boot, by their registers.
     WriteAcs,
-    /// The same by the firmware.
+    /// Have ports not redirect, by a setting of the firmware.
     FirmwareAcs,
     /// Put a card into another slot.
     MoveCard,
@@ -114,9 +114,9 @@ impl Needs {
 #[cfg_attr(feature = "cli", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Regrouping {
-    /// Those that would be gone.
+    /// The groups that would no longer exist.
     pub now: Vec<Vec<PciAddress>>,
-    /// Those that would be in their place.
+    /// The groups that would replace them.
     pub then: Vec<Vec<PciAddress>>,
 }
 

@@ -114,7 +114,7 @@ fn read_more(topology: &Topology, route: &Route, on_the_way: &[&Place], nothing_
 /// What is below a function and has a driver of the kernel's, but for the pair itself: "0000:03:00.0 (nvme)".
 fn driven_below(topology: &Topology, route: &Route, address: PciAddress) -> Vec<String> {
     let mut found = Vec::new();
-    // Each once: in a captured tree that somebody has edited, bridges may run in a circle.
+    // Visit each bridge once: an edited captured tree may contain a cycle.
     let mut above = vec![address];
     let mut next = 0;
     while let Some(&bridge) = above.get(next) {

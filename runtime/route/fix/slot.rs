@@ -25,7 +25,7 @@ pub(super) fn moves(topology: &Topology, provider: PciAddress, client: PciAddres
         found =
             taken.flat_map(|(port, by)| both(topology, provider, client, port, Some(by))).take(1).collect();
     }
-    // By bus addresses rather than through the host bridge; then the shorter way.
+    // Prefer slots that give bus addresses to those through the host bridge, then the shorter way.
     found.sort_by_key(|found| (found.then != MapType::BusAddress, found.distance));
     found.truncate(SLOTS_MAX);
     found.into_iter().map(|found| found.fix()).collect()
@@ -106,7 +106,7 @@ pub(super) fn newer_kernel(topology: &Topology, provider: PciAddress, client: Pc
     })
 }
 
-/// What is left.
+/// The last resort: other hardware.
 pub(super) fn other_hardware() -> Fix {
     Fix {
         kind: FixKind::OtherHardware,

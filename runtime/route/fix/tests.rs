@@ -80,7 +80,7 @@ fn only_what_was_not_read_is_asked_for() {
     let ones = known("ff".repeat(4096));
     let cut_ones = known("ff".repeat(64));
     let denied = json!({"unread": "Permission denied"});
-    // Not even where an error speaks of it.
+    // An error whose text speaks of waking does not bring the fix either.
     let speaks = json!({"unread": "it would wake the neighbours"});
     let kinds_of = |machine: Machine| {
         let route = machine.add("01:00.1", "00:02.0", ENDPOINT).route("01:00.0", "01:00.1");
@@ -195,7 +195,7 @@ fn what_the_way_only_turns_at_counts_for_nothing() {
     let used: Vec<bool> = below.way.iter().map(|hop| hop.uses_link).collect();
     // The device, its port; not the port that both are below, nor the root port; then down.
     assert_eq!(used, [true, true, false, false, true, true]);
-    // What is sent up and comes down again goes over it.
+    // A redirected request goes up and down again over the narrow link.
     let through = with(Some(REDIRECTS)).route("03:00.0", "04:00.0");
     let link = &fix(&through, FixKind::WidenLink).what;
     assert!(link.contains("x1 2.5 GT/s and could at x16 16 GT/s"), "{link}");

@@ -121,7 +121,7 @@ fn both_ways(lost: [Lost; 2]) -> Figure {
 }
 
 const NONE: Lost = |_| false;
-/// Those that warm up arrive, the timed ones do not: the destination has had the bytes before.
+/// Warm-up copies arrive and timed ones do not, so the destination already has the bytes.
 const TIMED: Lost = |number| number > PLAN.warm_up;
 
 #[test]

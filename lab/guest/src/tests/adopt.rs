@@ -62,7 +62,7 @@ fn memory_is_mapped_and_read(guest: &Guest) -> Verdict {
         owned.view.read(0, &mut seen[..25])?;
         ensure!(&seen[..25] == b"by the guest of the owner", "the owner does not see it");
 
-        // It swaps its own views, and only these; the owner's doings are not seen but by a read.
+        // Only this process's own mappings are swapped; what the owner does is noticed by a read only.
         adopted.shadow()?;
         ensure!(view.is_shadowed() && !owned.view.is_shadowed(), "the wrong view is shadowed");
         owned.device.set_memory_enabled(false)?;

@@ -84,7 +84,7 @@ fn cross(guest: &Guest, crossing: Crossing) -> Verdict {
 fn each_is_reset_in_its_way(guest: &Guest) -> Verdict {
     let [twin, _] = guest.twins()?;
     let card = guest.card()?;
-    // Its driver is gone before its memory is looked at: it stays enabled.
+    // The card's driver is dropped at once; the region that it enabled stays enabled.
     CardDriver::start(&card.open()?)?;
     let expected = [
         ("shared memory", guest.lender()?.parse()?, VRAM, "bus", "works", "never"),

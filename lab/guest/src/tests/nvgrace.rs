@@ -354,7 +354,7 @@ fn ranges_beyond_are_refused(guest: &Guest) -> Verdict {
         ] {
             ensure!(refusal.why().contains("ends beyond the memory"), "{refusal}");
         }
-        // Who does not know it gets the kernel's errno, and no wrong reason.
+        // A plain `vfio::Device` does not know where the memory ends; its error has the kernel's errno and no wrong reason.
         let refusal = refused(device.as_ref().export(&reported), Kind::InvalidInput)?;
         ensure!(refusal.raw_os_error() == Some(22), "{refusal}");
         device.export(&ranges(&device, index, end - page, page)?)?;

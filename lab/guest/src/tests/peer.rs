@@ -43,7 +43,7 @@ fn has_blocks(model: &Model, offset_bytes: u64, seed: u32, who: &str) -> Verdict
 struct Pair<'guest> {
     lender_model: Model<'guest>,
     other_model: Model<'guest>,
-    // In the order in which they go: imports, drivers, devices.
+    // Fields drop in this order: imports, drivers, devices.
     attachment: Attachment<IoAddressSpace>,
     other: ModelGpu,
     owner: Arc<ModelGpu>,

@@ -76,7 +76,7 @@ fn low_power_sleeps(guest: &Guest) -> Verdict {
     ensure!(sysfs_power_state(model.address())? == "D3hot", "asking woke it");
     lent.expect_ones()?;
     lent.expect_revoked(true)?;
-    // What would make live dma-bufs of a device that goes back to sleep.
+    // Each of these would leave live dma-bufs on a device that goes back to sleep.
     for (what, result) in [
         ("reset", device.reset()),
         ("function-level reset", device.function_level_reset()),

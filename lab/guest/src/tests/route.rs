@@ -214,7 +214,7 @@ fn kept_verdict_is_forgotten(guest: &Guest) -> Verdict {
     let (provider, client) = (at(&tree, FIRST)?, at(&tree, SECOND)?);
     ensure_refused(provider, client)?;
     ports.set(&Setting { name: "off", ports: &[], others: Some(0) })?;
-    // Nothing redirects any more, and the kernel says what it has said.
+    // No port redirects any more, and the kernel still gives its old answer.
     let mapped = map(provider, client, 1)?;
     ensure!(mapped == Err(Errno::INVAL), "mapping says {mapped:x?}");
     let route = explain(provider, client)?;
@@ -261,7 +261,7 @@ fn passthrough_printed(guest: &Guest) -> Verdict {
     let fix = route.fixes.iter().find(|fix| fix.kind == FixKind::Passthrough).context("it is not printed")?;
     let booted = machines::named(machines::PASSTHROUGH).context("no such machine")?.parameters;
     ensure!(fix.commands == [booted], "printed is {:?}, booted will be {booted:?}", fix.commands);
-    // One range is the other way out.
+    // Lending one range is the other remedy.
     ensure!(map(provider, client, 1)?.is_ok(), "one range is not mapped");
     Ok(())
 }

@@ -93,7 +93,7 @@ fn who_is_first_decides(guest: &Guest) -> Verdict {
     tree.bind()?;
     let before = Pair::all(&tree)?;
     all_right(&before)?;
-    // It alone is known to the kernel's list.
+    // Only this host bridge is on the kernel's list.
     let first = find_again(guest, &tree, &["40:00.0"])?;
     let without = Pair::all(&first)?;
     all_right(&without)?;

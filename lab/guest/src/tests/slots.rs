@@ -87,7 +87,7 @@ fn taking_out_waits_for_the_user(guest: &Guest) -> Verdict {
     for slot in others.iter().chain([&slot]) {
         slot.unplug()?;
     }
-    // Its user is asked, where it listens, and nothing is taken from it.
+    // The kernel asks the device's user, if it listens, and takes nothing away.
     wait_for(&log, "blocked until released by user")?;
     ensure!(slot.functions()? == [card.address()], "it is not in its slot");
     let mut seen = [0; 6];

@@ -108,7 +108,7 @@ fn only_reads(guest: &Guest) -> Verdict {
     stage.store(access.memory(), 0x43)?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");
     stage.is_lent(0x13)?;
-    // Who would write is told that it is not tested, and not copied back.
+    // An access that would write is refused as untested; nothing is copied back.
     for direction in [Direction::Write, Direction::Both] {
         let error = refused(attachment.enter(direction), Kind::Unverified)?;
         ensure!(error.next_step().is_some_and(|next| next.contains("Verified")), "it says {error}");

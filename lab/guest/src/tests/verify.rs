@@ -38,7 +38,7 @@ const SIZE_BYTES: u64 = 8 << 20;
 struct Pair<'guest> {
     lender_model: Model<'guest>,
     other_model: Model<'guest>,
-    // In the order in which they go: imports, drivers, devices.
+    // Fields drop in this order: imports, drivers, devices.
     attachment: Attachment<ImportingGpu>,
     importer: Arc<ImportingGpu>,
     export: Export,

@@ -193,7 +193,7 @@ fn import_outlives_the_device(guest: &Guest) -> Verdict {
     let mut seen = [0; 4];
     view.read(0, &mut seen)?;
     ensure!(seen == [0xFF; 4], "what is left of the mapping shows {seen:x?}");
-    // It is closed in earnest: somebody else can open it.
+    // The device is really closed: it can be opened again.
     crate::crossing::open_device(guest)?;
     attachment.detach()?;
     refused(export.attach(open()?, Trust::Unverified), Kind::Gone)?;

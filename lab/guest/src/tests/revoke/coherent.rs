@@ -216,7 +216,7 @@ fn never_ready_stays_away(guest: &Guest) -> Verdict {
     ensure!(error.next_step().is_some(), "{error}");
     ensure!(painted.export.generation() == 1, "the generation is {}", painted.export.generation());
     refused(attachment.enter(Direction::Read), Kind::Revoked)?;
-    // It comes up while somebody waits.
+    // The link comes up while somebody waits.
     painted.lender.device().wait_until_ready(&mut |_| model.behave().unwrap_or(()))?;
     painted.lender.reset(PATIENCE)?;
     let mut seen = Seen::default();

@@ -32,7 +32,7 @@ struct Kept {
 
 impl Kept {
     fn now() -> Result<Kept> {
-        // What the last revoke was done with has ended by then.
+        // The thread of the last revoke has ended by then.
         std::thread::sleep(Duration::from_millis(100));
         let count = |folder: &str| -> Result<usize> { Ok(fs::read_dir(folder)?.count()) };
         let bufinfo = fs::read_to_string("/sys/kernel/debug/dma_buf/bufinfo").context("bufinfo")?;

@@ -126,7 +126,7 @@ impl Exporter for OfAFamily {
     }
 }
 
-/// Of lenders of two types.
+/// A hot reset of lenders of two types.
 fn hot_reset_takes_all(guest: &Guest) -> Verdict {
     let [first, second] = twins(guest)?;
     let addresses = [first.address(), second.address()];
@@ -242,7 +242,7 @@ fn owner_ends(guest: &Guest) -> Verdict {
     let mut seen = [0; 4];
     view.read(0, &mut seen)?;
     ensure!(seen == [0xFF; 4], "what is left of the mapping shows {seen:x?}");
-    // Nothing of ours keeps it open.
+    // Nothing in this process keeps the device open.
     drop(owner);
     crate::crossing::open_device(guest)?;
     Ok(())

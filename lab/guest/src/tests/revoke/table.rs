@@ -70,7 +70,7 @@ pub fn causes<D: Lends>() -> [Cause<D>; 11] {
 }
 
 impl<D: Lends> Cause<D> {
-    /// One that nothing from outside is needed for.
+    /// A cause that needs nothing from outside the guest.
     const fn ours(name: &'static str, take: fn(Painted<D>) -> Result<Option<Painted<D>>>) -> Self {
         Self { name, happens: None, take, resets: false }
     }
