@@ -43,8 +43,6 @@ mod import;
 mod lender;
 mod lent_device;
 mod path;
-#[cfg(feature = "picture")]
-pub mod picture;
 mod piece_lock;
 mod plan;
 mod relay;

@@ -21,7 +21,7 @@ pub struct ImageLayout {
 
 impl ImageLayout {
     /// A picture whose rows follow each other without a gap, from the start of the buffer.
-    pub fn packed(width: u32, height: u32) -> Self {
+    pub const fn packed(width: u32, height: u32) -> Self {
         Self { offset_bytes: 0, width, height, stride_bytes: width.saturating_mul(4) }
     }
 

@@ -83,7 +83,7 @@ pub fn measure(machine: &Machine, raw: Option<&Path>, report: &mut Report) -> Re
     let (mut library, mut backends) = (Vec::new(), Vec::new());
     // The first round warms up.
     for round in 0..=report.rounds {
-        peervram_terminal::note!("crossing: round {round} of {}", report.rounds);
+        peervram_programs::note!("crossing: round {round} of {}", report.rounds);
         let (mut by_library, mut by_backends, mut by_raw) =
             (Samples::default(), Samples::default(), Samples::default());
         for turn in 0..report.cycles.div_ceil(TURN - 1) {

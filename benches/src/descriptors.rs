@@ -67,7 +67,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let mut rounds = Vec::new();
     // The first round warms up.
     for round in 0..=report.rounds {
-        peervram_terminal::note!("descriptors: round {round} of {}", report.rounds);
+        peervram_programs::note!("descriptors: round {round} of {}", report.rounds);
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         for turn in 0..report.cycles.div_ceil(TURN - 1) {
             for by_driver in [turn % 2 == 0, turn % 2 != 0] {

@@ -45,7 +45,7 @@ pub fn measure<E: Exporter>(lender: &Lender<E>, region: &Region, report: &mut Re
     let mut rounds = Vec::new();
     let import = |ranges: &DmaRanges| device.import_host_pointer(lender.device().map(ranges)?);
     for round in 0..report.rounds {
-        peervram_terminal::note!("map and import: round {} of {}", round + 1, report.rounds);
+        peervram_programs::note!("map and import: round {} of {}", round + 1, report.rounds);
         let (mut theirs, mut ours) = (Samples::default(), Samples::default());
         for _ in 0..report.cycles {
             device.release(theirs.time(|| import(&small))?)?;
@@ -68,7 +68,7 @@ pub fn measure<E: Exporter>(lender: &Lender<E>, region: &Region, report: &mut Re
     }
     let mut rounds = Vec::new();
     for round in 0..report.rounds {
-        peervram_terminal::note!("attach by host pointer: round {} of {}", round + 1, report.rounds);
+        peervram_programs::note!("attach by host pointer: round {} of {}", round + 1, report.rounds);
         let (mut theirs, mut ours) = (Samples::default(), Samples::default());
         for _ in 0..report.cycles {
             theirs.time(|| attach(&small))?.detach()?;

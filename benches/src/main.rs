@@ -113,11 +113,11 @@ fn main() -> ExitCode {
     let code = match run(&Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            peervram_terminal::note!("error: {error:#}");
+            peervram_programs::note!("error: {error:#}");
             ExitCode::from(FAILED)
         }
     };
-    peervram_terminal::end(code)
+    peervram_programs::end(code)
 }
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -159,7 +159,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
     }
 
-    let mut output = peervram_terminal::output();
+    let mut output = peervram_programs::output();
     report.print(&mut output)?;
     if arguments.json {
         report.print_json(&mut output)?;

@@ -30,7 +30,7 @@ pub fn measure<E: Exporter>(device: LentDevice<'_, E>, region: &Region, report: 
         let mut rounds = Vec::new();
         // The first round warms up: host memory is allocated by it.
         for round in 0..=report.rounds {
-            peervram_terminal::note!("mapping {size}: round {round} of {}", report.rounds);
+            peervram_programs::note!("mapping {size}: round {round} of {}", report.rounds);
             let (mut built, mut again) = (Samples::default(), Samples::default());
             for _ in 0..CYCLES {
                 let mapping = built.time(|| -> peervram::Result<_> {

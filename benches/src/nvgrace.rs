@@ -52,7 +52,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
     let mut rounds = Vec::new();
     // The first warms up.
     for round in 0..=report.rounds {
-        peervram_terminal::note!("nvgrace: round {round} of {}", report.rounds);
+        peervram_programs::note!("nvgrace: round {round} of {}", report.rounds);
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
         for turn in 0..report.cycles.div_ceil(TURN - 1) {
             // Each goes first as often as the other.
@@ -75,7 +75,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
 }
 
 fn open_coherent(address: PciAddress) -> Result<nvgrace::Device> {
-    Ok(nvgrace::Device::open(address, &mut |why| peervram_terminal::note!("{address}: {why}"))?)
+    Ok(nvgrace::Device::open(address, &mut |why| peervram_programs::note!("{address}: {why}"))?)
 }
 
 /// A lender, and a page of that region.

@@ -60,7 +60,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         let mut rounds = Vec::new();
         // The first round warms up.
         for round in 0..=report.rounds {
-            peervram_terminal::note!("revoke of {count}: round {round} of {}", report.rounds);
+            peervram_programs::note!("revoke of {count}: round {round} of {}", report.rounds);
             let (mut ours, mut theirs) = (Samples::default(), Samples::default());
             for turn in 0..TURNS {
                 for by_library in [turn % 2 == 0, turn % 2 != 0] {

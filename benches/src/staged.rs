@@ -85,7 +85,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         let mut rounds = Vec::new();
         // The first round warms up: slices are mapped for DMA by it.
         for round in 0..=report.rounds {
-            peervram_terminal::note!("staged, {what}: round {round} of {}", report.rounds);
+            peervram_programs::note!("staged, {what}: round {round} of {}", report.rounds);
             let (mut ours, mut theirs) = (Samples::default(), Samples::default());
             for cycle in 0..CYCLES {
                 // Others each time, so that bytes of an earlier copy are no bytes of this one.

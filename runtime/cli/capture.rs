@@ -10,7 +10,7 @@ use peervram::Error;
 
 use super::ending::print_json;
 use super::tree;
-use peervram_terminal::note;
+use peervram_programs::note;
 
 /// Write what decides about routes on this machine as JSON: the PCI tree, its configuration spaces, the
 /// processor, the kernel's release and command line.
@@ -35,7 +35,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     match &arguments.file {
         Some(path) => fs::write(path, text)
             .map_err(|error| Error::os("write a captured topology", error).on(path.display()))?,
-        None => peervram_terminal::output().write_all(text.as_bytes())?,
+        None => peervram_programs::output().write_all(text.as_bytes())?,
     }
     let unread = topology.unread();
     // What is captured is JSON itself; where it goes to a file there is room for a report.

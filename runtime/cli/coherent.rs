@@ -12,7 +12,7 @@ use peervram::backends::pci::Function;
 use peervram::backends::topology::{ConfigSpace, Search};
 use peervram::nvgrace::{DRIVER, Device, Memory, Part};
 use peervram::{Error, Result};
-use peervram_terminal::note;
+use peervram_programs::note;
 use serde::Serialize;
 
 use super::arguments::show_bytes;

@@ -27,7 +27,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&serde_json::json!({ "script": String::from_utf8_lossy(&script) }))?;
     } else {
-        peervram_terminal::output().write_all(&script)?;
+        peervram_programs::output().write_all(&script)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -16,14 +16,14 @@ use peervram::backends::vulkan::{self, Engine, Instance, Selector};
 use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Mapping, PciAddress, RawBytes, page_size_bytes, vfio,
 };
-use peervram::picture::Picture;
 use peervram::{Attachment, Direction, Error, Export, Kind, Lender, Outcome, Result, Trust};
-use peervram_terminal::{Table, columns, say};
+use peervram_programs::{Table, columns, say};
 use serde::Serialize;
 
 use super::arguments::PictureSize;
 use super::ending::print_json;
 use super::import::{DEVICE_LIMIT, wait_for_enter};
+use super::picture::{Picture, layout_of, of_bytes, save};
 
 /// Moves the rings of the painted picture to where they look well.
 const PAINT_PARAMETER: u32 = 64;
@@ -105,7 +105,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     let Ok(selector) = arguments.vulkan.parse::<Selector>();
     let importer = Arc::new(Instance::open()?.open_device(&selector)?);
     let card = Picture::test_card(arguments.size.width, arguments.size.height);
-    let size_bytes = card.layout().end_bytes().next_multiple_of(page_size_bytes());
+    let size_bytes = layout_of(&card).end_bytes().next_multiple_of(page_size_bytes());
     let report = match arguments.lender {
         Some(address) => {
             let device = vfio::Device::open(address)?;
@@ -146,7 +146,7 @@ fn lend<E: Exporter>(
         Ok((view, None, check))
     })?;
     if let Some(path) = &arguments.card {
-        card.save(path)?;
+        save(card, path)?;
     }
 
     let export = steps.take("export", || {
@@ -164,7 +164,7 @@ fn lend<E: Exporter>(
     let shown = shown.as_ref().map(|screen| screen.enter(Direction::Read)).transpose()?;
     let scan_out = match &shown {
         Some(access) => Some(steps.take("display shows it", || {
-            let scan_out = ScanOut::start(access.memory(), card.layout())?;
+            let scan_out = ScanOut::start(access.memory(), layout_of(card))?;
             let check = Check { passed: true, what: "accepted by the driver".into() };
             Ok((scan_out, Some("peer"), check))
         })?),
@@ -177,7 +177,7 @@ fn lend<E: Exporter>(
     let path = Some(attachment.path().name());
     let mut engine = Engine::new(attachment.importer())?;
     steps.take("Vulkan reads: checksum", || {
-        let end = card.layout().end_bytes();
+        let end = layout_of(card).end_bytes();
         let seen = engine.checksum(access.memory(), 0..end, Instant::now() + DEVICE_LIMIT)?;
         let expected = vulkan::checksum(card.bytes());
         Ok(((), path, Check::equal(&seen, &expected, format!("{seen:08x}, CPU says {expected:08x}"))))
@@ -185,9 +185,9 @@ fn lend<E: Exporter>(
 
     let painted = steps.take("Vulkan paints over it", || {
         let deadline = Instant::now() + DEVICE_LIMIT;
-        engine.paint(access.memory(), &card.layout(), PAINT_PARAMETER, deadline)?;
+        engine.paint(access.memory(), &layout_of(card), PAINT_PARAMETER, deadline)?;
         let mut expected = card.bytes().to_vec();
-        vulkan::paint(&mut expected, &card.layout(), PAINT_PARAMETER)?;
+        vulkan::paint(&mut expected, &layout_of(card), PAINT_PARAMETER)?;
         let seen = read(&view, card)?;
         let check =
             Check::equal(&seen.bytes(), &expected.as_slice(), "the lender sees what the CPU computes");
@@ -201,7 +201,7 @@ fn lend<E: Exporter>(
     }
     pause(arguments, "the painted picture is on the screen")?;
 
-    painted.save(&arguments.output)?;
+    save(&painted, &arguments.output)?;
     drop(scan_out);
     drop(shown);
     attachment.detach()?;
@@ -213,7 +213,7 @@ fn lend<E: Exporter>(
 fn read(view: &Mapping, like: &Picture) -> Result<Picture> {
     let mut bytes = vec![0; like.bytes().len()];
     view.read(0, &mut bytes)?;
-    Picture::new(like.layout().width, like.layout().height, bytes)
+    of_bytes(layout_of(like), bytes)
 }
 
 fn attach<I: peervram::backends::Importer>(
@@ -261,7 +261,7 @@ impl Steps {
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
-    let mut output = peervram_terminal::output();
+    let mut output = peervram_programs::output();
     let mut table = Table::new(&["step", "path", "time", "check"]);
     for step in &report.steps {
         let verdict = if step.check.passed { "ok" } else { "WRONG" };

@@ -10,7 +10,7 @@ use clap::Args;
 use peervram::backends::import_support_of;
 use peervram::backends::pci::{Function, Link, is_vfio_driver};
 use peervram::backends::vfio;
-use peervram_terminal::{columns, lines};
+use peervram_programs::{columns, lines};
 use serde::Serialize;
 
 use super::arguments::show_bytes;
@@ -231,7 +231,7 @@ fn can_import(function: &Function) -> Verdict {
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
-    let mut output = peervram_terminal::output();
+    let mut output = peervram_programs::output();
     if report.devices.is_empty() {
         writeln!(
             output,

@@ -79,6 +79,6 @@ pub fn code_of(error: &Error) -> ExitCode {
 /// Prints one JSON value to standard output.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
-    writeln!(peervram_terminal::output(), "{text}")?;
+    writeln!(peervram_programs::output(), "{text}")?;
     Ok(())
 }

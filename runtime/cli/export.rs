@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::Args;
 use peervram::backends::{Aperture, PciAddress, RawBytes, vfio};
 use peervram::{Error, Kind, Lender};
-use peervram_terminal::say;
+use peervram_programs::say;
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, show_bytes};

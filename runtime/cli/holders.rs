@@ -11,7 +11,7 @@ use peervram::backends::PciAddress;
 use peervram::backends::holders::{Attached, Buffer, Census, Device, Exporter, Holder, Unread};
 use peervram::backends::pci::{Function, is_vfio_driver};
 use peervram::{Error, Kind, Result};
-use peervram_terminal::{Table, columns, lines};
+use peervram_programs::{Table, columns, lines};
 use serde::Serialize;
 
 use super::arguments::show_bytes;
@@ -117,7 +117,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&report)?;
     } else {
-        print(&report, &mut peervram_terminal::output(), columns())?;
+        print(&report, &mut peervram_programs::output(), columns())?;
     }
     Ok(ExitCode::SUCCESS)
 }

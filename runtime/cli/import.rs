@@ -12,15 +12,15 @@ use clap::Args;
 use peervram::backends::drm::{self, ScanOut};
 use peervram::backends::vulkan::{Buffer, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes};
-use peervram::picture::Picture;
 use peervram::verify::Figure;
 use peervram::{Attachment, Direction, Error, Kind, Lender, Mover, Path, Result, Trust};
-use peervram_terminal::{note, say};
+use peervram_programs::{note, say};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, PictureSize, show_bytes};
 use super::ending::{ErrorReport, print_json};
 use super::opened::Opened;
+use super::picture::{of_bytes, save};
 
 /// How long a device may take for one piece of work before it counts as hung.
 pub const DEVICE_LIMIT: Duration = Duration::from_secs(60);
@@ -306,7 +306,7 @@ fn look(arguments: &Arguments, buffer: &Buffer, report: &mut Report) -> Result<(
         layout.check(buffer.size_bytes())?;
         let mut bytes = vec![0; layout.end_bytes() as usize];
         engine.read_back(buffer, 0, &mut bytes, Instant::now() + DEVICE_LIMIT)?;
-        Picture::new(size.width, size.height, bytes)?.save(file)?;
+        save(&of_bytes(layout, bytes)?, file)?;
         report.picture = Some(file.clone());
     }
     Ok(())

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory};
 use peervram::Error;
 
 use super::ending::print_json;
-use peervram_terminal::say;
+use peervram_programs::say;
 
 /// Write the man pages into a folder.
 #[derive(Args)]

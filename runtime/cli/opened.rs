@@ -8,7 +8,7 @@ use peervram::backends::{
 use peervram::{Result, nvgrace};
 
 use super::arguments::largest_memory;
-use peervram_terminal::note;
+use peervram_programs::note;
 
 /// A device of either kind.
 pub enum Opened {

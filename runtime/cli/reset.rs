@@ -11,7 +11,7 @@ use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
 use peervram::{Attachment, Direction, Error, Event, Export, Kind, Lender, Result, Terms, Trust, What};
-use peervram_terminal::say;
+use peervram_programs::say;
 use serde::Serialize;
 
 use super::ending::{ErrorReport, code_of, print_json};
@@ -186,7 +186,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         print_json(&report)?;
         return Ok(code(result.as_ref().err(), all_good));
     }
-    print(&report, result.is_ok(), &mut peervram_terminal::output())?;
+    print(&report, result.is_ok(), &mut peervram_programs::output())?;
     result?;
     Ok(code(None, all_good))
 }
@@ -279,7 +279,7 @@ fn print(report: &Report, is_reset: bool, output: &mut impl Write) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::ending;
+    use crate::ending;
 
     #[test]
     fn it_ends_with_one_code_whether_it_prints_text_or_json() {

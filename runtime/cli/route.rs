@@ -15,7 +15,7 @@ use peervram::backends::topology::{Reading, Topology, Verdict};
 use peervram::backends::{Governor, PciAddress};
 use peervram::route::{End, Fix, Hop, KernelMessages, Route};
 use peervram::{Error, Kind, Result};
-use peervram_terminal::labelled;
+use peervram_programs::labelled;
 use serde::Serialize;
 
 use super::ending::print_json;
@@ -221,7 +221,7 @@ fn hop(hop: &Hop) -> HopReport<'_> {
 }
 
 fn print(topology: &Topology, route: &Route) -> anyhow::Result<()> {
-    let mut output = peervram_terminal::output();
+    let mut output = peervram_programs::output();
     let release = match &topology.kernel_release {
         Reading::Known(release) => format!("Linux {release}"),
         Reading::Unread(_) => "an unknown kernel".into(),

@@ -14,7 +14,7 @@ use peervram::backends::vulkan::{Instance, Selector};
 use peervram::backends::{Aperture, DmaRanges, Exporter, PciAddress, RawBytes};
 use peervram::verify::{Certificate, Faults, Limits, Listing, Observer, Progress, Store};
 use peervram::{Attachment, Direction, Error, Kind, Lender, Result, Trust, backends};
-use peervram_terminal::{Table, columns};
+use peervram_programs::{Table, columns};
 use serde::Serialize;
 
 use super::arguments::{MemoryArguments, parse_bytes, show_bytes};
@@ -246,7 +246,7 @@ fn verify<E: Exporter + 'static, I: backends::Importer>(
     if json {
         print_json(&report)?;
     } else {
-        print(&report, &mut peervram_terminal::output())?;
+        print(&report, &mut peervram_programs::output())?;
     }
     attachment.detach()?;
     Ok(ExitCode::from(u8::from(!report.passed)))
@@ -363,7 +363,7 @@ fn list(store: &Store, json: bool) -> anyhow::Result<ExitCode> {
             "ignored": ignored,
         }))?;
     } else {
-        print_list(store, &stored, &listing, &mut peervram_terminal::output())?;
+        print_list(store, &stored, &listing, &mut peervram_programs::output())?;
     }
     Ok(ExitCode::SUCCESS)
 }

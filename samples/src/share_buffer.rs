@@ -15,10 +15,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::vulkan::{Engine, Instance, Selector, checksum};
-use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, RawBytes, page_size_bytes, vfio};
-use peervram::picture::Picture;
+use peervram::backends::{
+    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, RawBytes, page_size_bytes, vfio,
+};
 use peervram::{Direction, Export, Lender, Trust};
+use peervram_programs::picture::Picture;
 use peervram_samples::screendump;
+
+/// What is lent: a picture, row after row.
+const SIZE: ImageLayout = ImageLayout::packed(640, 480);
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -29,8 +34,8 @@ fn main() -> Result<()> {
     let device = vfio::Device::open(address.parse()?)?;
     let bars = device.regions().iter().filter(|region| region.index < 6);
     let bar = bars.max_by_key(|region| region.size_bytes).context("the device has no memory BAR")?;
-    let picture = Picture::test_card(640, 480);
-    let size_bytes = picture.layout().end_bytes().next_multiple_of(page_size_bytes());
+    let picture = Picture::test_card(SIZE.width, SIZE.height);
+    let size_bytes = SIZE.end_bytes().next_multiple_of(page_size_bytes());
     let ranges = DmaRanges::new(bar, &[DmaRange::new(0, size_bytes)])?;
     device.map(&ranges)?.write(0, picture.bytes())?;
 
@@ -38,17 +43,17 @@ fn main() -> Result<()> {
     let lender = Lender::new(device);
     let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
     match node {
-        Some(node) => show(&export, &picture, Node::open(&node)?),
+        Some(node) => show(&export, Node::open(&node)?),
         None => read(&export, &picture),
     }
 }
 
 /// The importer is a GPU with a screen.
-fn show(export: &Export, picture: &Picture, node: Node) -> Result<()> {
+fn show(export: &Export, node: Node) -> Result<()> {
     let attachment = export.attach(Arc::new(node), Trust::Unverified)?;
     println!("the bytes go by {}", attachment.path());
     let access = attachment.enter(Direction::Read)?;
-    let scan_out = ScanOut::start(access.memory(), picture.layout())?;
+    let scan_out = ScanOut::start(access.memory(), SIZE)?;
     screendump("card")?;
     drop(scan_out);
     access.finish().check()?;
@@ -63,7 +68,7 @@ fn read(export: &Export, picture: &Picture) -> Result<()> {
     println!("the bytes go by {}", attachment.path());
     let access = attachment.enter(Direction::Read)?;
     let deadline = Instant::now() + Duration::from_secs(60);
-    let bytes = 0..picture.layout().end_bytes();
+    let bytes = 0..SIZE.end_bytes();
     let seen = Engine::new(attachment.importer())?.checksum(access.memory(), bytes, deadline)?;
     access.finish().check()?;
     attachment.detach()?;

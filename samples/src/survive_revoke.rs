@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::drm::{Node, ScanOut};
-use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Mapping, RawBytes, page_size_bytes, vfio};
-use peervram::picture::Picture;
+use peervram::backends::{
+    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, RawBytes, page_size_bytes, vfio,
+};
 use peervram::{Attachment, Direction, Lender, Outcome, Trust};
+use peervram_programs::picture::Picture;
 use peervram_samples::screendump;
 
 const RESETS: u64 = 10;
@@ -26,6 +28,9 @@ const RESETS: u64 = 10;
 const UNDISTURBED: Duration = Duration::from_millis(150);
 /// How long a reset waits for the frame that is being drawn; one that is being looked at takes longest.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is lent: a picture, row after row.
+const SIZE: ImageLayout = ImageLayout::packed(640, 480);
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -36,8 +41,8 @@ fn main() -> Result<()> {
     let device = vfio::Device::open(address.parse()?)?;
     let bars = device.regions().iter().filter(|region| region.index < 6);
     let bar = bars.max_by_key(|region| region.size_bytes).context("the device has no memory BAR")?;
-    let card = Picture::test_card(640, 480);
-    let size_bytes = card.layout().end_bytes().next_multiple_of(page_size_bytes());
+    let card = Picture::test_card(SIZE.width, SIZE.height);
+    let size_bytes = SIZE.end_bytes().next_multiple_of(page_size_bytes());
     let ranges = DmaRanges::new(bar, &[DmaRange::new(0, size_bytes)])?;
     let memory = device.map(&ranges)?;
     let lender = Lender::new(device);
@@ -81,7 +86,7 @@ fn draw(
             continue;
         };
         // All that was made of the old import goes; the framebuffer is all there is here.
-        let scan_out = ScanOut::start(import.memory(), card.layout())?;
+        let scan_out = ScanOut::start(import.memory(), SIZE)?;
         while let Ok(access) = screen.enter(Direction::Read) {
             let generation = access.generation();
             memory.write(0, &picture(card, frame, generation))?;
@@ -113,7 +118,7 @@ fn picture(card: &Picture, frame: usize, resets: u64) -> Vec<u8> {
     const BAR: [u8; 4] = [0x00, 0xC0, 0xFF, 0xFF];
     const LIT: [u8; 4] = [0x30, 0xE0, 0x30, 0xFF];
     const DARK: [u8; 4] = [0x20, 0x20, 0x20, 0xFF];
-    let (width, mut bytes) = (card.layout().width as usize, card.bytes().to_vec());
+    let (width, mut bytes) = (SIZE.width as usize, card.bytes().to_vec());
     let mut fill = |left: usize, top: usize, size: (usize, usize), pixel: [u8; 4]| {
         for y in top..top + size.1 {
             for x in left..left + size.0 {

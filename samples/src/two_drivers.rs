@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use peervram::backends::vulkan::{Device, Engine, Instance, PhysicalDevice, Selector, checksum, paint};
-use peervram::backends::{Aperture, DmaRanges, page_size_bytes};
-use peervram::picture::Picture;
+use peervram::backends::{Aperture, DmaRanges, ImageLayout, page_size_bytes};
 use peervram::{Direction, Lender, Outcome, Path, Trust};
+use peervram_programs::picture::Picture;
 
 const CANNOT_RUN_HERE: u8 = 4;
 
@@ -75,7 +75,8 @@ fn cross(instance: &Instance, lender: &PhysicalDevice, importer: &PhysicalDevice
 
     // Memory that the one driver allocates, lent to the other one.
     let card = Picture::test_card(640, 480);
-    let (layout, picture) = (card.layout(), 0..card.layout().end_bytes());
+    let layout = ImageLayout::packed(card.width(), card.height());
+    let picture = 0..layout.end_bytes();
     let memory = own_device.allocate_exportable(picture.end.next_multiple_of(page_size_bytes()))?;
     let (whole, owner) = (DmaRanges::whole(memory.region())?, memory.owner());
     let lent = Lender::new(memory);

@@ -120,8 +120,8 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
         let lab = lab::open(&arguments.setup, &steps)?;
         let mut figures = Figures::default();
         peer_copy::run(&lab, &files, peer_copy::Extent::Usual, &mut figures)?;
-        peervram_terminal::say!("");
-        figures.print(&mut peervram_terminal::output())?;
+        peervram_programs::say!("");
+        figures.print(&mut peervram_programs::output())?;
         return Ok(ExitCode::from(if figures.is_over() { FAILED } else { 0 }));
     }
     let known = || {
@@ -162,8 +162,8 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
     if is_wanted(BUILD) {
         measure_build(&mut figures)?;
     }
-    peervram_terminal::say!("\neverything that was measured\n");
-    figures.print(&mut peervram_terminal::output())?;
+    peervram_programs::say!("\neverything that was measured\n");
+    figures.print(&mut peervram_programs::output())?;
     if code == 0 && figures.is_over() {
         code = i32::from(FAILED);
     }
@@ -193,7 +193,7 @@ fn run_in_lab(lab: &Lab, arguments: &Bench, what: &[String], figures: &mut Figur
     let mut code = 0;
     for (number, (machine, what)) in tables.into_iter().enumerate() {
         if number > 0 {
-            peervram_terminal::say!("");
+            peervram_programs::say!("");
         }
         let mut vm = lab.boot(machine)?;
         vm.measures();
@@ -206,7 +206,7 @@ fn run_in_lab(lab: &Lab, arguments: &Bench, what: &[String], figures: &mut Figur
         let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
             match stream {
                 Stream::Stdout => show(arguments, line, machine.name, figures)?,
-                Stream::Stderr => peervram_terminal::note!("{line}"),
+                Stream::Stderr => peervram_programs::note!("{line}"),
             }
             Ok(())
         })?;
@@ -220,7 +220,7 @@ fn run_in_lab(lab: &Lab, arguments: &Bench, what: &[String], figures: &mut Figur
 
 /// The model's server against a bare socket.
 fn measure_registers(arguments: &Bench, figures: &mut Figures) -> Result<()> {
-    peervram_terminal::say!("");
+    peervram_programs::say!("");
     let output = cargo()
         .args(["bench", "--quiet", "--package", "peervram-model", "--bench", "registers"])
         .stderr(Stdio::inherit())
@@ -272,7 +272,7 @@ fn tables(arguments: &Bench, what: &[String]) -> Result<Vec<(&'static Machine, V
 /// Passes a line of the benchmarks on: the one of JSON to the table of all and to its file, the others to the terminal.
 fn show(arguments: &Bench, line: &str, place: &str, figures: &mut Figures) -> Result<()> {
     if !line.starts_with('{') {
-        peervram_terminal::say!("{line}");
+        peervram_programs::say!("{line}");
         return Ok(());
     }
     if let Some(file) = &arguments.json {

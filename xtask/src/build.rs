@@ -44,10 +44,15 @@ fn path(messages: &str, name: &str) -> Result<PathBuf> {
         .with_context(|| format!("cargo built {name} but names no program of it"))
 }
 
+/// The program `peervram`.
+pub fn command_line() -> Result<PathBuf> {
+    path(&build(&["peervram-cli"], &[])?, "peervram")
+}
+
 /// What the lab needs of this workspace.
 pub fn lab_programs() -> Result<Programs> {
     // By itself: features that the guest's packages leave out are not to change theirs.
-    let command_line = artifacts(&["peervram"])?.remove(0);
+    let command_line = command_line()?;
     let packages = ["peervram-lab-guest", "peervram-lab-shim", "peervram-model", "peervram-lab-layer"];
     let Ok([agent, shim, model, layer]) = <[PathBuf; 4]>::try_from(artifacts(&packages)?) else {
         bail!("cargo built fewer programs than packages");

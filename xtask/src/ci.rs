@@ -22,7 +22,7 @@ pub struct Arguments {
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     let mut failed = Vec::new();
     for (what, words, environment) in LINT {
-        peervram_terminal::say!("lint: {what}");
+        peervram_programs::say!("lint: {what}");
         let mut command = cargo();
         if !command
             .args(*words)
@@ -34,7 +34,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             failed.push(*what);
         }
     }
-    peervram_terminal::say!("lint: licences and sources of dependencies");
+    peervram_programs::say!("lint: licences and sources of dependencies");
     let checked = tools::DENY
         .command(&Steps::default())?
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"])
@@ -42,15 +42,15 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     if !checked.context("starting cargo-deny")?.success() {
         failed.push("licences and sources of dependencies");
     }
-    peervram_terminal::say!("lint: rules of the tree");
+    peervram_programs::say!("lint: rules of the tree");
     if !tidy::is_tidy()? {
         failed.push("rules of the tree");
     }
     if !failed.is_empty() {
-        peervram_terminal::say!("lint FAILED: {}", failed.join(", "));
+        peervram_programs::say!("lint FAILED: {}", failed.join(", "));
         return Ok(ExitCode::from(FAILED));
     }
-    peervram_terminal::say!("lint: ok");
+    peervram_programs::say!("lint: ok");
     if arguments.lint {
         Ok(ExitCode::SUCCESS)
     } else {

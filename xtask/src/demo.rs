@@ -82,7 +82,7 @@ pub fn missing_vulkan() -> Vec<Missing> {
 
 fn here(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&missing_vulkan(), arguments.setup.yes)?;
-    let program = &build::artifacts(&["peervram"])?[0];
+    let program = &build::command_line()?;
     let picture = arguments.folder.join("demo.png");
     // Nobody has to install the layers for a demo; where they are, they look on.
     let watched = if validation::is_there() { validation::environment()? } else { Vec::new() };
@@ -105,11 +105,11 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     };
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
-    let program = build::artifacts(&["peervram"])?.remove(0);
+    let program = build::command_line()?;
     lab.prepare(machine)?;
     let booting = format!("booting {}: {}", machine.name, machine.about);
     let mut vm = step(&steps, &booting, || lab.boot(machine))?;
-    peervram_terminal::say!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
+    peervram_programs::say!("Linux {} on {}, {}\n", vm.release(), machine.name, machine.about);
 
     let Devices { lender, node, .. } = Devices::find(&mut vm, &program)?;
     let node = node.context("`peervram devices` names no node of a device that can import")?;
@@ -140,8 +140,8 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
             match stream {
                 // Where it lies in the guest; where it lies here is said below.
                 Stream::Stdout if line.starts_with("Picture: ") => {}
-                Stream::Stdout => peervram_terminal::say!("{line}"),
-                Stream::Stderr if !line.ends_with("is on the screen") => peervram_terminal::note!("{line}"),
+                Stream::Stdout => peervram_programs::say!("{line}"),
+                Stream::Stderr if !line.ends_with("is on the screen") => peervram_programs::note!("{line}"),
                 Stream::Stderr => {}
             }
             Ok(())
@@ -167,7 +167,7 @@ fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_
     let same_size = (memory.width, memory.height) == (screen.width, screen.height);
     let wrong = memory.rgb.chunks(3).zip(screen.rgb.chunks(3)).filter(|(a, b)| a != b).count();
     let equal = same_size && wrong == 0;
-    peervram_terminal::say!(
+    peervram_programs::say!(
         "{}: {} x {} pixels on the screen, {}",
         folder.join(screen_name).display(),
         screen.width,

@@ -164,13 +164,13 @@ pub fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Run(arguments) => return run_tests(&arguments, &steps),
         Task::List { choice } => list(&choice)?,
-        Task::Root(setup) => peervram_terminal::say!("{}", open(&setup, &steps)?.root().display()),
+        Task::Root(setup) => peervram_programs::say!("{}", open(&setup, &steps)?.root().display()),
         Task::Kernel { name, setup } => {
             let machines = with_kernel(name)?;
             let lab = open(&setup, &steps)?;
             for machine in machines {
                 let kernel = lab.kernel(machine)?;
-                peervram_terminal::say!(
+                peervram_programs::say!(
                     "{}: Linux {}, {}",
                     machine.name,
                     kernel.release,
@@ -230,12 +230,12 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
         bail!(Exit { code: USAGE, reason });
     }
     let out: Box<dyn io::Write> =
-        if arguments.json { Box::new(io::stderr()) } else { Box::new(peervram_terminal::output()) };
+        if arguments.json { Box::new(io::stderr()) } else { Box::new(peervram_programs::output()) };
     let outcomes = run_plans(&lab, &plans, &arguments.pace, out)?;
     let counts = Counts::of(&outcomes);
     if arguments.json {
         let routes = Routes::of(outcomes.iter().flat_map(|outcome| &outcome.cells))?;
-        peervram_terminal::say!("{}", json!({ "machines": outcomes, "counts": counts, "routes": routes }));
+        peervram_programs::say!("{}", json!({ "machines": outcomes, "counts": counts, "routes": routes }));
     }
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
@@ -245,8 +245,8 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let exit = vm.run_watched(program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |_, stream, line| {
         match stream {
-            Stream::Stdout => peervram_terminal::say!("{line}"),
-            Stream::Stderr => peervram_terminal::note!("{line}"),
+            Stream::Stdout => peervram_programs::say!("{line}"),
+            Stream::Stderr => peervram_programs::note!("{line}"),
         }
         Ok(())
     })?;
@@ -255,7 +255,7 @@ fn execute(lab: &Lab, machine: &Machine, program: &Path, arguments: &[String]) -
 
 fn list(choice: &Choice) -> Result<()> {
     let programs = build::lab_programs()?;
-    let mut out = peervram_terminal::output();
+    let mut out = peervram_programs::output();
     for plan in choice.plans(&programs)? {
         writeln!(out, "{}: {}", plan.machine.name, plan.machine.about)?;
         for test in plan.tests {

@@ -69,9 +69,9 @@ fn main() -> ExitCode {
     let code = match result {
         Ok(code) => code,
         Err(error) => {
-            peervram_terminal::note!("error: {error:#}");
+            peervram_programs::note!("error: {error:#}");
             terminal::exit_code(&error)
         }
     };
-    peervram_terminal::end(code)
+    peervram_programs::end(code)
 }

@@ -71,7 +71,7 @@ pub fn look(progress: &dyn Progress, pages: &[(&str, &Path, Says)], views: &[(&s
         }
     }
     ensure!(problems.is_empty(), "pages are not well:\n{}", problems.join("\n"));
-    peervram_terminal::say!(
+    peervram_programs::say!(
         "\nlooked at {} pages in {} views; pictures are in {FOLDER}",
         pages.len(),
         views.len()

@@ -104,7 +104,7 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
 
     let (lender, importer) = models(&found)?;
     let pair = ["--lender", &lender, "--importer", &importer, "--path", "peer", "--direction", "write"];
-    peervram_terminal::say!("\nthe first model has a private mirror");
+    peervram_programs::say!("\nthe first model has a private mirror");
     vm.control(0, &Request::Misbehave(Misbehaviour::Mirror))?;
     let page_of_lies = in_guest(PAGE_OF_LIES);
     let quick = [
@@ -133,13 +133,13 @@ pub fn run(lab: &Lab, files: &Files, extent: Extent, figures: &mut Figures) -> R
 
     two_vulkan_devices(lab, &mut vm, &program)?;
 
-    peervram_terminal::say!("\nnames and sizes that are not there");
+    peervram_programs::say!("\nnames and sizes that are not there");
     for wrong in [&["--lender", "none"][..], &["--lender", &lender, "--sizes", "512M"]] {
         let (code, _) = execute(&mut vm, &program, wrong)?;
         ensure!(code == 2, "{wrong:?} gets the exit code {code}");
     }
 
-    peervram_terminal::say!("\nthe second model is lost in the middle");
+    peervram_programs::say!("\nthe second model is lost in the middle");
     let mut is_there = true;
     let mut lost = pair.to_vec();
     lost.extend(["--sizes", "4K,64K"]);
@@ -165,7 +165,7 @@ fn copies_that_stop_arriving(vm: &mut Vm, program: &Path, lender: &str, importer
     const HONEST: Duration = Duration::from_secs(2);
     const BUDGET_MS: &str = "10000";
     for (direction, dead) in [("write", Misbehaviour::DeadWrites), ("read", Misbehaviour::DeadReads)] {
-        peervram_terminal::say!("\nthe second model's copies ({direction}) stop arriving in the middle");
+        peervram_programs::say!("\nthe second model's copies ({direction}) stop arriving in the middle");
         let ends = ["--lender", lender, "--importer", importer, "--path", "peer", "--direction", direction];
         let long =
             ["--sizes", "4K", "--copies", "1000000000", "--least-copies", "3", "--budget-ms", BUDGET_MS];
@@ -190,7 +190,7 @@ fn copies_that_stop_arriving(vm: &mut Vm, program: &Path, lender: &str, importer
 
 /// Two Vulkan devices, each of which lends to the other. Mesa's CPU driver is one device; a loader that is told of it twice has two.
 fn two_vulkan_devices(lab: &Lab, vm: &mut Vm, program: &Path) -> Result<()> {
-    peervram_terminal::say!("\ntwo Vulkan devices");
+    peervram_programs::say!("\ntwo Vulkan devices");
     let driver = lab.root().join("usr/share/vulkan/icd.d/lvp_icd.json");
     let names = ["one.json", "two.json"];
     for name in names {
@@ -228,7 +228,7 @@ fn two_vulkan_devices(lab: &Lab, vm: &mut Vm, program: &Path) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn overhead(lab: &Lab, figures: &mut Figures) -> Result<()> {
-    peervram_terminal::say!("\nwhat measuring costs, against a bare loop");
+    peervram_programs::say!("\nwhat measuring costs, against a bare loop");
     let program = build::peer_copy()?;
     let machine = lab::named(LARGE_MACHINE)?;
     let mut vm = lab.boot(machine)?;
@@ -277,12 +277,12 @@ fn watch(
     let exit = vm.run_watched(program, words, environment, SILENCE_LIMIT, |vm, stream, line| {
         match stream {
             Stream::Stdout => {
-                peervram_terminal::say!("{line}");
+                peervram_programs::say!("{line}");
                 text.push_str(line);
                 text.push('\n');
             }
             Stream::Stderr => {
-                peervram_terminal::note!("{line}");
+                peervram_programs::note!("{line}");
                 begins(vm)?;
             }
         }

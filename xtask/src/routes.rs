@@ -29,7 +29,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let lab = lab::open(&arguments.setup, &steps)?;
     let machines: Vec<&Machine> = shape::MACHINES.iter().collect();
     let plans = suite::plan(lab.programs(), &machines, "routes/", Extent::Everywhere)?;
-    let outcomes = lab::run_plans(&lab, &plans, &Pace::usual(), peervram_terminal::output())?;
+    let outcomes = lab::run_plans(&lab, &plans, &Pace::usual(), peervram_programs::output())?;
     if Counts::of(&outcomes).failed > 0 {
         return Ok(ExitCode::from(FAILED));
     }

@@ -94,7 +94,7 @@ fn run_each(lab: &Lab, samples: &[Sample]) -> Result<Counts> {
         match sample.run(lab) {
             Ok(()) => counts.passed += 1,
             Err(error) => {
-                peervram_terminal::say!("FAILED: {}: {error:#}", sample.name);
+                peervram_programs::say!("FAILED: {}: {error:#}", sample.name);
                 counts.failed += 1;
             }
         }
@@ -172,24 +172,24 @@ impl Sample {
         } else {
             build::sample(&self.name)?
         };
-        let peervram = build::artifacts(&["peervram"])?.remove(0);
+        let peervram = build::command_line()?;
         lab.prepare(self.machine)?;
         let booting = format!("sample {}: booting {}", self.name, self.machine.name);
         let mut vm = step(&Steps::default(), &booting, || lab.boot(self.machine))?;
         let devices = Devices::find(&mut vm, &peervram)?;
         let arguments = self.arguments(&devices)?;
-        peervram_terminal::say!("{} {} on {}", self.name, arguments.join(" "), self.machine.name);
+        peervram_programs::say!("{} {} on {}", self.name, arguments.join(" "), self.machine.name);
         let exit =
             vm.run_watched(&program, &arguments, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
                 match (stream, line.strip_prefix(SCREENDUMP)) {
                     (Stream::Stdout, Some(name)) => {
                         let file = self.picture(name)?;
                         png::write(Path::new(&file), &vm.screendump()?)?;
-                        peervram_terminal::say!("  picture: {file}");
+                        peervram_programs::say!("  picture: {file}");
                         return vm.input("");
                     }
-                    (Stream::Stdout, None) => peervram_terminal::say!("  {line}"),
-                    (Stream::Stderr, _) => peervram_terminal::note!("  {line}"),
+                    (Stream::Stdout, None) => peervram_programs::say!("  {line}"),
+                    (Stream::Stderr, _) => peervram_programs::note!("  {line}"),
                 }
                 Ok(())
             })?;

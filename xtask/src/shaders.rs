@@ -44,7 +44,7 @@ pub fn check(root: &Path) -> Result<()> {
         if compile(root, &source)? != committed {
             bail!("{} does not compile to its .spv; run `cargo xtask shaders`", source.display());
         }
-        peervram_terminal::say!("{}: ok", source.display());
+        peervram_programs::say!("{}: ok", source.display());
     }
     Ok(())
 }

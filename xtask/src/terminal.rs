@@ -66,7 +66,7 @@ impl Progress for Steps {
             let (what, over, parts) = (what.to_string(), Arc::clone(&over), Arc::clone(&parts));
             Some(thread::spawn(move || spin(&what, &over, &parts)))
         } else {
-            peervram_terminal::note!("{what} ...");
+            peervram_programs::note!("{what} ...");
             None
         };
         let now = Instant::now();
@@ -81,7 +81,7 @@ impl Progress for Steps {
             *step.parts.lock().unwrap_or_else(PoisonError::into_inner) = format!("{done} of about {about}, ");
         } else if step.spoke.elapsed() >= SPEAK_EVERY {
             step.spoke = Instant::now();
-            peervram_terminal::note!(
+            peervram_programs::note!(
                 "{}: {done} of about {about}, {} s",
                 step.what,
                 step.start.elapsed().as_secs()
@@ -102,11 +102,11 @@ impl Progress for Steps {
             None => "",
         };
         let word = if succeeded { "done" } else { "failed" };
-        peervram_terminal::note!("{clear}{}: {word} after {:.1} s", step.what, took.as_secs_f64());
+        peervram_programs::note!("{clear}{}: {word} after {:.1} s", step.what, took.as_secs_f64());
     }
 
     fn note(&self, text: &str) {
-        peervram_terminal::note!("note: {text}");
+        peervram_programs::note!("note: {text}");
     }
 }
 
@@ -133,9 +133,9 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
     let cannot = |reason: String| Exit { code: CANNOT_RUN_HERE, reason };
     let command = host::install_command(missing);
     let line = command.join(" ");
-    peervram_terminal::note!("To be installed on this machine:");
+    peervram_programs::note!("To be installed on this machine:");
     for missing in missing {
-        peervram_terminal::note!("  {}: {}", missing.packages.join(", "), missing.why);
+        peervram_programs::note!("  {}: {}", missing.packages.join(", "), missing.why);
     }
     if !host::has_program("apt-get") {
         bail!(cannot(
@@ -168,7 +168,7 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
 }
 
 fn run_quietly(command: &[&str]) -> Result<bool> {
-    peervram_terminal::note!("$ {}", command.join(" "));
+    peervram_programs::note!("$ {}", command.join(" "));
     let output =
         Command::new(command[0]).args(&command[1..]).env("DEBIAN_FRONTEND", "noninteractive").output()?;
     if !output.status.success() {

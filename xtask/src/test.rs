@@ -43,24 +43,24 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&missing, arguments.setup.yes)?;
 
     let mut counts = Counts::default();
-    peervram_terminal::say!("unit and integration tests on this machine");
+    peervram_programs::say!("unit and integration tests on this machine");
     add(&mut counts, cargo_test(lab.as_ref(), &["--workspace"], &[])?);
-    peervram_terminal::say!("\nthe threads of a revoke, in many orders");
+    peervram_programs::say!("\nthe threads of a revoke, in many orders");
     let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
     add(&mut counts, cargo_test(None, &shell, &["interleavings"])?);
     if let Some(lab) = &lab {
-        peervram_terminal::say!("\nVulkan by the private root's driver");
+        peervram_programs::say!("\nVulkan by the private root's driver");
         add(&mut counts, validation::tests_in_root(lab)?);
     }
-    peervram_terminal::say!("\ndemo on the embedded default");
+    peervram_programs::say!("\ndemo on the embedded default");
     add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
     match &lab {
         Some(lab) => {
-            peervram_terminal::say!("\ndemo on a real kernel");
+            peervram_programs::say!("\ndemo on a real kernel");
             add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(true))))));
-            peervram_terminal::say!("\nsamples");
+            peervram_programs::say!("\nsamples");
             add(&mut counts, sample::run_all(lab)?);
-            peervram_terminal::say!("\npeer-copy");
+            peervram_programs::say!("\npeer-copy");
             let no_files = peer_copy::Files::default();
             add(
                 &mut counts,
@@ -71,18 +71,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                     &mut Figures::default(),
                 ))),
             );
-            peervram_terminal::say!("\nthe commands of the book");
+            peervram_programs::say!("\nthe commands of the book");
             add(&mut counts, book::run_pages(lab, "")?);
-            peervram_terminal::say!("\nshaders");
+            peervram_programs::say!("\nshaders");
             add(&mut counts, one(report(shaders::check(lab.root()))));
             add(&mut counts, lab_tests(lab)?);
         }
         None => {
-            peervram_terminal::say!("\nskipped: the lab: --no-lab was given");
+            peervram_programs::say!("\nskipped: the lab: --no-lab was given");
             counts.skipped += 1;
         }
     }
-    peervram_terminal::say!("\n{counts}");
+    peervram_programs::say!("\n{counts}");
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
 
@@ -104,7 +104,7 @@ fn report(result: Result<()>) -> bool {
     match result {
         Ok(()) => true,
         Err(error) => {
-            peervram_terminal::say!("FAILED: {error:#}");
+            peervram_programs::say!("FAILED: {error:#}");
             false
         }
     }
@@ -126,7 +126,7 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
     let passed_on = thread::spawn(move || {
         let mut skips = Vec::new();
         for line in progress.lines().map_while(Result::ok) {
-            peervram_terminal::note!("{line}");
+            peervram_programs::note!("{line}");
             skips.extend(line.starts_with(SKIPPED).then_some(line));
         }
         skips
@@ -138,9 +138,9 @@ fn cargo_test(lab: Option<&Lab>, what: &[&str], names: &[&str]) -> Result<Counts
     if output.status.success() {
         text.lines()
             .filter(|line| line.starts_with(SKIPPED))
-            .for_each(|line| peervram_terminal::say!("{line}"));
+            .for_each(|line| peervram_programs::say!("{line}"));
     } else {
-        peervram_terminal::say!("{text}");
+        peervram_programs::say!("{text}");
         // A crate that does not compile has no test that failed.
         counts.failed = counts.failed.max(1);
     }
@@ -171,9 +171,9 @@ pub fn count(text: &str, skips: usize) -> Counts {
 fn lab_tests(lab: &Lab) -> Result<Counts> {
     let machines: Vec<_> = machines::everyday().collect();
     let plans = suite::plan(lab.programs(), &machines, "", Extent::Usual)?;
-    let outcomes = lab::run_plans(lab, &plans, &Pace::usual(), peervram_terminal::output())?;
+    let outcomes = lab::run_plans(lab, &plans, &Pace::usual(), peervram_programs::output())?;
     let mut counts = Counts::of(&outcomes);
-    peervram_terminal::say!("\nthe page of routes");
+    peervram_programs::say!("\nthe page of routes");
     add(&mut counts, one(report(routes::check(&outcomes))));
     Ok(counts)
 }

@@ -73,9 +73,9 @@ pub fn tests_in_root(lab: &Lab) -> Result<Counts> {
         if output.status.success() {
             said.lines()
                 .filter(|line| line.starts_with("skipped: "))
-                .for_each(|line| peervram_terminal::say!("{line}"));
+                .for_each(|line| peervram_programs::say!("{line}"));
         } else {
-            peervram_terminal::say!("{said}");
+            peervram_programs::say!("{said}");
             counts.failed = counts.failed.max(1);
         }
         sum.passed += counts.passed;

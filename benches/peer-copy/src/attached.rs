@@ -202,7 +202,7 @@ impl<I: Importer> Drop for Direct<I> {
         if let Some(near) = self.near.take()
             && let Err(error) = self.attachment.importer().release(near)
         {
-            peervram_terminal::note!("peer-copy: could not free memory: {error}");
+            peervram_programs::note!("peer-copy: could not free memory: {error}");
         }
     }
 }

@@ -43,7 +43,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::Parser;
 use peervram::backends::topology::Topology;
-use peervram_terminal::note;
+use peervram_programs::note;
 
 use arguments::{Arguments, PATHS};
 use bytes::Bytes;
@@ -61,7 +61,7 @@ use saved::Saved;
 /// What measuring may cost.
 const OVERHEAD_LIMIT: f64 = 0.98;
 fn main() -> ExitCode {
-    let code = match run(&Arguments::parse(), Saved::of_user(), &mut peervram_terminal::output()) {
+    let code = match run(&Arguments::parse(), Saved::of_user(), &mut peervram_programs::output()) {
         Ok(code) => code,
         Err(error) => {
             note!("error: {error:#}");
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
             ExitCode::from(code.or_else(cannot).unwrap_or(FAILED))
         }
     };
-    peervram_terminal::end(code)
+    peervram_programs::end(code)
 }
 
 /// Does what is asked, with the records that are kept there.
@@ -200,7 +200,7 @@ fn finish(
     if arguments.json {
         writeln!(out, "{json}")?;
     } else {
-        let colour = peervram_terminal::is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let colour = peervram_programs::is_terminal() && std::env::var_os("NO_COLOR").is_none();
         Matrix { record, colour, every_size: arguments.every_size, width }.print(out)?;
     }
     if let (Some((name, before)), false) = (before, arguments.json) {
@@ -370,7 +370,7 @@ mod tests {
             let names = files.each_ref().map(|file| file.to_str().unwrap());
             let words = [&["peer-copy", "--json-to", names[0], "--html", names[1]], json].concat();
             let arguments = Arguments::parse_from(words);
-            let out = &mut peervram_terminal::Output::around(Gone);
+            let out = &mut peervram_programs::Output::around(Gone);
             let code = finish(&arguments, &record, Saved::of_user(), None, out).unwrap();
             assert_eq!(code, ExitCode::from(FAILED));
             assert!(files.iter().all(|file| file.metadata().unwrap().len() > 100), "{files:?}");
@@ -378,7 +378,7 @@ mod tests {
         // What cannot be printed for another reason is an error, and the files are there all the same.
         let file = tempfile::tempdir().unwrap().keep().join("record.json");
         let arguments = Arguments::parse_from(["peer-copy", "--json-to", file.to_str().unwrap()]);
-        let out = &mut peervram_terminal::Output::around(Full);
+        let out = &mut peervram_programs::Output::around(Full);
         finish(&arguments, &record, Saved::of_user(), None, out).unwrap_err();
         assert!(file.metadata().unwrap().len() > 100);
         fs::remove_dir_all(file.parent().unwrap()).unwrap();
@@ -405,7 +405,7 @@ mod tests {
         let shown = serde_json::to_string(&before(&here)).unwrap();
         fs::write(&file, shown).unwrap();
         let file = file.to_str().unwrap();
-        let out = &mut peervram_terminal::Output::around(io::sink());
+        let out = &mut peervram_programs::Output::around(io::sink());
         // A machine that says nothing of itself is no other.
         let is_known = Machine::below(Path::new("/")).of_another(&elsewhere).is_some();
         let measures = is_known.then_some(&["--lender", "no such thing"]);

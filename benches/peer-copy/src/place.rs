@@ -155,7 +155,7 @@ fn close<E: Exporter + 'static>(lender: Option<Lender<E>>) {
     if let Some(lender) = lender
         && let Err(error) = lender.close(PATIENCE)
     {
-        peervram_terminal::note!("peer-copy: could not close a device: {error}");
+        peervram_programs::note!("peer-copy: could not close a device: {error}");
     }
 }
 

@@ -22,9 +22,9 @@ use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, Mapping, OnRevoke, RawBytes,
     page_size_bytes, vfio,
 };
-use peervram::picture::Picture;
 use peervram::{Direction, Error, Export, Kind, Lender, Outcome, Trust};
 use peervram_lab::link::Link;
+use peervram_programs::picture::Picture;
 
 /// The BAR that is VRAM.
 const VRAM: u32 = 2;
@@ -90,7 +90,7 @@ fn pictures() -> Result<[Picture; 2]> {
 /// Compares the screen with a picture, pixel by pixel.
 fn check_screen(link: &Link, picture: &Picture) -> Result<()> {
     let screen = link.screendump()?;
-    let size = (picture.layout().width, picture.layout().height);
+    let size = (picture.width(), picture.height());
     ensure!((screen.width, screen.height) == size, "the screen is {screen:?}, the picture {picture:?}");
     let expected = picture.to_rgb();
     let wrong = screen.rgb.chunks(3).zip(expected.chunks(3)).filter(|(a, b)| a != b).count();

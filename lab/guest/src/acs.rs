@@ -64,7 +64,7 @@ impl Drop for AcsPorts {
     fn drop(&mut self) {
         for port in &self.0 {
             if let Err(error) = port.control.write(port.before) {
-                peervram_terminal::note!(
+                peervram_programs::note!(
                     "the ACS control of {} stays as it was written: {error:#}",
                     port.path
                 );

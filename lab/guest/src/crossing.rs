@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::{
-    Aperture, DmaRange, DmaRanges, Exporter, Mapping, Owner, RawBytes, Region, drm, page_size_bytes, vfio,
+    Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, Owner, RawBytes, Region, drm,
+    page_size_bytes, vfio,
 };
-use peervram::picture::Picture;
 use peervram::{Error, Export, Kind, Lender};
 use peervram_lab::picture::Picture as Screendump;
+use peervram_programs::picture::Picture;
 
 use crate::guest::Guest;
 
@@ -77,7 +78,11 @@ impl<D: Lends> Crossing<D> {
     /// The same for any device, whose memory is a region that `owner` answers for.
     pub fn lend(device: D, region: u32, count: u64, owner: Arc<dyn Owner>) -> Result<Self> {
         let card = Picture::test_card(640, 480);
-        let ranges = scattered_in(device.memory_region(region)?, card.layout().end_bytes(), count)?;
+        let ranges = scattered_in(
+            device.memory_region(region)?,
+            ImageLayout::packed(card.width(), card.height()).end_bytes(),
+            count,
+        )?;
         let view = device.map(&ranges)?;
         view.write(0, card.bytes())?;
         let lender = Lender::new(device);
@@ -85,11 +90,16 @@ impl<D: Lends> Crossing<D> {
         Ok(Crossing { view, card, export, lender })
     }
 
+    /// Where the picture lies in the memory.
+    pub fn layout(&self) -> ImageLayout {
+        ImageLayout::packed(self.card.width(), self.card.height())
+    }
+
     /// What the owner sees in the memory now.
     pub fn seen(&self) -> Result<Picture> {
         let mut bytes = vec![0; self.card.bytes().len()];
         self.view.read(0, &mut bytes)?;
-        Ok(Picture::new(self.card.layout().width, self.card.layout().height, bytes)?)
+        Ok(Picture::new(self.card.width(), self.card.height(), bytes)?)
     }
 
     /// Ends it and expects the device to be closed.
@@ -102,7 +112,7 @@ impl<D: Lends> Crossing<D> {
 
 /// Compares a screendump with a picture, pixel by pixel.
 pub fn check_screen(screen: &Screendump, picture: &Picture) -> Result<()> {
-    let (width, height) = (picture.layout().width, picture.layout().height);
+    let (width, height) = (picture.width(), picture.height());
     ensure!(
         (screen.width, screen.height) == (width, height),
         "the screen is {screen:?}, the picture {picture:?}"

@@ -61,6 +61,6 @@ fn list() -> Result<()> {
             (facts.machine.as_str(), tests.collect())
         })
         .collect();
-    peervram_terminal::say!("{}", serde_json::to_string(&lists)?);
+    peervram_programs::say!("{}", serde_json::to_string(&lists)?);
     Ok(())
 }

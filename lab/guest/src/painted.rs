@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, ImageLayout, Mapping, Owner, page_size_bytes, vfio};
-use peervram::picture::Picture;
 use peervram::{Export, Lender};
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
+use peervram_programs::picture::Picture;
 
 use crate::card::{CardDriver, MEMORY};
 use crate::crossing::Lends;

@@ -177,7 +177,7 @@ fn verdict(test: &Test, guest: &Guest) -> wire::Verdict {
     let panicked = Arc::new(Mutex::new(String::new()));
     let message = Arc::clone(&panicked);
     panic::set_hook(Box::new(move |info| {
-        peervram_terminal::note!("{info}");
+        peervram_programs::note!("{info}");
         *message.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
     }));
     let result = panic::catch_unwind(AssertUnwindSafe(|| (test.function)(guest)));

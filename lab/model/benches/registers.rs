@@ -41,16 +41,16 @@ fn main() {
     }
     // Neighbours in time share the machine's mood: the ratio is taken round by round.
     let ratios = rates[1].iter().zip(&rates[0]).map(|(served, bare)| served / bare).collect();
-    peervram_terminal::say!(
+    peervram_programs::say!(
         "{rounds} rounds of {TRIPS} trips, {REQUEST_BYTES} bytes there and {REPLY_BYTES} back"
     );
     let [bare, served] = rates.map(spread);
     for (name, (median, low, high)) in [("bare socket", bare), ("model", served)] {
-        peervram_terminal::say!("{name:12} median {median:9.0} reads/s  (p10 {low:.0}, p90 {high:.0})");
+        peervram_programs::say!("{name:12} median {median:9.0} reads/s  (p10 {low:.0}, p90 {high:.0})");
     }
     let (median, low, high) = spread(ratios);
-    peervram_terminal::say!("ratio        median {median:9.3}          (p10 {low:.3}, p90 {high:.3})");
-    peervram_terminal::say!(
+    peervram_programs::say!("ratio        median {median:9.3}          (p10 {low:.3}, p90 {high:.3})");
+    peervram_programs::say!(
         r#"{{"what":"register reads per second of the model","against":"a bare socket","ratio":{median:.4},"ratio_least":{low:.4},"ratio_most":{high:.4},"limit":{LIMIT},"more_is_better":true}}"#
     );
 }

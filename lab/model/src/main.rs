@@ -172,7 +172,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // On one line, and without a backtrace: every error says what to do next.
         Err(error) => {
-            peervram_terminal::note!("peervram-model: {error:#}");
+            peervram_programs::note!("peervram-model: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -268,9 +268,9 @@ fn ctl(path: &Path, order: &Order) -> anyhow::Result<()> {
     }
     let found = ["hex", "checksum"].into_iter().find_map(|name| answer.get(name));
     match found {
-        Some(Value::String(hex)) => peervram_terminal::say!("{hex}"),
-        Some(number) => peervram_terminal::say!("{number}"),
-        None => peervram_terminal::say!("{}", answer["status"]),
+        Some(Value::String(hex)) => peervram_programs::say!("{hex}"),
+        Some(number) => peervram_programs::say!("{number}"),
+        None => peervram_programs::say!("{}", answer["status"]),
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use peervram::nvgrace;
 use peervram::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::devices::nothing_to_lend;
-use crate::cli::in_use::{InUse, Use, words};
+use crate::devices::nothing_to_lend;
+use crate::in_use::{InUse, Use, words};
 
 const TRIED: &str = "bind a device to VFIO";
 pub const TRIED_UNDO: &str = "give a device back to its driver";

@@ -187,7 +187,7 @@ fn finish(report: &Report, json: bool, nothing: &str) -> anyhow::Result<ExitCode
     if json {
         print_json(report)?;
     } else {
-        print(report, nothing, &mut peervram_terminal::output())?;
+        print(report, nothing, &mut peervram_programs::output())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,8 +9,8 @@ use std::path::Path;
 use peervram::{Error, Kind, Result};
 
 use super::binding::{Binding, Consent, Kernel, Write};
-use crate::cli::fake_root::Root;
-use crate::cli::in_use::InUse;
+use crate::fake_root::Root;
+use crate::in_use::InUse;
 
 /// A GPU with a sound card in one slot, in a group of its own.
 const GPU: &str = "0000:01:00.0";

@@ -6,7 +6,7 @@ use peervram::backends::topology::{Reading, ResizableBar, Search};
 use super::candidate::Candidate;
 use super::facts::Facts;
 use super::finding::{Finding, Section, Step, Turn, Weight};
-use crate::cli::arguments::show_bytes;
+use crate::arguments::show_bytes;
 
 pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
     let mut findings: Vec<Finding> =

@@ -5,8 +5,8 @@ use peervram::backends::pci::{Bar, Function, blocks_its_group};
 use peervram::backends::topology::parse_release;
 
 use super::facts::{DeviceFile, Facts, is_bound_to_vfio};
-use crate::cli::devices::LEAST_VRAM_BYTES;
-use crate::cli::in_use::Use;
+use crate::devices::LEAST_VRAM_BYTES;
+use crate::in_use::Use;
 
 /// Drivers of displays without memory that anybody would borrow: emulated ones, and those of management
 /// controllers.

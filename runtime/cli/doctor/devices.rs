@@ -7,8 +7,8 @@ use super::candidate::Candidate;
 use super::facts::{Facts, is_bound_to_vfio};
 use super::finding::{Finding, Section, Step, Turn, Weight};
 use super::pair::{Pair, Path, State, importers};
-use crate::cli::arguments::show_bytes;
-use crate::cli::in_use::words;
+use crate::arguments::show_bytes;
+use crate::in_use::words;
 
 /// More of a name would take more than a line.
 const NAME_LENGTH: usize = 44;

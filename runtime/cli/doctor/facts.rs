@@ -11,7 +11,7 @@ use peervram::backends::pci::{Function, is_vfio_driver};
 use peervram::backends::topology::{Reading, Topology};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::cli::in_use::Use;
+use crate::in_use::Use;
 
 /// What is known of a machine.
 #[derive(Debug, Clone, Serialize)]

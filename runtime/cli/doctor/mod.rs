@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     if json {
         print_json(&Report { diagnosis: &diagnosis, facts: &facts })?;
     } else {
-        page::print(&facts, &diagnosis, &mut peervram_terminal::output())?;
+        page::print(&facts, &diagnosis, &mut peervram_programs::output())?;
     }
     Ok(match diagnosis.verdict {
         Verdict::CanLend => ExitCode::SUCCESS,

@@ -6,7 +6,7 @@ use super::candidate::Candidate;
 use super::facts::{DeviceFile, Facts};
 use super::finding::{Finding, Section, Step, Turn, Weight};
 use super::pair::{importers, is_node_usable};
-use crate::cli::arguments::show_bytes;
+use crate::arguments::show_bytes;
 
 /// Below this not even a driver's queues fit. The kernel's default is 8 MiB; it was 64 KiB.
 const LITTLE_BYTES: u64 = 1 << 20;

@@ -16,8 +16,8 @@ use rustix::process::Resource;
 
 use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, is_bound_to_vfio};
 use super::kernel_config;
-use crate::cli::in_use::InUse;
-use crate::cli::pci_names::PciNames;
+use crate::in_use::InUse;
+use crate::pci_names::PciNames;
 
 /// What is not found below a root: what the kernel says of this process, and what is read elsewhere.
 pub struct Elsewhere {

@@ -15,7 +15,7 @@ use super::finding::{Finding, Step, Turn, Weight};
 use super::kernel_config::OPTIONS;
 use super::page;
 use super::pair::{Pair, Path, State};
-use crate::cli::in_use::Use;
+use crate::in_use::Use;
 
 /// A machine in the making.
 #[derive(Clone)]

@@ -35,7 +35,7 @@ pub fn ask() -> Vulkan {
 
 /// The child's part: one line, since a driver or a layer may print lines of its own.
 pub fn answer() -> anyhow::Result<ExitCode> {
-    peervram_terminal::say!("{}", serde_json::to_string(&ask_here())?);
+    peervram_programs::say!("{}", serde_json::to_string(&ask_here())?);
     Ok(ExitCode::SUCCESS)
 }
 

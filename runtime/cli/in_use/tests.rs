@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{InUse, Use, words};
-use crate::cli::fake_root::Root;
+use crate::fake_root::Root;
 
 /// What is asked about: a disk's controller, a network card, a GPU of the screen, one of nobody, a USB controller.
 const DISK: &str = "0000:03:00.0";

@@ -98,7 +98,7 @@ fn letter(route: &Route) -> char {
 }
 
 fn draw(topology: &Topology, devices: &[&Place], routes: &[Route]) -> anyhow::Result<()> {
-    let mut output = peervram_terminal::output();
+    let mut output = peervram_programs::output();
     if devices.is_empty() {
         writeln!(
             output,

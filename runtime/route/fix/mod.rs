@@ -14,12 +14,12 @@ mod tests;
 
 use peervram_backends::topology::{MapType, Topology};
 use peervram_backends::{PciAddress, pci, topology};
+use serde::Serialize;
 
 use super::{Answer, KernelMessages, Route};
 
 /// One change, ready to paste.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Fix {
     /// Which kind; its code is stable.
@@ -35,13 +35,13 @@ pub struct Fix {
     /// What is predicted with it, for one that changes the way.
     pub then: Option<MapType>,
     /// How IOMMU groups would merge, for one that weakens isolation.
-    #[cfg_attr(feature = "cli", serde(skip_serializing_if = "Option::is_none"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub groups: Option<Regrouping>,
 }
 
 /// Which kind of change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum FixKind {
     /// Have ports not redirect, by the kernel's command line.
@@ -82,8 +82,8 @@ impl FixKind {
 }
 
 /// What a change takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Needs {
     /// Nothing but root.
@@ -110,8 +110,7 @@ impl Needs {
 
 /// Which IOMMU groups would be others. A prediction of both: the kernel knows devices that isolate without
 /// saying so, and may make more groups of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "cli", derive(serde::Serialize))]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Regrouping {
     /// The groups that would no longer exist.

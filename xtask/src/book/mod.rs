@@ -89,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
     let counts = run_pages(&lab, &arguments.page)?;
-    peervram_terminal::say!("\n{counts}");
+    peervram_programs::say!("\n{counts}");
     Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
 }
 
@@ -116,7 +116,7 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
             What::Tests(shown) => (shown.name(), finds_tests(shown)),
             What::Here(shown) => (shown.name(), runs_here(shown)),
             What::Cannot(shown, why) => {
-                peervram_terminal::say!("  skipped  {}: {why}", shown.name());
+                peervram_programs::say!("  skipped  {}: {why}", shown.name());
                 counts.skipped += 1;
                 continue;
             }
@@ -124,11 +124,11 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
         };
         match result {
             Ok(()) => {
-                peervram_terminal::say!("  ok       {name}  {:.1} s", start.elapsed().as_secs_f32());
+                peervram_programs::say!("  ok       {name}  {:.1} s", start.elapsed().as_secs_f32());
                 counts.passed += 1;
             }
             Err(error) => {
-                peervram_terminal::say!("  FAILED   {name}: {error:#}");
+                peervram_programs::say!("  FAILED   {name}: {error:#}");
                 counts.failed += 1;
             }
         }

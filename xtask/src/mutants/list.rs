@@ -33,7 +33,10 @@ pub struct Group {
     pub stages: Vec<Stage>,
 }
 
-/// Library tests.
+/// Packages without a library: their tests are their program's.
+const PROGRAMS: &[&str] = &["peervram-cli"];
+
+/// Tests of libraries, or of programs that have no library.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
@@ -44,9 +47,6 @@ pub struct Stage {
     /// But not those whose names contain one of these.
     #[serde(default)]
     pub skip: Vec<String>,
-    /// Also those of the command line, which is built for them.
-    #[serde(default)]
-    pub cli: bool,
 }
 
 /// Why a mutant survives.
@@ -128,6 +128,12 @@ impl List {
 }
 
 impl Stage {
+    /// What of its packages is built, for cargo.
+    pub fn target(&self) -> &'static str {
+        let is_program = |package: &String| PROGRAMS.contains(&package.as_str());
+        if self.packages.iter().all(is_program) { "--cargo-arg=--bins" } else { "--cargo-arg=--lib" }
+    }
+
     /// "peervram: gate::, attachment::", for people.
     pub fn name(&self) -> String {
         let packages = self.packages.join(" and ");

@@ -34,9 +34,6 @@ const LEAST_PERCENT: f64 = 95.0;
 const TIMES_AS_LONG: &str = "10";
 const AT_LEAST_S: &str = "15";
 
-/// What is built of `peervram` for its tests, where not the command line, too.
-const LIBRARY: &str = "--features=peervram/vfio,peervram/nvgrace,peervram/vulkan,peervram/drm,peervram/host";
-
 /// How often the time that is left is said.
 const ESTIMATE_EVERY: Duration = Duration::from_secs(300);
 
@@ -95,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let all = listed(None)?;
     let wanted = if arguments.shard.is_some() { listed(arguments.shard.as_deref())? } else { all.clone() };
-    let mut out = peervram_terminal::output();
+    let mut out = peervram_programs::output();
     if arguments.list {
         wanted.iter().flatten().try_for_each(|mutant| writeln!(out, "{}", mutant.name))?;
         return Ok(ExitCode::SUCCESS);
@@ -225,13 +222,9 @@ impl Place {
             (choice.count(), format!("{} mutants, tests of {}", choice.count(), stage.name()));
         let out = self.folder.join("out");
         let mut command = self.command(steps, group)?;
-        command.args(["--profile", "mutants", "--cargo-arg=--lib", "--timeout-multiplier", TIMES_AS_LONG]);
+        command.args(["--profile", "mutants", stage.target(), "--timeout-multiplier", TIMES_AS_LONG]);
         command.args(["--minimum-test-timeout", AT_LEAST_S, "--output"]).arg(&out);
         command.args(stage.packages.iter().flat_map(|package| ["--test-package", package.as_str()]));
-        // Cargo knows features only of a package that is built by name: the mutated one.
-        if group.package == "peervram" && !stage.cli {
-            command.args(["--no-default-features", LIBRARY]);
-        }
         match choice {
             Choice::Shard(shard, _) => Self::add_shard(&mut command, *shard),
             Choice::Names(names) => {

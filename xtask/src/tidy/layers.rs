@@ -10,8 +10,8 @@ use super::Violation;
 const LAYERS: &[(&str, &[&str])] = &[
     ("mechanism", &["peervram-backends"]),
     ("families of devices", &["peervram-nvgrace"]),
-    ("what programs print by", &["peervram-terminal"]),
-    ("the library and its program", &["peervram"]),
+    ("the library", &["peervram"]),
+    ("what programs share", &["peervram-programs"]),
     (
         "models and their driver",
         &["peervram-model", "peervram-model-driver", "peervram-lab-shim", "peervram-lab-layer"],
@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "programs of ours",
         &[
+            "peervram-cli",
             "peervram-lab-guest",
             "peervram-lab-gbm",
             "peervram-benches",
@@ -29,9 +30,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("tasks", &["xtask"]),
 ];
-
-/// What an application links, none of which may depend on what prints.
-const LIBRARIES: &[&str] = &["peervram-backends", "peervram-nvgrace"];
 
 /// Violations in what `cargo metadata` says.
 pub fn check(metadata: &Value) -> Result<Vec<Violation>> {
@@ -53,7 +51,7 @@ pub fn check(metadata: &Value) -> Result<Vec<Violation>> {
                 continue;
             }
             let Some(below) = layer(on) else { continue };
-            if below > own || (LIBRARIES.contains(&name) && on == "peervram-terminal") {
+            if below > own {
                 let (above, of) = (LAYERS[below].0, LAYERS[own].0);
                 violations.push(Violation::new(name, format!("depends on {on}: {of} on {above}")));
             }
@@ -90,7 +88,7 @@ mod tests {
         let tool = check(&with("peervram", json!([{ "name": "peervram-lab", "kind": null }]))).unwrap();
         assert_eq!(tool.len(), 1);
         let prints =
-            check(&with("peervram-nvgrace", json!([{ "name": "peervram-terminal", "kind": null }]))).unwrap();
+            check(&with("peervram-nvgrace", json!([{ "name": "peervram-programs", "kind": null }]))).unwrap();
         assert_eq!(prints.len(), 1);
     }
 

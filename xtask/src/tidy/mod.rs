@@ -73,9 +73,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn is_tidy() -> Result<bool> {
     let violations = violations(Path::new(PROJECT))?;
     for violation in &violations {
-        peervram_terminal::say!("{violation}");
+        peervram_programs::say!("{violation}");
     }
-    peervram_terminal::say!("{} violations", violations.len());
+    peervram_programs::say!("{} violations", violations.len());
     Ok(violations.is_empty())
 }
 

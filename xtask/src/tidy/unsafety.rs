@@ -27,7 +27,7 @@ pub fn check(files: &Files) -> Vec<Violation> {
 /// Where a library or a program begins.
 fn is_root(name: &str) -> bool {
     let is_crate = ["lib.rs", "main.rs"].iter().any(|end| name.ends_with(&format!("src/{end}")));
-    is_crate || name == "runtime/lib.rs"
+    is_crate || ["runtime/lib.rs", "runtime/cli/main.rs"].contains(&name)
 }
 
 /// The folder of the root nearest above a file.

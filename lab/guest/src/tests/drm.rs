@@ -9,9 +9,9 @@ use peervram::backends::drm::{Node, ScanOut};
 use peervram::backends::holders::{Attached, Census};
 use peervram::backends::host::{Backing, HostMemory};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Importer, RawBytes};
-use peervram::picture::Picture;
 use peervram::{Attachment, Direction, Kind, Outcome, Path, Trust};
 use peervram_lab::machine::{Facts, Iommu, PeerToPeer};
+use peervram_programs::picture::Picture;
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, check_screen, leaks_nothing, open_node, refused};
 use crate::guest::Guest;
@@ -59,7 +59,7 @@ fn cross(guest: &Guest, ranges: u64) -> Verdict {
         let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
         ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
         let access = attachment.enter(Direction::Read)?;
-        let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+        let scan_out = ScanOut::start(access.memory(), crossing.layout())?;
         check_screen(&guest.screendump()?, &crossing.card)?;
         drop(scan_out);
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
@@ -82,7 +82,7 @@ fn screen_follows_the_memory(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     let access = attachment.enter(Direction::Read)?;
-    let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    let scan_out = ScanOut::start(access.memory(), crossing.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     // Upside down, written by the owner while it is on the screen.
     let mut rows: Vec<&[u8]> = crossing.card.bytes().chunks(640 * 4).collect();
@@ -111,7 +111,7 @@ fn buffers_take_turns(guest: &Guest) -> Verdict {
 
     let attachment = crossing.export.attach(Arc::clone(&node), Trust::Unverified)?;
     let access = attachment.enter(Direction::Read)?;
-    let layout = crossing.card.layout();
+    let layout = crossing.layout();
     let mut scan_out = ScanOut::start(access.memory(), layout)?;
     for _ in 0..3 {
         scan_out.show(second.memory(), layout)?;
@@ -141,7 +141,7 @@ fn same_dma_buf_twice(guest: &Guest) -> Verdict {
     first.detach()?;
     // The second still works: the handle was not closed under it.
     let access = second.enter(Direction::Read)?;
-    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)
 }
 
@@ -159,7 +159,7 @@ fn one_open_file_is_one_node(guest: &Guest) -> Verdict {
     ensure!(handle(&first)? == handle(&second)?, "the kernel gave two handles");
     first.detach()?;
     let access = second.enter(Direction::Read)?;
-    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     // Another open file of the same device is another node, with handles of its own.
     let other = Node::open(&guest.virtio_gpu_node()?)?;
@@ -170,7 +170,7 @@ fn one_open_file_is_one_node(guest: &Guest) -> Verdict {
 /// A node that is open keeps the screen from nobody, and one that shows from everybody, until it shows no more.
 fn opening_leaves_the_screen(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
-    let layout = crossing.card.layout();
+    let layout = crossing.layout();
     // The first to open the card, and the second, which is as another program's: its open file is not given up.
     let first = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
@@ -213,7 +213,7 @@ fn lost_screen_keeps_no_import(guest: &Guest) -> Verdict {
         seen.attached.clone().context("who is attached could not be read")
     };
     let import = node.import(dma_buf)?;
-    let shown = ScanOut::start(&import, crossing.card.layout())?;
+    let shown = ScanOut::start(&import, crossing.layout())?;
     ensure!(attached()? == [gpu], "{:?} attached", attached()?);
     node.release_master_lock()?;
     let file = File::options().read(true).write(true).open(guest.virtio_gpu_node()?)?;
@@ -313,7 +313,7 @@ fn import_again_after(guest: &Guest, revoke: impl Fn(&Crossing) -> peervram::Res
     crossing.view.write(0, crossing.card.bytes())?;
     attachment.current()?;
     let access = attachment.enter(Direction::Read)?;
-    let _scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    let _scan_out = ScanOut::start(access.memory(), crossing.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)
 }
 

@@ -12,8 +12,8 @@ use peervram::backends::vulkan::{
 use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, ImageLayout, Mapping, RawBytes, page_size_bytes,
 };
-use peervram::picture::Picture;
 use peervram::{Direction, Kind, Lender, Outcome, Path, Trust};
+use peervram_programs::picture::Picture;
 
 use crate::crossing::{PATIENCE, VRAM, open_device, refused};
 use crate::guest::Guest;

@@ -72,7 +72,7 @@ fn twins_are_one_group(guest: &Guest) -> Verdict {
 fn cross(guest: &Guest, crossing: Crossing) -> Verdict {
     let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
     let access = attachment.enter(Direction::Read)?;
-    let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+    let scan_out = ScanOut::start(access.memory(), crossing.layout())?;
     check_screen(&guest.screendump()?, &crossing.card)?;
     drop(scan_out);
     access.finish().check()?;

@@ -15,12 +15,12 @@ use peervram::backends::{
     Aperture, CpuAccess, DmaRange, DmaRanges, Exporter, Mapping, RawBytes, page_size_bytes,
 };
 use peervram::nvgrace::{BLOCK_BYTES, DRIVER, Device, RESERVED_REGION, USABLE_REGION, Use};
-use peervram::picture::Picture;
 use peervram::{Direction, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::machine::{Firmware, Grace};
 use peervram_lab::wire::SHARE;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu};
+use peervram_programs::picture::Picture;
 use serde_json::Value;
 
 use crate::blocks;
@@ -229,7 +229,7 @@ fn crosses(guest: &Guest, region: u32) -> Verdict {
         let attachment = crossing.export.attach(open_node(guest)?, Trust::Unverified)?;
         ensure!(attachment.path() == Path::Peer, "the path is {}", attachment.path());
         let access = attachment.enter(Direction::Read)?;
-        let scan_out = ScanOut::start(access.memory(), crossing.card.layout())?;
+        let scan_out = ScanOut::start(access.memory(), crossing.layout())?;
         check_screen(&guest.screendump()?, &crossing.card)?;
         drop(scan_out);
         ensure!(access.finish() == Outcome::Ok, "the access is torn");
@@ -249,7 +249,7 @@ fn shaders_read_and_paint(guest: &Guest) -> Verdict {
     let vulkan = Arc::new(Instance::open()?.open_device(&Selector::Any)?);
     let attachment = crossing.export.attach(vulkan, Trust::Unverified)?;
     ensure!(attachment.path() == Path::HostPointer, "the path is {}", attachment.path());
-    let layout = crossing.card.layout();
+    let layout = crossing.layout();
     let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(attachment.importer())?;
     let sum = engine.checksum(access.memory(), 0..layout.end_bytes(), Instant::now() + SLOW)?;

@@ -10,11 +10,11 @@ use anyhow::{Context, Result, ensure};
 use peervram::backends::drm::Node;
 use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{self, Device, DeviceMemory, Engine, Instance, PhysicalDevice, Selector};
-use peervram::backends::{Aperture, DmaRanges, Exporter, Importer, import_support_of, pci};
-use peervram::picture::Picture;
+use peervram::backends::{Aperture, DmaRanges, Exporter, ImageLayout, Importer, import_support_of, pci};
 use peervram::verify::Observer;
 use peervram::{Attachment, Direction, Export, Kind, Lender, Outcome, Path, Trust};
 use peervram_lab::wire;
+use peervram_programs::picture::Picture;
 use serde_json::Value;
 
 use crate::crossing::{Crossing, PATIENCE, leaks_nothing, refused};
@@ -88,7 +88,8 @@ fn one_memory(_: &Guest) -> Verdict {
     let access = attachment.enter(Direction::Both)?;
     let lent = access.memory();
     let card = Picture::test_card(640, 480);
-    let (layout, all) = (card.layout(), 0..card.layout().end_bytes());
+    let layout = ImageLayout::packed(card.width(), card.height());
+    let all = 0..layout.end_bytes();
     let mut expected = card.bytes().to_vec();
 
     venus.upload(own, 0, &expected, soon())?;
@@ -163,7 +164,7 @@ fn vram_is_staged(guest: &Guest) -> Verdict {
     let kinds: Vec<Kind> = refused_paths.iter().map(|(_, why)| why.kind()).collect();
     ensure!(kinds == [Kind::ImporterCannot, Kind::Unsupported], "refused before: {refused_paths:?}");
     let mut engine = Engine::new(attachment.importer())?;
-    let (layout, mut painted) = (crossing.card.layout(), crossing.card.bytes().to_vec());
+    let (layout, mut painted) = (crossing.layout(), crossing.card.bytes().to_vec());
     let access = attachment.enter(Direction::Write)?;
     engine.paint(access.memory(), &layout, 5, soon())?;
     ensure!(access.finish() == Outcome::Ok, "the access is torn");

@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 use peervram::backends::host::HostMemory;
 use peervram::backends::vulkan::{self, Device, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, HostSlice, Importer, Mapping, RawBytes};
-use peervram::picture::Picture;
 use peervram::verify::{Limits, Observer};
 use peervram::{AttachOptions, Direction, Kind, Lender, Mover, Outcome, Path, Trust};
+use peervram_programs::picture::Picture;
 
 use crate::crossing::{Crossing, PATIENCE, VRAM, refused};
 use crate::guest::Guest;
@@ -99,7 +99,7 @@ fn read_and_paint(guest: &Guest, ranges: u64) -> Verdict {
         ensure!(why.kind() == Kind::KernelTooOld, "peer was refused as {:?}: {why}", why.kind());
     }
 
-    let layout = crossing.card.layout();
+    let layout = crossing.layout();
     let access = attachment.enter(Direction::Both)?;
     let mut engine = Engine::new(attachment.importer())?;
     let sum = engine.checksum(access.memory(), 0..layout.end_bytes(), Instant::now() + SLOW)?;

@@ -1,4 +1,4 @@
-//! How this project's programs print.
+//! What this project's programs share.
 //!
 //! [`output()`] is standard output. A reader that goes away (`head`, `less`, a script that has read enough) changes
 //! nothing but what is read: the program goes on, writes the files that it was asked for, and ends with the exit code
@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod output;
+#[cfg(feature = "picture")]
+pub mod picture;
 mod table;
 mod text;
 

@@ -4,12 +4,8 @@
 //! pattern, so a wrong stride, offset or byte order shows at once.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, BufWriter, ErrorKind};
 use std::path::Path;
-
-use peervram_backends::ImageLayout;
-
-use crate::{Error, Kind, Result};
 
 /// A picture in memory: XRGB8888, rows without gaps, four bytes a pixel, blue first.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,11 +25,11 @@ impl Picture {
     /// Takes `bytes` for a picture.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] unless there are exactly four bytes a pixel.
-    pub fn new(width: u32, height: u32, bytes: Vec<u8>) -> Result<Self> {
+    /// [`ErrorKind::InvalidInput`] unless there are exactly four bytes a pixel.
+    pub fn new(width: u32, height: u32, bytes: Vec<u8>) -> io::Result<Self> {
         if bytes.len() as u64 != u64::from(width) * u64::from(height) * 4 {
             let why = format!("{} bytes are no {width}x{height} pixels", bytes.len());
-            return Err(Error::new(Kind::InvalidInput, "make a picture", why));
+            return Err(io::Error::new(ErrorKind::InvalidInput, why));
         }
         Ok(Self { width, height, bytes })
     }
@@ -46,9 +42,14 @@ impl Picture {
         Self { width, height, bytes }
     }
 
-    /// Where it lies in a buffer that begins with it.
-    pub fn layout(&self) -> ImageLayout {
-        ImageLayout::packed(self.width, self.height)
+    /// Pixels in a row.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> u32 {
+        self.height
     }
 
     /// Its pixels, row by row, four bytes each: blue, green, red, unused.
@@ -66,17 +67,13 @@ impl Picture {
     ///
     /// # Errors
     /// What the file system says.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        const TRIED: &str = "write a picture";
-        let file = File::create(path).map_err(|error| Error::os(TRIED, error).on(path.display()))?;
-        let mut encoder = png::Encoder::new(BufWriter::new(file), self.width, self.height);
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let mut encoder = png::Encoder::new(BufWriter::new(File::create(path)?), self.width, self.height);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
-        let written = encoder.write_header().and_then(|mut writer| {
-            writer.write_image_data(&self.to_rgb())?;
-            writer.finish()
-        });
-        written.map_err(|error| Error::new(Kind::Os, TRIED, error.to_string()).on(path.display()))
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.to_rgb())?;
+        Ok(writer.finish()?)
     }
 }
 
@@ -165,7 +162,8 @@ mod tests {
 
     #[test]
     fn bytes_must_be_as_many_as_pixels() {
-        assert_eq!(Picture::new(2, 2, vec![0; 15]).unwrap_err().kind(), Kind::InvalidInput);
-        assert_eq!(Picture::new(2, 2, vec![0; 16]).unwrap().layout().end_bytes(), 16);
+        assert_eq!(Picture::new(2, 2, vec![0; 15]).unwrap_err().kind(), ErrorKind::InvalidInput);
+        let picture = Picture::new(2, 2, vec![0; 16]).unwrap();
+        assert_eq!((picture.width(), picture.height(), picture.bytes().len()), (2, 2, 16));
     }
 }

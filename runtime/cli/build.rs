@@ -5,8 +5,9 @@ use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if Path::new(".git/HEAD").exists() {
-        println!("cargo:rerun-if-changed=.git/HEAD");
+    let head = "../../.git/HEAD";
+    if Path::new(head).exists() {
+        println!("cargo:rerun-if-changed={head}");
     }
     let revision = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])

@@ -1,4 +1,6 @@
-//! The command line: one file per command, and the words in which they end.
+//! The program `peervram`: one file or folder per command, and the words in which they end.
+
+#![forbid(unsafe_code)]
 
 mod arguments;
 mod bind;
@@ -18,6 +20,7 @@ mod in_use;
 mod manual;
 mod opened;
 mod pci_names;
+mod picture;
 mod reset;
 mod route;
 mod tree;
@@ -33,6 +36,7 @@ use clap::{Parser, Subcommand};
 /// DRM driver imports, without a copy through system memory.
 #[derive(Parser)]
 #[command(
+    name = "peervram",
     version = env!("PEERVRAM_VERSION"),
     after_help = "Examples:\n  \
         peervram doctor                                   look at the whole machine, and say what to do\n  \
@@ -77,7 +81,7 @@ enum What {
     Manual(manual::Arguments),
 }
 
-pub fn main() -> ExitCode {
+fn main() -> ExitCode {
     let command = Command::parse();
     let level = match command.verbose {
         0 => "error",
@@ -106,5 +110,5 @@ pub fn main() -> ExitCode {
         What::Completions(arguments) => completions::run(&arguments, command.json),
         What::Manual(arguments) => manual::run(&arguments, command.json),
     };
-    peervram_terminal::end(ending::of(result, command.json))
+    peervram_programs::end(ending::of(result, command.json))
 }
