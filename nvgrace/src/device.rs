@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use peervram_backends::pci::Function;
 use peervram_backends::{
     CpuAccess, DmaBuf, DmaRanges, Error, Exporter, Interrupts, Kind, Mapping, NotClosed, NotReady,
     PciAddress, Region, Result, vfio,
 };
 
+use crate::base::Base;
 use crate::memory::{Memory, PROVIDER_BAR, RESERVED_REGION, USABLE_REGION, Use, as_it_is};
 use crate::part::Part;
 use crate::readiness::{Seen, Sign, Wait};
@@ -33,8 +33,8 @@ const TELL_INTERVAL: Duration = Duration::from_secs(1);
 /// Where the firmware names no memory, the driver shows the GPU's BARs as vfio-pci does, and so does this:
 /// [`Device::fall_back`] says it.
 #[derive(Debug)]
-pub struct Device {
-    vfio: vfio::Device,
+pub struct Device<B: Base = vfio::Device> {
+    base: B,
     part: Option<Part>,
     regions: Box<[Region]>,
     memories: Box<[Memory]>,
@@ -79,33 +79,45 @@ impl Device {
     /// [`Kind::Unsupported`] where another driver has it, or its regions are none that this one shows. With the
     /// device given back.
     pub fn new(vfio: vfio::Device) -> Result<Self, NotClosed<vfio::Device>> {
-        match Self::describe(&vfio) {
+        let is_adopted = vfio.is_adopted();
+        Self::on(vfio, is_adopted)
+    }
+}
+
+impl<B: Base> Device<B> {
+    pub(crate) fn on(base: B, is_adopted: bool) -> Result<Self, NotClosed<B>> {
+        match Self::describe(&base, is_adopted) {
             Ok((part, memories, sign)) => {
                 let memory = |index| memories.iter().find(|memory| memory.region_index == index);
-                let regions = vfio.regions().iter().map(|region| as_it_is(region, memory(region.index)));
-                Ok(Self { part, regions: regions.collect(), sign, memories: memories.into(), vfio })
+                let regions = base.regions().iter().map(|region| as_it_is(region, memory(region.index)));
+                Ok(Self { part, regions: regions.collect(), sign, memories: memories.into(), base })
             }
             Err(error) => {
-                let error = error.on(vfio.address());
-                Err(NotClosed::new(vfio, error))
+                let error = error.on(base.address());
+                Err(NotClosed::new(base, error))
             }
         }
     }
 
-    fn describe(vfio: &vfio::Device) -> Result<(Option<Part>, Vec<Memory>, Option<Sign>)> {
-        let function = Function::read(vfio.address())?;
+    fn describe(base: &B, is_adopted: bool) -> Result<(Option<Part>, Vec<Memory>, Option<Sign>)> {
+        let function = base.function()?;
         if function.driver.as_deref() != Some(DRIVER) {
             let driver = function.driver.as_deref().unwrap_or("no driver");
             let why = format!("it is bound to {driver}, which shows its BARs and not its memory");
             return Err(Error::new(Kind::Unsupported, "use coherent memory", why)
-                .next(format!("sudo peervram bind {} binds it to {DRIVER}", vfio.address())));
+                .next(format!("sudo peervram bind {} binds it to {DRIVER}", base.address())));
         }
         let mut memories = Vec::new();
-        for region in vfio.regions() {
+        for region in base.regions() {
             memories.extend(Memory::of(region)?);
         }
-        let sign = if vfio.is_adopted() { None } else { Some(Sign::of(&configuration(vfio)?)) };
+        let sign = if is_adopted { None } else { Some(Sign::of(&configuration(base)?)) };
         Ok((Part::of(function.vendor_id, function.device_id), memories, sign))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn base(&self) -> &B {
+        &self.base
     }
 
     /// Which GPU it is; none where its id is in no table that this was written after.
@@ -126,7 +138,7 @@ impl Device {
     pub fn usable(&self) -> Result<&Memory> {
         self.memory(USABLE_REGION).ok_or_else(|| {
             let why = self.fall_back().unwrap_or("it shows only a reserved memory");
-            Error::new(Kind::NotFound, "find a GPU's memory", why).on(self.vfio.address()).next(
+            Error::new(Kind::NotFound, "find a GPU's memory", why).on(self.base.address()).next(
                 "look at the firmware's settings and log for the C2C link; until then it lends its BARs",
             )
         })
@@ -146,7 +158,7 @@ impl Device {
     /// # Errors
     /// As [`vfio::Device::region`].
     pub fn region(&self, index: u32) -> Result<&Region> {
-        self.vfio.region(index)?;
+        self.base.region(index)?;
         let found = self.regions.iter().find(|region| region.index == index);
         Ok(found.expect("the same regions as the VFIO device's"))
     }
@@ -164,21 +176,20 @@ impl Device {
             Use::Usable => self.memory(RESERVED_REGION),
             Use::Reserved => None,
         };
-        memory.check(ranges, next).map_err(|error| error.on(self.vfio.address()))
+        memory.check(ranges, next).map_err(|error| error.on(self.base.address()))
     }
 
     /// ENODEV from the kernel's look for a mapping of the real BAR, which it makes before it asks the driver
     /// (`vfio_pci_core_feature_dma_buf`).
     fn explain(&self, error: Error, region_index: u32) -> Error {
         const ENODEV: i32 = 19;
-        let has_bar =
-            Function::read(self.vfio.address()).is_ok_and(|function| function.bar(region_index).is_some());
+        let has_bar = self.base.function().is_ok_and(|function| function.bar(region_index).is_some());
         if error.raw_os_error() != Some(ENODEV) || has_bar {
             return error;
         }
         let why = format!("the GPU has no real BAR {region_index}, which the kernel asks for first");
         Error::new(Kind::Unsupported, "export a dma-buf", why)
-            .on(self.vfio.address())
+            .on(self.base.address())
             .raw_errno(ENODEV)
             .next("map the memory instead, or lend it by host pointer")
     }
@@ -187,7 +198,7 @@ impl Device {
         let word = |region| {
             move |offset| {
                 let mut bytes = [0; 4];
-                self.vfio.read(region, offset, &mut bytes)?;
+                self.base.read(region, offset, &mut bytes)?;
                 Ok(u32::from_le_bytes(bytes))
             }
         };
@@ -196,25 +207,25 @@ impl Device {
 }
 
 /// The device's configuration space, as VFIO shows it.
-fn configuration(vfio: &vfio::Device) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; vfio.region(CONFIGURATION_REGION)?.size_bytes as usize];
-    vfio.read(CONFIGURATION_REGION, 0, &mut bytes)?;
+fn configuration(base: &impl Base) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; base.region(CONFIGURATION_REGION)?.size_bytes as usize];
+    base.read(CONFIGURATION_REGION, 0, &mut bytes)?;
     Ok(bytes)
 }
 
 impl AsRef<vfio::Device> for Device {
     fn as_ref(&self) -> &vfio::Device {
-        &self.vfio
+        &self.base
     }
 }
 
-impl Exporter for Device {
+impl<B: Base> Exporter for Device<B> {
     fn name(&self) -> String {
-        self.vfio.name()
+        self.base.name()
     }
 
     fn pci_address(&self) -> Option<PciAddress> {
-        self.vfio.pci_address()
+        self.base.pci_address()
     }
 
     /// With the lengths that they have.
@@ -224,16 +235,16 @@ impl Exporter for Device {
 
     fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
         self.check(ranges)?;
-        self.vfio.export(ranges).map_err(|error| self.explain(error, ranges.region_index()))
+        self.base.export(ranges).map_err(|error| self.explain(error, ranges.region_index()))
     }
 
     fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
         self.check(ranges)?;
-        self.vfio.map(ranges)
+        self.base.map(ranges)
     }
 
     fn check_reachable(&self) -> Result<()> {
-        self.vfio.check_reachable()
+        self.base.check_reachable()
     }
 
     fn wait_until_ready(&self, tell: &mut dyn FnMut(&NotReady)) -> Result<()> {
@@ -242,7 +253,7 @@ impl Exporter for Device {
         let mut told: Option<NotReady> = None;
         loop {
             let seen = self.look(sign)?;
-            let looked = wait.look(seen, begin.elapsed()).map_err(|error| error.on(self.vfio.address()))?;
+            let looked = wait.look(seen, begin.elapsed()).map_err(|error| error.on(self.base.address()))?;
             let Some(why) = looked else { return Ok(()) };
             let is_news = told.as_ref().is_none_or(|told| {
                 told.reason != why.reason || why.waited.saturating_sub(told.waited) >= TELL_INTERVAL
@@ -258,7 +269,7 @@ impl Exporter for Device {
     fn cpu_access(&self, region_index: u32) -> CpuAccess {
         match self.memory(region_index) {
             Some(memory) => memory.cpu_access(),
-            None => self.vfio.cpu_access(region_index),
+            None => self.base.cpu_access(region_index),
         }
     }
 
@@ -268,22 +279,22 @@ impl Exporter for Device {
     }
 
     fn shadow(&self) -> Result<()> {
-        self.vfio.shadow()
+        self.base.shadow()
     }
 
     fn unshadow(&self) -> Result<()> {
-        self.vfio.unshadow()
+        self.base.unshadow()
     }
 
     fn bury(&self) -> Result<()> {
-        self.vfio.bury()
+        self.base.bury()
     }
 
     fn let_go(&self) -> Result<()> {
-        self.vfio.let_go()
+        self.base.let_go()
     }
 
     fn interrupts(&self) -> Result<Interrupts> {
-        self.vfio.interrupts()
+        self.base.interrupts()
     }
 }

@@ -1,6 +1,7 @@
 //! The capabilities that a vendor designates (DVSEC), in an extended configuration space. Pure.
 //!
-//! The list is walked as something that may be wrong: it ends, goes in circles, or reads as all ones.
+//! The list is walked as something that may be wrong: it ends, goes in circles, or reads as all ones, and then links to
+//! where no header has room.
 
 // include/uapi/linux/pci_regs.h
 const PCI_CFG_SPACE_SIZE: usize = 0x100;
@@ -14,9 +15,6 @@ pub(crate) fn find(config: &[u8], vendor_id: u16, id: u16) -> Option<usize> {
     // Bounded by the number of capabilities that fit, so a cyclic list ends.
     for _ in 0..config.len() / 8 {
         let header = word(config, at)?;
-        if header == 0 || header == u32::MAX {
-            return None;
-        }
         if header & 0xffff == PCI_EXT_CAP_ID_DVSEC {
             let found_vendor = word(config, at + PCI_DVSEC_HEADER1)? & 0xffff;
             let found_id = word(config, at + PCI_DVSEC_HEADER2)? & 0xffff;
@@ -70,6 +68,8 @@ mod tests {
         assert_eq!(find(&[0; 256], 0x10de, 3), None);
         assert_eq!(find(&space(&[(0x100, 0x15, 0, 0, 0x100)]), 0x10de, 3), None);
         assert_eq!(find(&space(&[(0x100, 0x15, 0, 0, 0xffc)]), 0x10de, 3), None);
+        // What lies before the list is none of it, though it looks so.
+        assert_eq!(find(&space(&[(0x100, 0x15, 0, 0, 0), (0, 0x23, 0x10de, 3, 0)]), 0x10de, 3), None);
     }
 
     proptest! {

@@ -19,7 +19,10 @@
 
 #![forbid(unsafe_code)]
 
+mod base;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod dvsec;
 mod memory;
 mod part;

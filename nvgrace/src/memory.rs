@@ -180,6 +180,7 @@ mod tests {
         assert_eq!(usable.cpu_access(), CpuAccess::Cached);
         let reserved = Memory::of(&reserved()).unwrap().unwrap();
         assert_eq!((reserved.used_for, reserved.length_bytes), (Use::Reserved, 1088 * MIB));
+        assert_eq!(reserved.whole_blocks(), 2);
         assert_eq!(reserved.cpu_access(), CpuAccess::WriteCombined);
     }
 
@@ -214,6 +215,7 @@ mod tests {
             memory.check(&DmaRanges::new(&shown, &[DmaRange::new(offset, length)]).unwrap(), next)
         };
         check(0, 512 * MIB, None).unwrap();
+        check(256 * MIB, 256 * MIB, None).unwrap();
         let why = |offset, length, next| check(offset, length, next).unwrap_err().why().to_owned();
         assert_eq!(
             why(511 * MIB, 2 * MIB, Some(&behind)),

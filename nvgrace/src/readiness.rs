@@ -27,8 +27,8 @@ const INFO_VALID_LIMIT: Duration = Duration::from_secs(1);
 const PCI_VENDOR_ID_CXL: u16 = 0x1e98;
 const PCI_DVSEC_CXL_DEVICE: u16 = 0;
 const PCI_DVSEC_CXL_RANGE_SIZE_LOW: u64 = 0x1c;
-const PCI_DVSEC_CXL_MEM_INFO_VALID: u32 = 1 << 0;
-const PCI_DVSEC_CXL_MEM_ACTIVE: u32 = 1 << 1;
+const PCI_DVSEC_CXL_MEM_INFO_VALID: u32 = 0x1;
+const PCI_DVSEC_CXL_MEM_ACTIVE: u32 = 0x2;
 
 /// Where a device says whether it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
