@@ -82,7 +82,8 @@ impl Topology {
         Ok(topology)
     }
 
-    fn check(&self) -> Result<(), String> {
+    /// Whether it could be a machine: no function twice, no bridges in a circle.
+    pub(super) fn check(&self) -> Result<(), String> {
         if self.places.len() > PLACES_MAX {
             return Err(format!("it has {} functions", self.places.len()));
         }

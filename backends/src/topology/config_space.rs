@@ -509,6 +509,127 @@ pub(crate) mod tests {
         assert_eq!(bars, [ResizableBar { index: 1, sizes_bytes, now_bytes: 256 << 20 }]);
     }
 
+    /// A conventional function's configuration space, whose list of capabilities begins at `first`.
+    fn conventional(first: u8, put: &[(usize, [u8; 4])]) -> ConfigSpace {
+        let mut bytes = vec![0; CONVENTIONAL_BYTES];
+        bytes[PCI_STATUS] = PCI_STATUS_CAP_LIST as u8;
+        bytes[PCI_CAPABILITY_LIST] = first;
+        for &(at, value) in put {
+            bytes[at..at + 4].copy_from_slice(&value);
+        }
+        ConfigSpace::new(bytes, CONVENTIONAL_BYTES).unwrap()
+    }
+
+    #[test]
+    fn a_list_of_capabilities_ends_where_the_kernel_says() {
+        // A root port's, version 2.
+        let express = [PCI_CAP_ID_EXP, 0, 0x42, 0];
+        let root_port = Search::Found(PortType::RootPort);
+        assert_eq!(conventional(0x40, &[(0x40, express)]).port_type(), root_port, "right behind the header");
+        assert_eq!(
+            conventional(0x53, &[(0x50, express)]).port_type(),
+            root_port,
+            "the low bits are reserved"
+        );
+        assert_eq!(conventional(0x50, &[(0x50, [1, 0x60, 0, 0]), (0x60, express)]).port_type(), root_port);
+        assert_eq!(conventional(0x20, &[(0x20, express)]).port_type(), Search::Absent, "inside the header");
+        // What reads as ones is no link to what follows.
+        assert_eq!(
+            conventional(0x50, &[(0x50, [0xff, 0x60, 0, 0]), (0x60, express)]).port_type(),
+            Search::Absent
+        );
+        // A pointer without the bit that says that there is a list.
+        let mut without = conventional(0x50, &[(0x50, express)]);
+        Arc::make_mut(&mut without.bytes)[PCI_STATUS] = 0;
+        assert_eq!(without.port_type(), Search::Absent);
+        assert_eq!(without.is_bridge(), Some(false));
+    }
+
+    #[test]
+    fn extended_capabilities_are_found_at_the_end_of_the_longest_list() {
+        let mut bytes = vec![0; MAX_BYTES];
+        for at in (CONVENTIONAL_BYTES..MAX_BYTES).step_by(8) {
+            let (id, next) = if at + 8 < MAX_BYTES { (0x0b, at + 8) } else { (PCI_EXT_CAP_ID_ACS, 0) };
+            bytes[at..at + 4].copy_from_slice(&(u32::from(id) | (next as u32) << 20).to_le_bytes());
+        }
+        let config = ConfigSpace::new(bytes, MAX_BYTES).unwrap();
+        assert_eq!(config.extended_capability(PCI_EXT_CAP_ID_ACS), Search::Found(MAX_BYTES - 8));
+        assert_eq!(config.extended_capability(PCI_EXT_CAP_ID_REBAR), Search::Absent);
+    }
+
+    #[test]
+    fn a_port_isolates_by_all_bits_that_it_has() {
+        let all = Acs { offset: 0x148, capabilities: 0x5f, control: 0x1d };
+        assert!(all.isolates());
+        for bit in [0x01, 0x04, 0x08, 0x10] {
+            assert!(!Acs { control: all.control & !bit, ..all }.isolates(), "{bit:#x}");
+            // What it cannot do is not asked of it.
+            let (capabilities, control) = (all.capabilities & !bit, all.control & !bit);
+            assert!(Acs { capabilities, control, ..all }.isolates(), "{bit:#x}");
+        }
+    }
+
+    #[test]
+    fn how_much_was_read_is_said() {
+        let of = |bytes: Vec<u8>| ConfigSpace::new(bytes, CONVENTIONAL_BYTES).unwrap();
+        assert!(of(vec![0; CONVENTIONAL_BYTES]).is_whole() && !of(vec![0; 64]).is_whole());
+        assert!(of(vec![0xff; 64]).is_all_ones() && !of(vec![0; 64]).is_all_ones());
+        let mut one_zero = vec![0xff; 64];
+        one_zero[63] = 0xfe;
+        assert!(!of(one_zero).is_all_ones());
+        let nothing = of(Vec::new());
+        assert!(!nothing.is_all_ones(), "of nothing, nothing is known");
+        assert_eq!((nothing.is_bridge(), nothing.is_multifunction()), (None, None));
+        assert_eq!(nothing.port_type(), Search::Unread);
+    }
+
+    #[test]
+    fn what_is_no_configuration_space_is_refused() {
+        let read = |bytes: &str| {
+            let written = format!(r#"{{"size_bytes": 256, "bytes": "{bytes}"}}"#);
+            serde_json::from_str::<ConfigSpace>(&written).map_err(|error| error.to_string())
+        };
+        assert_eq!(read("0f10").unwrap().bytes(), [0x0f, 0x10]);
+        for (bytes, why) in [
+            ("0".into(), "1 hexadecimal digits"),
+            ("0".repeat(2 * MAX_BYTES + 2), "8194 hexadecimal digits"),
+            ("00".repeat(257), "257 bytes of a configuration space of 256"),
+            ("0g".into(), "is not hexadecimal"),
+        ] {
+            let error = read(&bytes).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        assert!(ConfigSpace::new(Vec::new(), 64).unwrap_err().contains("not 64"));
+    }
+
+    #[test]
+    fn every_resizable_bar_is_read() {
+        let mut config = root_port(0x148, 0);
+        let bytes = Arc::make_mut(&mut config.bytes);
+        let mut put = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(0x100, 0x0001_0015);
+        // Two: 1 MiB and 128 TiB of BAR 0, 1 MiB now; of BAR 2 the same and 256 TiB and 8 EiB, 128 TiB now.
+        put(0x104, 1 << 4 | 1 << 31);
+        put(0x108, 2 << 5);
+        put(0x10c, 1 << 31);
+        put(0x110, 2 | 27 << 8 | 1 << 16 | 1 << 31);
+        let bar = |index, sizes_bytes: &[u64], now_bytes| ResizableBar {
+            index,
+            sizes_bytes: sizes_bytes.to_vec(),
+            now_bytes,
+        };
+        assert_eq!(
+            config.resizable_bars(),
+            Search::Found(vec![
+                bar(0, &[1 << 20, 1 << 47], 1 << 20),
+                bar(2, &[1 << 47, 1 << 48, 1 << 63], 1 << 47),
+            ])
+        );
+        // The second's registers were not read.
+        let part = ConfigSpace::new(config.bytes[..0x110].to_vec(), MAX_BYTES).unwrap();
+        assert_eq!(part.resizable_bars(), Search::Unread);
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_taken_apart(

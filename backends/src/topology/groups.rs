@@ -15,8 +15,9 @@ impl Topology {
     /// The groups, each with its functions in order.
     ///
     /// # Errors
-    /// What was not read, and would decide.
+    /// What was not read, and would decide; or bridges that run in a circle, as none that a machine has.
     pub fn predicted_iommu_groups(&self) -> Result<Vec<Vec<PciAddress>>, String> {
+        self.check()?;
         let by_address: HashMap<PciAddress, &Place> =
             self.places.iter().map(|place| (place.address(), place)).collect();
         let mut groups = Groups { by_address, of: HashMap::new(), members: Vec::new() };
@@ -61,17 +62,9 @@ impl<'a> Groups<'a> {
     /// The group that a function would be put into, if it is not a new one.
     fn find(&self, topology: &Topology, place: &'a Place) -> Result<Option<usize>, String> {
         let mut at = place;
-        let mut steps = 0;
-        let mut go_up = |from: &'a Place| -> Result<Option<&'a Place>, String> {
-            steps += 1;
-            if steps > 4 * self.by_address.len() {
-                return Err(format!("the bridges above {} run in a circle", place.address()));
-            }
-            self.bridge(from)
-        };
         // pci_for_each_dma_alias
         let mut below = place;
-        while let Some(bridge) = go_up(below)? {
+        while let Some(bridge) = self.bridge(below)? {
             if takes_requests_over(bridge)? {
                 if let Some(&group) = self.of.get(&bridge.address()) {
                     return Ok(Some(group));
@@ -80,8 +73,8 @@ impl<'a> Groups<'a> {
             }
             below = bridge;
         }
-        while let Some(bridge) = go_up(at)? {
-            if self.isolates_up_to_the_root(bridge, &mut go_up)? {
+        while let Some(bridge) = self.bridge(at)? {
+            if self.isolates_up_to_the_root(bridge)? {
                 break;
             }
             if let Some(&group) = self.of.get(&bridge.address()) {
@@ -93,17 +86,13 @@ impl<'a> Groups<'a> {
     }
 
     /// `pci_acs_path_enabled`
-    fn isolates_up_to_the_root(
-        &self,
-        bridge: &'a Place,
-        go_up: &mut impl FnMut(&'a Place) -> Result<Option<&'a Place>, String>,
-    ) -> Result<bool, String> {
+    fn isolates_up_to_the_root(&self, bridge: &'a Place) -> Result<bool, String> {
         let mut at = Some(bridge);
         while let Some(bridge) = at {
             if !isolates(bridge)? {
                 return Ok(false);
             }
-            at = go_up(bridge)?;
+            at = self.bridge(bridge)?;
         }
         Ok(true)
     }

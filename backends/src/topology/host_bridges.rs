@@ -122,8 +122,12 @@ mod tests {
     #[test]
     fn rows_are_found() {
         let row = |vendor, device| listed(vendor, device, (7, 3, 4));
-        assert!(row(INTEL, 0x3c00).unwrap().same_host_bridge);
-        assert!(!row(INTEL, 0x2030).unwrap().same_host_bridge);
+        for row in LIST {
+            let alone = [0x3c00, 0x3c01, 0x2f00, 0x2f01].map(Some).contains(&row.device_id);
+            assert_eq!(row.same_host_bridge, alone, "{row:x?}");
+        }
+        assert_eq!(row(INTEL, 0x3c00).unwrap().device_id, Some(0x3c00));
+        assert_eq!(row(INTEL, 0x2030).unwrap().device_id, Some(0x2030));
         assert!(row(GOOGLE, 0x1234).is_some());
         assert!(row(NVIDIA, 0x2f98).is_some() && row(NVIDIA, 0x2f99).is_none());
         assert_eq!(row(INTEL, 0x29c0), None);

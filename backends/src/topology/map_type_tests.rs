@@ -337,6 +337,96 @@ fn without_its_redirects_a_switch_keeps_requests_below() {
     moved.expect("05:00.0", "03:00.0", BusAddress, Reason::NothingRedirects);
 }
 
+#[test]
+fn the_way_through_host_bridges_is_as_long_as_both_ways_up() {
+    let verdict = switch(zen(), 0, 0).port("00:03.0", "pci0000:00", 0).endpoint("05:00.0", "00:03.0").expect(
+        "03:00.0",
+        "05:00.0",
+        ThroughHostBridge,
+        Reason::TrustedCpu,
+    );
+    assert_eq!((verdict.distance, verdict.common), (Some(6), None));
+}
+
+#[test]
+fn answers_have_the_kernels_names() {
+    let names = [BusAddress, ThroughHostBridge, NotSupported].map(|map_type| format!("{map_type:>20}|"));
+    assert_eq!(names, ["         bus address|", " through host bridge|", "       not supported|"]);
+}
+
+#[test]
+fn another_kernel_is_another_verdict_and_nothing_else() {
+    let tree = root_ports(INTEL).with_id("00:00.0", 0x10de, 0x2f95).0;
+    let older = tree.with_kernel_release("7.2.12");
+    assert_eq!(older, Topology { kernel_release: Reading::Known("7.2.12".into()), ..tree.clone() });
+    let answer = |tree: &Topology| tree.expected_map_type(address("01:00.0"), address("02:00.0")).expected;
+    assert_eq!(answer(&tree), Expected::Known(ThroughHostBridge));
+    assert_eq!(answer(&older), Expected::Known(NotSupported));
+}
+
+#[test]
+fn what_is_below_a_bridge_is_on_its_bus() {
+    let tree = switch(INTEL, 0, 0).0;
+    let below = |bridge: &str| {
+        tree.below(address(bridge)).map(|place| place.address().to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(below("01:00.0"), ["0000:02:00.0", "0000:02:01.0"]);
+    assert_eq!(below("03:00.0"), [""; 0]);
+}
+
+/// A chain of so many functions, each below the one that is listed after it.
+fn chain(length: u32) -> Vec<Place> {
+    let at = |number: u32| PciAddress { domain: number, bus: 0, device: 0, function: 1 }.to_string();
+    let mut tree = Tree::new(INTEL);
+    tree.0.places.clear();
+    for number in 1..length {
+        tree = tree.endpoint(&at(number), &at(number + 1));
+    }
+    tree.endpoint(&at(length), "pci0000:00").0.places
+}
+
+#[test]
+fn there_are_no_more_bridges_one_above_another_than_buses() {
+    let is_good = |places: Vec<Place>| {
+        let tree = Topology { places, ..Tree::new(INTEL).0 };
+        let (read, way) = (Topology::from_json(&tree.to_json()), tree.way_up(tree.places[0].address()));
+        // What is read is no circle, so that there is always a way up.
+        assert!(way.is_ok());
+        read.map(|_| ()).map_err(|error| error.to_string())
+    };
+    for up in [true, false] {
+        let ordered = |length: u32| {
+            let mut places = chain(length);
+            if up {
+                places.reverse();
+            }
+            places
+        };
+        assert_eq!(is_good(ordered(256)), Ok(()), "{up}");
+        assert!(is_good(ordered(257)).unwrap_err().contains("more bridges than buses"), "{up}");
+    }
+    // One that hangs from the lower end of what was looked at before.
+    let mut places = chain(257);
+    let last = places.remove(0);
+    places.push(last);
+    assert!(is_good(places).unwrap_err().contains("more bridges than buses"));
+}
+
+#[test]
+fn no_machine_has_more_functions_than_addresses() {
+    let mut tree = Tree::new(INTEL).0;
+    let one = tree.places.remove(0);
+    let at = |domain: u32| {
+        let mut place = one.clone();
+        place.function.address = PciAddress { domain, ..one.address() };
+        place
+    };
+    tree.places = (0..1 << 16).map(at).collect();
+    assert_eq!(tree.check(), Ok(()));
+    tree.places.push(at(1 << 16));
+    assert_eq!(tree.check(), Err("it has 65537 functions".into()));
+}
+
 fn group_of(tree: &Topology, function: &str) -> Vec<String> {
     let groups = tree.predicted_iommu_groups().unwrap();
     let of = groups.iter().find(|group| group.contains(&address(function))).unwrap();
@@ -372,4 +462,42 @@ fn functions_of_a_slot_share_a_group_unless_one_isolates() {
     assert_eq!(group_of(&alone.0, "00:02.0"), ["0000:00:02.0"]);
     let unread = switch(INTEL, 0x1d, 0x1d).add("09:00.0", "02:01.0", Reading::Unread("asleep".into()));
     assert!(unread.0.predicted_iommu_groups().unwrap_err().contains("asleep"));
+}
+
+#[test]
+fn below_a_bridge_that_takes_requests_over_all_are_one_group() {
+    let to_pci = {
+        let mut bytes = upstream_port().bytes().to_vec();
+        bytes[0x52] = 0x72;
+        ConfigSpace::new(bytes, 4096).unwrap()
+    };
+    assert_eq!(to_pci.port_type().found(), Some(super::PortType::ToPci));
+    let tree = Tree::new(INTEL)
+        .port("00:02.0", "pci0000:00", 0x1d)
+        .add("01:00.0", "00:02.0", Reading::Known(to_pci))
+        .port("02:00.0", "01:00.0", 0x1d)
+        .port("02:01.0", "01:00.0", 0x1d);
+    // However well they isolate.
+    assert_eq!(group_of(&tree.0, "02:01.0"), ["0000:01:00.0", "0000:02:00.0", "0000:02:01.0"]);
+}
+
+#[test]
+fn groups_are_found_however_deep_the_tree_is_but_not_in_circles() {
+    let mut tree = Tree::new(INTEL).port("00:02.0", "pci0000:00", 0);
+    for bus in 1..40 {
+        tree = tree.port(&format!("{bus:02x}:02.0"), &format!("{:02x}:02.0", bus - 1), 0x1d);
+    }
+    // The bridges are listed after what is below them, so that none has a group yet.
+    tree.0.places.reverse();
+    assert_eq!(group_of(&tree.0, "27:02.0").len(), 1);
+    let circle = tree.0.moved(address("00:02.0"), address("27:02.0"));
+    let why = circle.predicted_iommu_groups().unwrap_err();
+    assert!(why.contains("a circle"), "{why}");
+}
+
+#[test]
+fn groups_of_what_does_not_answer_are_not_predicted() {
+    let ones = Reading::Known(ConfigSpace::new(vec![0xff; 4096], 4096).unwrap());
+    let tree = Tree::new(INTEL).add("00:02.0", "pci0000:00", ones);
+    assert_eq!(tree.0.predicted_iommu_groups(), Err("0000:00:02.0 does not answer".into()));
 }

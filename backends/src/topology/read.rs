@@ -36,7 +36,12 @@ impl Topology {
     /// # Errors
     /// [`Kind::NotFound`] where one of them is not there.
     pub fn read_above(functions: &[PciAddress]) -> Result<Self> {
-        let (root, devices) = (Path::new("/"), Path::new("/").join(SYSFS_DEVICES));
+        Self::read_above_under(Path::new("/"), functions)
+    }
+
+    /// The same of a machine whose `sys` and `proc` are below `root`.
+    pub(super) fn read_above_under(root: &Path, functions: &[PciAddress]) -> Result<Self> {
+        let devices = root.join(SYSFS_DEVICES);
         let mut places: Vec<Place> = Vec::new();
         for &function in functions {
             let mut at = Some(function);

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::config_space::tests::root_port;
-use super::{Above, MapType, Place, Reading, Topology};
+use super::{Above, ConfigSpace, MapType, Place, Reading, Topology};
 use crate::{Kind, PciAddress};
 
 /// A machine without devices, below a folder that goes with it.
@@ -153,6 +153,78 @@ fn an_order_that_does_not_fit_is_none() {
     assert!(why(&machine.read().order).contains("nonsense"));
     fs::remove_file(machine.0.path().join("proc/bus/pci/devices")).unwrap();
     assert!(why(&machine.read().order).contains("/proc/bus/pci/devices"));
+}
+
+#[test]
+fn an_order_that_does_not_fit_is_read_again() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    // What comes out of it is another thing each time.
+    let order = machine.0.path().join("proc/bus/pci/devices");
+    fs::remove_file(&order).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &order, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    // Each time the processor is read after it.
+    use rustix::fs::inotify;
+    let watch = inotify::init(inotify::CreateFlags::empty()).unwrap();
+    let cpuinfo = machine.0.path().join("proc/cpuinfo");
+    inotify::add_watch(&watch, &cpuinfo, inotify::WatchFlags::OPEN).unwrap();
+    // Where nobody reads it again, this waits for ever, and nobody waits for it.
+    std::thread::spawn(move || {
+        fs::write(&order, "0018\t1b36000c\t0\t0\t0\t0\t0\t0\t0\n").unwrap();
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        inotify::Reader::new(watch, &mut buffer).next().unwrap();
+        fs::write(&order, "0010\t1b36000c\t0\t0\t0\t0\t0\t0\t0\n").unwrap();
+    });
+    assert_eq!(machine.read().order, Reading::Known(()));
+}
+
+#[test]
+fn what_is_above_some_functions_is_read_and_nothing_else() {
+    let machine = MadeUp::new();
+    machine.function("pci0000:00/0000:00:02.0", 0);
+    machine.function("pci0000:00/0000:00:02.0/0000:01:00.0", 0x1000_0000);
+    machine.function("pci0000:00/0000:00:02.0/0000:01:00.1", 0x2000_0000);
+    machine.function("pci0000:00/0000:00:03.0", 0);
+    let both = [address("01:00.1"), address("01:00.0")];
+    let topology = Topology::read_above_under(machine.0.path(), &both).unwrap();
+    assert_eq!(addresses(&topology), ["0000:01:00.1", "0000:00:02.0", "0000:01:00.0"]);
+    assert_eq!(topology.kernel_release, Reading::Known("7.3.4".into()));
+    // It is not told what else is on the root bus.
+    assert!(!topology.is_whole && why(&topology.order).contains("not all functions were read"));
+    let missing = Topology::read_above_under(machine.0.path(), &[address("05:00.0")]).unwrap_err();
+    assert_eq!((missing.kind(), missing.device()), (Kind::NotFound, Some("0000:05:00.0")));
+}
+
+#[test]
+fn what_root_would_read_is_told_from_what_nobody_can() {
+    let machine = MadeUp::new();
+    let bytes = root_port(0x148, 0x1d).bytes().to_vec();
+    let place = |number: u8, config: Option<&[u8]>, power: &str| {
+        let name = format!("0000:00:{number:02x}.0");
+        let folder = machine.function(&format!("pci0000:00/{name}"), 0);
+        fs::write(folder.join("power_state"), power).unwrap();
+        match config {
+            // sysfs says how large it is, whoever asks; a file that is as large is not shorter to read.
+            Some(config) => fs::write(folder.join("config"), config).unwrap(),
+            None => fs::remove_file(folder.join("config")).unwrap(),
+        }
+        let topology = Topology::read_above_under(machine.0.path(), &[address(&name)]).unwrap();
+        topology.place(address(&name)).unwrap().clone()
+    };
+    let whole = place(2, Some(&bytes), "D0");
+    assert!(!whole.is_short_of_root());
+    let cut = |length: usize, value: Option<u8>| {
+        let bytes = value.map_or(bytes[..length].to_vec(), |value| vec![value; length]);
+        Place { config: Reading::Known(ConfigSpace::new(bytes, 4096).unwrap()), ..whole.clone() }
+    };
+    assert!(cut(64, None).is_short_of_root());
+    assert!(!cut(64, Some(0xff)).is_short_of_root(), "it does not answer root either");
+    assert!(place(3, None, "D0").is_short_of_root());
+    assert!(!place(4, Some(&bytes), "D3cold").is_short_of_root());
+    let mut topology = machine.read();
+    topology.places = vec![cut(64, None)];
+    topology.order = Reading::Known(());
+    assert_eq!(topology.unread(), ["configuration space of 0000:00:02.0: only the first 64 bytes"]);
 }
 
 #[test]
