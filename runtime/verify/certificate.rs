@@ -80,10 +80,9 @@ impl From<&DmaRange> for Extent {
 }
 
 impl Extent {
-    fn contains(self, other: Self) -> bool {
-        let end = |extent: Self| extent.offset_bytes.checked_add(extent.length_bytes);
-        other.offset_bytes >= self.offset_bytes
-            && matches!((end(self), end(other)), (Some(this), Some(other)) if other <= this)
+    /// Where it ends; none of what is in no memory.
+    fn end_bytes(self) -> Option<u64> {
+        self.offset_bytes.checked_add(self.length_bytes)
     }
 }
 
@@ -133,9 +132,7 @@ impl Figure {
 
     /// The longer copy of two, or the faster of two as long.
     pub(crate) fn better(a: Option<Self>, b: Option<Self>) -> Option<Self> {
-        let (Some(one), Some(other)) = (a, b) else { return a.or(b) };
-        let takes_over = (other.size_bytes, Reverse(other.time_ns)) > (one.size_bytes, Reverse(one.time_ns));
-        Some(if takes_over { other } else { one })
+        a.into_iter().chain(b).max_by_key(|figure| (figure.size_bytes, Reverse(figure.time_ns)))
     }
 
     /// Millions of bytes a second.
@@ -421,7 +418,7 @@ impl Certificate {
             if test.direction == Direction::Both {
                 return Err("a test of both directions at once".into());
             }
-            if test.ranges.is_empty() || test.ranges.iter().any(|extent| !extent.contains(*extent)) {
+            if test.ranges.is_empty() || test.ranges.iter().any(|extent| extent.end_bytes().is_none()) {
                 return Err("ranges that are none".into());
             }
         }
@@ -747,6 +744,81 @@ pub(crate) mod tests {
         assert_eq!(Figure::new(7, Duration::from_micros(3)), figure(7, 3000));
         assert!((figure(3_000_000, 1_500_000).mb_per_s() - 2000.0).abs() < 1e-9);
         assert!((figure(5, 0).mb_per_s() - 5000.0).abs() < 1e-9, "no time is divided by");
+    }
+
+    #[test]
+    fn a_device_is_called_by_its_name_and_its_address_once() {
+        let party = |name: &str, address: Option<&str>| {
+            Party { name: name.into(), address: address.map(str::to_owned) }.to_string()
+        };
+        assert_eq!(party("radv", None), "radv");
+        assert_eq!(party("radv", Some("0000:02:00.0")), "radv at 0000:02:00.0");
+        assert_eq!(party("radv of 0000:02:00.0", Some("0000:02:00.0")), "radv of 0000:02:00.0");
+    }
+
+    #[test]
+    fn failures_are_told_apart_in_words() {
+        let engine = |kind: Kind| Failure::from(&Error::new(kind, "copy", "fence 1")).to_string();
+        assert!(engine(Kind::TimedOut).starts_with("it did not end in time: "), "{}", engine(Kind::TimedOut));
+        assert!(engine(Kind::Gone).starts_with("the engine failed: "), "{}", engine(Kind::Gone));
+        let fault = Failure::Fault { message: "DMAR: fault".into() };
+        assert_eq!(fault.to_string(), "the kernel reported a fault: DMAR: fault");
+        let wrong = wrong_at(tested(Direction::Read, "", ENGINE), 4096);
+        assert!(wrong.failure.unwrap().to_string().contains("of 4096 bytes are wrong, the first at 0x1000"));
+    }
+
+    #[test]
+    fn it_passed_where_every_test_did() {
+        let read = || tested(Direction::Read, "copy engine", ENGINE);
+        assert!(certificate(vec![read(), read()]).passed());
+        assert!(!certificate(vec![read(), failed(read())]).passed());
+        // Made in the past, and by the clock of somebody else.
+        assert!(read().age().is_some());
+        assert_eq!(Tested { when: "9000-01-01T00:00:00Z".into(), ..read() }.age(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_a_certificate_is_refused() {
+        let read = || tested(Direction::Read, "copy engine", ENGINE);
+        let why = |certificate: Certificate| certificate.check().unwrap_err();
+        certificate(vec![read(); MOST_TESTS]).check().unwrap();
+        assert_eq!(why(certificate(vec![read(); MOST_TESTS + 1])), "65 tests");
+        assert_eq!(why(certificate(vec![read(); MOST_TESTS + 2])), "66 tests");
+        assert_eq!(why(certificate(Vec::new())), "0 tests");
+        assert_eq!(why(certificate(vec![Tested { ranges: Vec::new(), ..read() }])), "ranges that are none");
+        let mut endless = read();
+        endless.ranges.push(Extent { offset_bytes: u64::MAX, length_bytes: 1 });
+        assert_eq!(why(certificate(vec![endless])), "ranges that are none");
+        let mut no_fingerprint = certificate(vec![read()]);
+        no_fingerprint.fingerprint = Fingerprint::default();
+        assert!(why(no_fingerprint).contains("no fingerprint"));
+        // One text too many is enough, wherever it is.
+        let long = "x".repeat(MOST_TEXT_BYTES);
+        certificate(vec![Tested { engine: long.clone(), ..read() }]).check().unwrap();
+        let longer = format!("{long}x");
+        let mut named = certificate(vec![read()]);
+        named.subject.importer.name.clone_from(&longer);
+        let mut placed = read();
+        placed.places[0].name.push('\n');
+        for of_a_text in [
+            named,
+            certificate(vec![read(), Tested { engine: longer.clone(), ..read() }]),
+            certificate(vec![placed]),
+            certificate(vec![Tested { faults: Faults::NotWatched("\u{7}".into()), ..read() }]),
+            certificate(vec![Tested { failure: Some(Failure::Fault { message: longer }), ..read() }]),
+        ] {
+            assert!(why(of_a_text).contains("too long or has control characters"));
+        }
+    }
+
+    #[test]
+    fn text_is_cut_between_two_letters_and_only_where_it_is_too_long() {
+        let as_long = "x".repeat(MOST_TEXT_BYTES);
+        assert_eq!(clean(&as_long), as_long);
+        assert_eq!(clean(&format!("{as_long}y")), as_long);
+        let end = "x".repeat(MOST_TEXT_BYTES - 1);
+        assert_eq!(clean(&format!("{end}\u{e9}z")), end);
+        assert_eq!(clean("a\tb"), "a b");
     }
 
     fn several() -> impl Strategy<Value = Vec<Extent>> {

@@ -95,14 +95,11 @@ fn origin(
     known: &[Known],
 ) -> Option<String> {
     let this = Known { pattern: *expected, name: "the bytes" };
-    // A byte that is right by chance can hide the beginning of a word: those before are looked at, too.
-    let begin = first.saturating_sub(2 * WORD_BYTES as usize - 1);
+    // The word that the first wrong byte is in may begin before it.
+    let begin = first.saturating_sub(WORD_BYTES as usize - 1);
     let end = seen.len().min(first + 3 * WORD_BYTES as usize);
     for at in begin..end.saturating_sub(WORD_BYTES as usize - 1) {
         let bytes: [u8; 8] = seen[at..at + 8].try_into().ok()?;
-        if at + 8 <= first {
-            continue;
-        }
         let here = offset_bytes + at as u64;
         for (word, order) in
             [(u64::from_le_bytes(bytes), ""), (u64::from_be_bytes(bytes), ", each word back to front")]
@@ -228,6 +225,43 @@ mod tests {
         assert_eq!(looks_like(&alone[..8]), "the bytes of offset 0x200000, found at 0x400000");
         // Fewer than eight bytes cannot be read backwards.
         assert!(looks_like(&alone[..7]).contains("wrote nowhere"));
+    }
+
+    /// Of what turns up at once, the first word may be of something else.
+    #[test]
+    fn the_words_behind_the_first_wrong_one_are_read_too() {
+        let moved = bytes_of(&sent(), OFFSET_BYTES - (2 << 20));
+        let mut seen = right();
+        seen[8..16].fill(0x5a);
+        seen[16..64].copy_from_slice(&moved[16..64]);
+        assert_eq!(looks_like(&seen), "the bytes of offset 0x200010, found at 0x400010");
+    }
+
+    #[test]
+    fn what_lies_beyond_the_end_was_never_written() {
+        let word = |offset_bytes: u64| {
+            let mut seen = right();
+            let bytes = bytes_of(&sent(), offset_bytes);
+            seen[64..72].copy_from_slice(&bytes[..8]);
+            looks_like(&seen)
+        };
+        assert_eq!(word(SIZE_BYTES - 8), "the bytes of offset 0xfffffff8, found at 0x400040");
+        assert!(word(SIZE_BYTES).contains("wrote nowhere"), "{}", word(SIZE_BYTES));
+    }
+
+    #[test]
+    fn one_wrong_byte_is_neither_ones_nor_zeros() {
+        let right = right();
+        for (value, looks) in [(0xff, "all ones, as where nobody answers"), (0, "zeros")] {
+            // One bit away from what belongs there.
+            let at = (0..right.len()).find(|&at| (right[at] ^ value).count_ones() == 1).unwrap();
+            let mut one = right.clone();
+            one[at] = value;
+            assert_eq!(looks_like(&one), "the right bytes with 1 flipped bit");
+            let mut two = right.clone();
+            two[8..10].fill(value);
+            assert_eq!(looks_like(&two), looks);
+        }
     }
 
     #[test]

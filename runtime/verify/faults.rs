@@ -140,6 +140,16 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoints_number_is_its_bus_device_and_function() {
+        let device: PciAddress = "0000:02:03.1".parse().unwrap();
+        let message =
+            |endpoint: u32| format!("virtio_iommu virtio0: page fault from EP {endpoint} at 0x0 [W]");
+        for (endpoint, is_it) in [(512 + 24 + 1, true), (512, false), (512 + 24, false), (25, false)] {
+            assert_eq!(is_fault_of(&message(endpoint), device), is_it, "{endpoint}");
+        }
+    }
+
+    #[test]
     fn what_programs_say_is_not_the_kernels_word() {
         assert_eq!(message_in(b"3,1,2,-;DMAR: fault\n KEY=value\n").as_deref(), Some("DMAR: fault"));
         assert_eq!(message_in(b"12,1,2,-;DMAR: fault\n"), None);

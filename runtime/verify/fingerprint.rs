@@ -247,8 +247,77 @@ mod tests {
         assert_eq!(lines.line("the kernel command line"), Some("empty"));
         // Whoever can read it later has another machine before him, as far as anybody knows.
         let mut now = lines.clone();
-        now.add_reading("the kernel", &Reading::Known("7.3.4".into()));
+        now.add_reading("the kernel", &Reading::Known(" 7.3.4\n".into()));
+        assert_eq!(now.line("the kernel"), Some("7.3.4"));
         assert_eq!(lines.changes(&now).len(), 1);
+    }
+
+    #[test]
+    fn both_devices_and_what_is_above_them_are_in_it() {
+        let place = |address: &str, above: serde_json::Value, config: serde_json::Value| {
+            let function = serde_json::json!({
+                "address": address, "vendor_id": 0x10de, "device_id": 0x2941, "class": 0x03_02_00, "driver": null,
+                "iommu_group": null, "numa_node": null, "drm_nodes": [], "memory_enabled": null, "link": {
+                    "speed": "2.5 GT/s PCIe", "width_lanes": 8, "max_speed": "32.0 GT/s PCIe", "max_width_lanes": 16,
+                },
+                "bars": [{
+                    "index": 2, "address": 0x1000_0000, "size_bytes": 0x100_0000, "is_memory": true,
+                    "is_prefetchable": true,
+                }],
+            });
+            serde_json::json!({
+                "function": function, "above": above, "config": config, "iommu_domain": "DMA-FQ",
+                "physical_function": null,
+            })
+        };
+        // No capability at all; and the first 64 bytes of a port that may have any.
+        let whole = serde_json::json!({"known": {"size_bytes": 256, "bytes": "00".repeat(256)}});
+        let cut = serde_json::json!({"known": {"size_bytes": 4096, "bytes": "00".repeat(64)}});
+        let port = place("0000:00:02.0", serde_json::json!({"host-bridge": "pci0000:00"}), cut);
+        let bridge = serde_json::json!({"bridge": "0000:00:02.0"});
+        let card = place("0000:01:00.0", bridge.clone(), whole);
+        let mut other = place("0000:01:00.1", bridge, serde_json::json!({"unread": "it sleeps"}));
+        other["function"]["driver"] = "a-driver-of-no-kernel".into();
+        other["function"]["link"] = serde_json::Value::Null;
+        other["iommu_domain"] = serde_json::Value::Null;
+        let machine = serde_json::json!({
+            "format": "peervram-topology", "version": 1, "kernel_release": {"known": "7.3.4"},
+            "command_line": {"known": "quiet"}, "boot_id": {"unread": "no /proc"}, "order": {"known": null},
+            "cpu": {"known": {"vendor": null, "family": null, "model": null, "name": null, "microcode": "0x2b"}},
+            "places": [port, card, other],
+        });
+        let topology = Topology::from_json(&machine.to_string()).unwrap();
+        let [lender, importer] = ["0000:01:00.0", "0000:01:00.1"].map(|text| text.parse().ok());
+        let lines = Fingerprint::of(&topology, lender, importer, None);
+        let lines: Vec<String> = lines.lines().map(|(what, value)| format!("{what}: {value}")).collect();
+        assert_eq!(
+            lines,
+            [
+                "ACS control of 0000:00:02.0: unknown (its extended configuration space takes root to read)",
+                "ACS control of 0000:01:00.0: absent",
+                "ACS control of 0000:01:00.1: unknown (it sleeps)",
+                "BAR 2 of 0000:01:00.0: 0x1000000 bytes at 0x10000000",
+                "BAR 2 of 0000:01:00.1: 0x1000000 bytes at 0x10000000",
+                "the IOMMU mode of 0000:01:00.0: DMA-FQ",
+                "the IOMMU mode of 0000:01:00.1: none",
+                "the boot: unknown (no /proc)",
+                "the device 0000:01:00.0: 10de:2941",
+                "the device 0000:01:00.1: 10de:2941",
+                "the driver of 0000:01:00.0: none",
+                "the driver of 0000:01:00.1: a-driver-of-no-kernel",
+                "the importer's driver: unknown",
+                "the kernel: 7.3.4",
+                "the kernel command line: quiet",
+                "the link of 0000:01:00.0: 8 of 16 lanes, at most 32.0 GT/s PCIe",
+                "the link of 0000:01:00.1: none",
+                "the microcode: 0x2b of a processor",
+                "what is above 0000:01:00.0: 0000:00:02.0 (10de:2941) below pci0000:00",
+                "what is above 0000:01:00.1: 0000:00:02.0 (10de:2941) below pci0000:00",
+            ]
+        );
+        let gone = Fingerprint::of(&topology, "0000:05:00.0".parse().ok(), None, None);
+        let says = gone.line("the device 0000:05:00.0");
+        assert!(says.is_some_and(|says| says.starts_with("unknown (")), "{says:?}");
     }
 
     #[test]

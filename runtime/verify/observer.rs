@@ -78,3 +78,42 @@ impl View<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Observer::{OwnerCpuThroughBar, OwnerEngine};
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn observers_have_names_for_scripts_and_for_people() {
+        assert_eq!(
+            [OwnerCpuThroughBar, OwnerEngine].map(Observer::name),
+            ["owner-cpu-through-bar", "owner-engine"]
+        );
+        assert_eq!(format!("{OwnerEngine:>20}|"), "  the owner's engine|");
+        assert!(OwnerCpuThroughBar.to_string().starts_with("window only"));
+        assert!(OwnerEngine > OwnerCpuThroughBar, "who sees more is more");
+    }
+
+    #[test]
+    fn through_the_bar_bytes_are_copied_from_and_to_their_place() {
+        let memory = Arc::new(Mapping::of_host_memory(8192).unwrap());
+        let host = Arc::new(Mapping::of_host_memory(4096).unwrap());
+        let view = View::Bar(Arc::clone(&memory));
+        assert_eq!(view.observer(), OwnerCpuThroughBar);
+        let half = HostSlice::new(Arc::clone(&host), 2048, 16).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let sent: Vec<u8> = (1..17).collect();
+        host.write(2048, &sent).unwrap();
+        view.write(4096, &half, deadline).unwrap();
+        let mut there = vec![0; 18];
+        memory.read(4095, &mut there).unwrap();
+        assert_eq!((there[0], &there[1..17], there[17]), (0, &sent[..], 0));
+        host.write(2048, &[0; 16]).unwrap();
+        view.read(4100, &half, deadline).unwrap();
+        let mut back = vec![0; 16];
+        host.read(2048, &mut back).unwrap();
+        assert_eq!((&back[..12], &back[12..]), (&sent[4..], &[0; 4][..]));
+    }
+}

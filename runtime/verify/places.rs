@@ -190,14 +190,24 @@ mod tests {
             let start = number << 30;
             assert!(covers(&places, start + (1 << 29)), "the middle of range {number}");
             assert!(has(&places, &format!("middle of range {number}")));
+            assert_eq!(has(&places, &format!("into range {number}")), number > 0);
             if number > 0 {
-                assert!(has(&places, &format!("into range {number}")));
                 for at in [start - PAGE, start - 1, start, start + PAGE - 1] {
                     assert!(covers(&places, at), "{at:#x}, at the border of range {number}");
                 }
             }
         }
         assert!(!quick(&[1 << 30], 2 << 20, &[]).iter().any(|place| place.name.contains("range")));
+    }
+
+    /// The least is twelve kilobytes for a range and four for a place, beside what one range takes.
+    #[test]
+    fn without_a_limit_every_place_still_fits() {
+        assert_eq!(least_bytes(1, 0), (512 + 12) << 10);
+        assert_eq!(least_bytes(2, 5), (512 + 24 + 20) << 10);
+        let places = quick(&[1 << 30; 40], 0, &[7 << 30; 4]);
+        assert!(has(&places, "start") && has(&places, "middle of range 39"), "{places:?}");
+        assert_eq!(quick(&[], 1 << 20, &[]), [], "nothing that was lent has no places");
     }
 
     #[test]
