@@ -520,7 +520,8 @@ impl fmt::Debug for Gate {
     }
 }
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests {
     use super::*;
     use peervram_backends::Flag;
@@ -567,6 +568,24 @@ mod tests {
             Closed { generation: 0, cause: RevokeCause::Reset, is_gone: false }
         );
         assert_eq!(gate.drain(Instant::now()), 0);
+    }
+
+    #[test]
+    fn a_gate_tells_whether_it_is_closed_to_which_memory_and_who_is_inside() {
+        let gate = Gate::entered(5);
+        let shown = |closed: bool, generation: u64, users: u64| {
+            format!("Gate {{ closed: {closed}, generation: {generation}, users: {users}, .. }}")
+        };
+        assert_eq!((gate.is_closed(), gate.generation()), (false, 5));
+        assert_eq!(format!("{gate:?}"), shown(false, 5, 1));
+        gate.shut(6, RevokeCause::Reset);
+        assert_eq!((gate.is_closed(), gate.generation()), (true, 6));
+        assert_eq!(format!("{gate:?}"), shown(true, 6, 1));
+        let closed = |generation, is_gone| Closed { generation, cause: RevokeCause::Reset, is_gone };
+        assert_eq!(gate.enter().unwrap_err(), closed(6, false));
+        gate.bury(7);
+        assert_eq!(gate.enter().unwrap_err(), closed(7, true));
+        assert_eq!(format!("{gate:?}"), shown(true, 7, 1));
     }
 
     #[test]
