@@ -1,15 +1,15 @@
-//! `Access`: one stretch of using lent memory, and `InFlight`: one that lasts until a device is done.
+//! `Access`: one stretch of using lent memory.
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
 
 use peervram_backends::{Importer, Kind, Signal};
 
-use crate::attachment::Handle;
-use crate::gate::{Closed, InFlight as OfGate, Inside};
-use crate::revoke::held;
+use crate::attachment::Attachment;
+use crate::gate::{Closed, Inside};
+use crate::in_flight::InFlight;
+use crate::revoke::thread_accesses;
 use crate::{Direction, Error, Import, Outcome, Result, RevokeCause, Trust};
 
 /// Why an access did not begin. As an [`Error`] its kind tells what to do: [`Kind::Revoked`] to wait for the
@@ -85,10 +85,10 @@ impl From<Refused> for Error {
 /// It stays on its thread, so that a thread that is inside and asks for a revoke can be told so.
 #[must_use = "an access that is dropped at once allows nothing"]
 pub struct Access<'a, I: Importer> {
-    handle: &'a Arc<Handle<I>>,
-    /// Empty only while it ends.
+    attachment: &'a Attachment<I>,
+    /// None only while it ends.
     import: Option<Arc<Import<I>>>,
-    /// The same.
+    /// None only while it ends.
     inside: Option<Inside<'a>>,
     generation: u64,
     direction: Direction,
@@ -98,17 +98,17 @@ pub struct Access<'a, I: Importer> {
 }
 
 impl<'a, I: Importer> Access<'a, I> {
-    /// Of somebody inside the gate of `handle`.
+    /// Of a thread that is inside the gate of `attachment`.
     pub(crate) fn new(
-        handle: &'a Arc<Handle<I>>,
+        attachment: &'a Attachment<I>,
         import: Arc<Import<I>>,
         inside: Inside<'a>,
         direction: Direction,
     ) -> Self {
-        held::enter(handle.device());
+        thread_accesses::begin(attachment.inner().export.device().id);
         let generation = inside.generation();
         let (import, inside, stays) = (Some(import), Some(inside), PhantomData);
-        Self { handle, import, inside, generation, direction, is_pulled: false, stays }
+        Self { attachment, import, inside, generation, direction, is_pulled: false, stays }
     }
 
     /// Copies what is lent to the importer's memory, where that is a copy.
@@ -157,36 +157,41 @@ impl<'a, I: Importer> Access<'a, I> {
     /// attachment. Until then the lent memory has the old bytes, and no other access copies anew: it finds
     /// what is in the importer's memory. So wait, where the bytes are wanted.
     pub fn finish_when(mut self, signal: impl Signal + 'static) -> InFlight<I> {
-        held::leave(self.handle.device());
+        self.end_on_this_thread();
         let inside = self.inside.take().expect("it is there until the access ends");
-        let (import, lent) = (self.import.take(), Arc::clone(self.handle.lent()));
+        let (import, export) = (self.import.take(), Arc::clone(&self.attachment.inner().export));
         let (generation, direction, is_pulled) = (self.generation, self.direction, self.is_pulled);
         let on_end = move |is_done| {
             let push = |import: &Arc<Import<I>>| import.push(generation, direction, is_done);
             let is_there = !is_pulled || import.as_ref().is_none_or(push);
             drop(import);
-            let is_seen = lent.invalidate() || !direction.includes(Direction::Write);
+            let is_seen = export.invalidate() || !direction.includes(Direction::Write);
             is_there && is_seen
         };
-        let of_gate = self.handle.gate().leave_when(inside, signal, on_end);
-        InFlight { handle: Arc::clone(self.handle), of_gate }
+        let in_flight = self.attachment.inner().gate.leave_when(inside, signal, on_end);
+        InFlight::new(self.attachment.share(), in_flight)
+    }
+
+    fn end_on_this_thread(&self) {
+        thread_accesses::end(self.attachment.inner().export.device().id);
     }
 
     fn end(&mut self) -> Outcome {
         let (Some(inside), Some(import)) = (self.inside.take(), self.import.take()) else {
             return Outcome::Ok;
         };
-        held::leave(self.handle.device());
+        self.end_on_this_thread();
         let is_there = !self.is_pulled || import.push(self.generation, self.direction, true);
         drop(import);
-        let is_seen = self.handle.lent().invalidate() || !self.direction.includes(Direction::Write);
+        let is_seen =
+            self.attachment.inner().export.invalidate() || !self.direction.includes(Direction::Write);
         inside.leave().unless_lost(is_there && is_seen)
     }
 }
 
 impl<I: Importer> Drop for Access<'_, I> {
     fn drop(&mut self) {
-        // Whoever wants to know finishes it.
+        // An application that wants the outcome calls `finish`.
         let _ = self.end();
     }
 }
@@ -198,39 +203,5 @@ impl<I: Importer> fmt::Debug for Access<'_, I> {
             .field("generation", &self.generation)
             .field("direction", &self.direction)
             .finish_non_exhaustive()
-    }
-}
-
-/// An access that lasts until a device is done. Dropping it ends nothing: the signal does.
-#[must_use = "it says how the work ended, and when what the signal looks at may be destroyed"]
-pub struct InFlight<I: Importer> {
-    handle: Arc<Handle<I>>,
-    of_gate: Arc<OfGate>,
-}
-
-impl<I: Importer> InFlight<I> {
-    /// Waits for the end, at most `timeout`, and says how it ended. Nothing where it goes on, or where its signal
-    /// is lost and nobody can know.
-    ///
-    /// An outcome also says that the signal was dropped and that no thread looks at it: what it is made of, a
-    /// `VkFence` for example, may be destroyed or used again. On a [staged](crate::Path::Staged) path the wait goes
-    /// on beyond `timeout` where this thread is the one that copies back.
-    pub fn wait(&self, timeout: Duration) -> Option<Outcome> {
-        self.handle.gate().settle(&self.of_gate, timeout)
-    }
-
-    /// Ends it, signal or not. You say that the device is done: that it was lost, for example. On a staged
-    /// path nothing is copied back then.
-    ///
-    /// Blocks until no thread looks at the signal any more, as after [`InFlight::wait`]. One that looks does so for
-    /// up to 50 ms at a time.
-    pub fn abandon(self) -> Outcome {
-        self.handle.gate().give_up(&self.of_gate)
-    }
-}
-
-impl<I: Importer> fmt::Debug for InFlight<I> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("InFlight").field("gate", self.handle.gate()).finish_non_exhaustive()
     }
 }

@@ -495,7 +495,7 @@ impl Gate {
     }
 
     /// Memory of `generation` is gone for good.
-    pub fn bury(&self, generation: u64) {
+    pub fn shut_for_good(&self, generation: u64) {
         self.beside.lock().is_gone = true;
         self.set(generation, CLOSED);
     }
@@ -583,7 +583,7 @@ mod tests {
         assert_eq!(format!("{gate:?}"), shown(true, 6, 1));
         let closed = |generation, is_gone| Closed { generation, cause: RevokeCause::Reset, is_gone };
         assert_eq!(gate.enter().unwrap_err(), closed(6, false));
-        gate.bury(7);
+        gate.shut_for_good(7);
         assert_eq!(gate.enter().unwrap_err(), closed(7, true));
         assert_eq!(format!("{gate:?}"), shown(true, 7, 1));
     }

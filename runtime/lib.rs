@@ -35,11 +35,16 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod attach_options;
 mod attachment;
+mod attachment_inner;
+mod attempt;
 mod export;
+mod export_inner;
 mod gate;
 mod hook;
 mod import;
+mod in_flight;
 mod lender;
 mod lent_device;
 mod path;
@@ -52,6 +57,7 @@ pub mod route;
 mod staged;
 #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
 mod staged_tests;
+mod staging;
 mod sync;
 pub mod verify;
 
@@ -60,11 +66,13 @@ pub use peervram_backends::{Error, Kind, NotClosed, Result};
 #[cfg(feature = "nvgrace")]
 pub use peervram_nvgrace as nvgrace;
 
-pub use access::{Access, InFlight, Refused};
-pub use attachment::{AttachOptions, Attachment};
+pub use access::{Access, Refused};
+pub use attach_options::{AttachOptions, NotAttached};
+pub use attachment::Attachment;
 pub use export::Export;
 pub use gate::Outcome;
 pub use import::Import;
+pub use in_flight::InFlight;
 pub use lender::Lender;
 #[cfg(feature = "vfio")]
 pub use lender::ResetTogether;
@@ -73,7 +81,7 @@ pub use path::{Direction, Path, Trust};
 pub use revoke::{
     AtDeadline, Event, Events, RevokeCause, SlowCallback, Stuck, Subscription, Terms, Watch, What,
 };
-pub use staged::{Mover, Staging};
+pub use staging::{Mover, Staging};
 
 /// The program in the README compiles.
 #[cfg(all(doctest, feature = "vfio", feature = "vulkan"))]

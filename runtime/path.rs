@@ -18,7 +18,10 @@ pub enum Path {
 }
 
 impl Path {
-    /// The paths without a copy, in the order in which they are tried.
+    /// All of them, in the order in which they are tried.
+    pub(crate) const ALL: [Self; 3] = [Self::Peer, Self::HostPointer, Self::Staged];
+
+    /// The paths without a copy, in the same order.
     pub(crate) const DIRECT: [Self; 2] = [Self::Peer, Self::HostPointer];
 
     /// A stable name for scripts and `--json`.

@@ -16,7 +16,7 @@
 //! engine pushes them.
 //!
 //! Absent: who tests and how, and whether an old certificate is good enough. That is said here as
-//! [`Known`].
+//! [`Evidence`].
 
 use peervram_backends::CpuAccess;
 
@@ -24,7 +24,7 @@ use crate::{Direction, Mover, Path, Trust};
 
 /// What is known of one direction of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Known {
+pub(crate) enum Evidence {
     /// Nothing.
     Untested,
     /// The right bytes arrived.
@@ -74,8 +74,8 @@ enum State {
 struct Direct {
     path: Path,
     state: State,
-    reads: Known,
-    writes: Known,
+    reads: Evidence,
+    writes: Evidence,
 }
 
 /// A plan under way.
@@ -89,15 +89,16 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// For an importer that is a device, or a CPU.
-    pub fn new(trust: Trust, is_device: bool) -> Self {
+    /// For an importer that is a device, or a CPU. No path but `paths` is tried.
+    pub fn new(trust: Trust, is_device: bool, paths: &[Path]) -> Self {
+        let begin = |path| if paths.contains(&path) { State::Untried } else { State::Refused };
         let direct = Path::DIRECT.map(|path| Direct {
             path,
-            state: State::Untried,
-            reads: Known::Untested,
-            writes: Known::Untested,
+            state: begin(path),
+            reads: Evidence::Untested,
+            writes: Evidence::Untested,
         });
-        Self { trust, is_device, direct, staged: State::Untried }
+        Self { trust, is_device, direct, staged: begin(Path::Staged) }
     }
 
     /// What is to be done now.
@@ -123,13 +124,13 @@ impl Plan {
                 continue;
             }
             match known {
-                Known::Untested => return Step::Test(direct.path, direction),
+                Evidence::Untested => return Step::Test(direct.path, direction),
                 // The other direction is not tested: a test of a device that hangs takes its time.
-                Known::Wrong => return Step::Refuse(direct.path, Refusal::Wrong),
-                Known::Right { window_only } if window_only && self.is_device => {
+                Evidence::Wrong => return Step::Refuse(direct.path, Refusal::Wrong),
+                Evidence::Right { window_only } if window_only && self.is_device => {
                     return Step::Refuse(direct.path, Refusal::WindowOnly);
                 }
-                Known::Right { .. } => {}
+                Evidence::Right { .. } => {}
             }
         }
         Step::Take(direct.path)
@@ -146,7 +147,7 @@ impl Plan {
     }
 
     /// What a test of `path`, or a certificate, said of `direction`.
-    pub fn tested(&mut self, path: Path, direction: Direction, known: Known) {
+    pub fn tested(&mut self, path: Path, direction: Direction, known: Evidence) {
         if let Some(direct) = self.direct.iter_mut().find(|direct| direct.path == path) {
             if direction.includes(Direction::Read) {
                 direct.reads = known;
@@ -180,7 +181,7 @@ impl Plan {
 
     /// Whether `direction` is known to be right by `path`, although the path may not be taken.
     pub fn is_right(&self, path: Path, direction: Direction) -> bool {
-        let is_right = |known| matches!(known, Known::Right { .. });
+        let is_right = |known| matches!(known, Evidence::Right { .. });
         self.direct.iter().any(|direct| {
             direct.path == path
                 && is_right(if direction == Direction::Read { direct.reads } else { direct.writes })
@@ -200,15 +201,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const RIGHT: Known = Known::Right { window_only: false };
-    const WINDOW: Known = Known::Right { window_only: true };
+    const RIGHT: Evidence = Evidence::Right { window_only: false };
+    const WINDOW: Evidence = Evidence::Right { window_only: true };
 
     /// What a path is in truth: refused, or what tests will say of reads and of writes.
-    type Truth = Option<(Known, Known)>;
+    type Truth = Option<(Evidence, Evidence)>;
 
     /// Carries a plan out against the truth of the paths; says which was taken.
     fn run(trust: Trust, is_device: bool, truths: [Truth; 2], can_stage: bool) -> (Option<Path>, Plan) {
-        let mut plan = Plan::new(trust, is_device);
+        let mut plan = Plan::new(trust, is_device, &Path::ALL);
         let truth = |path| truths[usize::from(path == Path::HostPointer)];
         for _ in 0..20 {
             match plan.next() {
@@ -229,7 +230,7 @@ mod tests {
 
     /// Every step that a plan asks for, up to its end.
     fn steps(trust: Trust, is_device: bool, truths: [Truth; 2]) -> Vec<Step> {
-        let mut plan = Plan::new(trust, is_device);
+        let mut plan = Plan::new(trust, is_device, &Path::ALL);
         let mut all = Vec::new();
         loop {
             let step = plan.next();
@@ -253,7 +254,7 @@ mod tests {
     #[test]
     fn each_path_is_imported_tested_and_refused_for_its_reason() {
         let (peer, host, both) = (Path::Peer, Path::HostPointer, Trust::Verified(Direction::Both));
-        let wrong = (Known::Wrong, Known::Wrong);
+        let wrong = (Evidence::Wrong, Evidence::Wrong);
         let expected = [
             Step::Import(peer),
             Step::Test(peer, Direction::Read),
@@ -265,7 +266,7 @@ mod tests {
             Step::Stage,
             Step::GiveUp,
         ];
-        assert_eq!(steps(both, true, [Some((RIGHT, Known::Wrong)), Some((WINDOW, RIGHT))]), expected);
+        assert_eq!(steps(both, true, [Some((RIGHT, Evidence::Wrong)), Some((WINDOW, RIGHT))]), expected);
         let first_wrong =
             [Step::Import(peer), Step::Test(peer, Direction::Read), Step::Refuse(peer, Refusal::Wrong)];
         assert_eq!(steps(both, true, [Some(wrong), None])[..3], first_wrong);
@@ -282,14 +283,35 @@ mod tests {
     }
 
     #[test]
+    fn no_path_is_asked_for_that_was_not_named() {
+        for number in 0..8 {
+            let is_named = |at: usize| number >> at & 1 == 1;
+            let named: Vec<Path> = (0..3).filter(|&at| is_named(at)).map(|at| Path::ALL[at]).collect();
+            let mut plan = Plan::new(Trust::Unverified, true, &named);
+            let mut asked = Vec::new();
+            loop {
+                let path = match plan.next() {
+                    Step::Import(path) => path,
+                    Step::Stage => Path::Staged,
+                    Step::GiveUp => break,
+                    other => panic!("{other:?}"),
+                };
+                asked.push(path);
+                plan.refused(path);
+            }
+            assert_eq!(asked, named, "all that were named, in the usual order");
+        }
+    }
+
+    #[test]
     fn what_was_said_of_one_direction_is_not_said_of_the_other() {
         for (tested, other) in [(Direction::Read, Direction::Write), (Direction::Write, Direction::Read)] {
-            let mut plan = Plan::new(Trust::Verified(Direction::Both), true);
+            let mut plan = Plan::new(Trust::Verified(Direction::Both), true, &Path::ALL);
             assert!(!plan.is_right(Path::Peer, tested), "nothing was tested yet");
             plan.tested(Path::Peer, tested, WINDOW);
             assert!(plan.is_right(Path::Peer, tested) && !plan.is_right(Path::Peer, other));
             assert!(!plan.is_right(Path::HostPointer, tested) && !plan.is_right(Path::Staged, tested));
-            plan.tested(Path::Peer, tested, Known::Wrong);
+            plan.tested(Path::Peer, tested, Evidence::Wrong);
             assert!(!plan.is_right(Path::Peer, tested));
             plan.tested(Path::HostPointer, Direction::Both, RIGHT);
             assert!(plan.is_right(Path::HostPointer, tested) && plan.is_right(Path::HostPointer, other));
@@ -298,7 +320,7 @@ mod tests {
 
     #[test]
     fn dead_reads_are_staged_and_writes_alone_are_not() {
-        let dead_reads = [Some((Known::Wrong, RIGHT)), None];
+        let dead_reads = [Some((Evidence::Wrong, RIGHT)), None];
         let taken = |direction| run(Trust::Verified(direction), true, dead_reads, true).0;
         assert_eq!(taken(Direction::Read), Some(Path::Staged));
         assert_eq!(taken(Direction::Both), Some(Path::Staged));
@@ -314,7 +336,7 @@ mod tests {
 
     #[test]
     fn without_trust_nothing_is_tested_and_copies_come_last() {
-        let wrong = Some((Known::Wrong, Known::Wrong));
+        let wrong = Some((Evidence::Wrong, Evidence::Wrong));
         let taken = |truths, can_stage| run(Trust::Unverified, true, truths, can_stage).0;
         assert_eq!(taken([wrong, None], true), Some(Path::Peer));
         assert_eq!(taken([None, wrong], true), Some(Path::HostPointer));
@@ -325,7 +347,7 @@ mod tests {
     #[test]
     fn the_owners_engine_comes_first_and_an_importers_only_where_it_is_right() {
         let (_, plan) =
-            run(Trust::Verified(Direction::Both), true, [Some((RIGHT, Known::Wrong)), None], true);
+            run(Trust::Verified(Direction::Both), true, [Some((RIGHT, Evidence::Wrong)), None], true);
         let mover =
             |direction, of_owner, kept| plan.mover(direction, of_owner, CpuAccess::WriteCombined, kept);
         let kept = Some(Path::Peer);
@@ -349,8 +371,8 @@ mod tests {
             can_stage: bool,
         ) {
             let (taken, _) = run(Trust::Verified(direction), is_device, truths, can_stage);
-            let is_good = |known: Known| match known {
-                Known::Right { window_only } => !(window_only && is_device),
+            let is_good = |known: Evidence| match known {
+                Evidence::Right { window_only } => !(window_only && is_device),
                 _ => false,
             };
             let is_fit = |truth: Truth| truth.is_some_and(|(reads, writes)| {
@@ -366,8 +388,8 @@ mod tests {
         }
     }
 
-    fn known() -> impl Strategy<Value = (Known, Known)> {
-        let one = || prop_oneof![Just(Known::Wrong), Just(RIGHT), Just(WINDOW)];
+    fn known() -> impl Strategy<Value = (Evidence, Evidence)> {
+        let one = || prop_oneof![Just(Evidence::Wrong), Just(RIGHT), Just(WINDOW)];
         (one(), one())
     }
 }

@@ -23,15 +23,15 @@
 //! Absent on purpose: copying only what changed, which nobody here can know, and copying ahead of time.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peervram_backends::{CpuAccess, Engine, HostSlice, Importer, Mapping};
 
-use crate::export::Lent;
+use crate::export_inner::ExportInner;
 use crate::piece_lock::PieceLock;
 use crate::relay::{pieces, relay};
+use crate::staging::{Mover, Staging};
 use crate::sync::Mutex;
 use crate::{Direction, Error, Kind, Result};
 
@@ -44,54 +44,10 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the CPU has of a BAR at a time.
 const BOUNCE_BYTES: usize = 64 << 10;
 
-/// Who copies between lent memory and the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Mover {
-    /// The engine of the device that the memory is of.
-    OwnerEngine,
-    /// An engine of the importer's, by an import that was tested in this direction.
-    ImporterEngine,
-    /// The CPU, through the BAR: an uncached read answers eight bytes at a time. Memory that is coherent with the
-    /// CPU is cached, and as fast as other memory.
-    Cpu,
-}
-
-impl Mover {
-    /// A stable name for scripts and `--json`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::OwnerEngine => "owner-engine",
-            Self::ImporterEngine => "importer-engine",
-            Self::Cpu => "cpu",
-        }
-    }
-}
-
-impl fmt::Display for Mover {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// How a staged attachment copies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Staging {
-    /// Who copies out of the lent memory when an access begins.
-    pub pull: Mover,
-    /// Who copies into it when an access ends that may write; nobody where none may.
-    pub push: Option<Mover>,
-    /// Whether the importer works on host memory, rather than on memory of its own that its engine fills.
-    pub in_host_memory: bool,
-    /// Why it is the CPU that copies, where it is.
-    pub why_cpu: Option<String>,
-}
-
 /// A copy of lent memory for one import.
 pub(crate) struct Staged<I: Importer> {
     importer: Arc<I>,
-    lent: Arc<Lent>,
+    export: Arc<ExportInner>,
     pieces: Arc<PieceLock>,
     how: Staging,
     /// The lent memory as the importer has it, where its engine is the mover.
@@ -132,7 +88,7 @@ impl<I: Importer> Staged<I> {
     /// [`Kind::Unsupported`] where nobody could fill `memory`. What was given is given back.
     pub fn new(
         importer: &Arc<I>,
-        lent: &Arc<Lent>,
+        export: &Arc<ExportInner>,
         pieces: &Arc<PieceLock>,
         (pull, push): (Mover, Option<Mover>),
         owner_failed: Option<Error>,
@@ -147,29 +103,29 @@ impl<I: Importer> Staged<I> {
         }
         let is_cpu = pull == Mover::Cpu || push == Some(Mover::Cpu);
         let bar = is_cpu
-            .then(|| lent.entry().exporter().and_then(|device| device.map(lent.aperture().ranges())))
+            .then(|| export.device().exporter().and_then(|device| device.map(export.aperture().ranges())))
             .transpose();
         let bar = match bar {
             Ok(bar) => bar,
             Err(error) => return Err((error, peer)),
         };
         let why_cpu = is_cpu.then(|| {
-            let owner = match (lent.aperture().owner(), owner_failed) {
+            let owner = match (export.aperture().owner(), owner_failed) {
                 (_, Some(error)) => format!("its owner's engine is not to be trusted ({error})"),
                 (None, None) => "nobody answers for the memory".to_owned(),
                 (Some(owner), None) => format!("its owner ({}) has no engine", owner.name()),
             };
-            match lent.cpu_access() {
+            match export.cpu_access() {
                 CpuAccess::Cached => format!("{owner}, and the CPU has the memory cached"),
                 _ => format!("{owner}, and no engine of the importer's was found to reach it"),
             }
         });
-        if let Some(why) = why_cpu.as_ref().filter(|_| lent.cpu_access() != CpuAccess::Cached) {
-            tracing::warn!(device = lent.device_name(), why, "the CPU copies through the BAR");
+        if let Some(why) = why_cpu.as_ref().filter(|_| export.cpu_access() != CpuAccess::Cached) {
+            tracing::warn!(device = export.device_name(), why, "the CPU copies through the BAR");
         }
         Ok(Self {
             importer: Arc::clone(importer),
-            lent: Arc::clone(lent),
+            export: Arc::clone(export),
             pieces: Arc::clone(pieces),
             how: Staging { pull, push, in_host_memory: stage.is_some(), why_cpu },
             peer,
@@ -211,7 +167,7 @@ impl<I: Importer> Staged<I> {
         if !self.is_free_for(generation) {
             let why = "a device still uses the copy for an access that was torn";
             return Err(Error::new(Kind::Revoked, "copy lent memory", why)
-                .on(self.lent.device_name())
+                .on(self.export.device_name())
                 .next("take the current import, which is another copy"));
         }
         let writers = self.inside.lock().get(&generation).map_or(0, |inside| inside.writers);
@@ -259,7 +215,7 @@ impl<I: Importer> Staged<I> {
     }
 
     fn copy(&self, memory: &I::Memory, way: Way, mover: Mover, generation: u64) -> Result<()> {
-        let size_bytes = self.lent.aperture().ranges().size_bytes();
+        let size_bytes = self.export.aperture().ranges().size_bytes();
         if let Some(stage) = &self.stage {
             let mut pieces = pieces(size_bytes, SLICE_BYTES as u64);
             return pieces.try_for_each(|(offset_bytes, length_bytes)| {
@@ -307,9 +263,9 @@ impl<I: Importer> Staged<I> {
         };
         match mover {
             Mover::OwnerEngine => {
-                let engine = self.lent.aperture().owner().and_then(|owner| owner.engine());
+                let engine = self.export.aperture().owner().and_then(|owner| owner.engine());
                 let engine = engine.ok_or_else(|| self.no_engine("the owner has none any more"))?;
-                moved(engine, self.lent.aperture().ranges(), way, offset_bytes, slice)
+                moved(engine, self.export.aperture().ranges(), way, offset_bytes, slice)
             }
             Mover::ImporterEngine => {
                 let engines = self.importer.engines();
@@ -327,7 +283,7 @@ impl<I: Importer> Staged<I> {
     }
 
     fn no_engine(&self, why: &'static str) -> Error {
-        Error::new(Kind::Unsupported, "copy lent memory", why).on(self.lent.device_name())
+        Error::new(Kind::Unsupported, "copy lent memory", why).on(self.export.device_name())
     }
 
     /// Two slices, or one where all fits it.

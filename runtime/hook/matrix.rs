@@ -18,7 +18,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::Hook;
 use crate::export::tests::Anyone;
-use crate::revoke::keeper::Keeper;
+use crate::revoke::revoker::Revoker;
 use crate::sync::{Thread, refused};
 use crate::verify::Limits;
 use crate::{
@@ -321,8 +321,9 @@ impl World {
         let memory = HostMemory::with_backing(size_bytes, Backing::Memfd).unwrap();
         let vram = memory.map(&DmaRanges::whole(memory.region()).unwrap()).unwrap();
         let device = Device { fault: Arc::clone(&fault), memory };
-        let lender = catch_unwind(AssertUnwindSafe(|| Lender::kept_by(Arc::new(Keeper::default()), device)))
-            .expect("a panic reached whoever lends");
+        let lender =
+            catch_unwind(AssertUnwindSafe(|| Lender::with_revoker(Arc::new(Revoker::default()), device)))
+                .expect("a panic reached whoever lends");
         Self { fault, vram, lender, saw: Vec::new() }
     }
 
@@ -367,7 +368,7 @@ impl World {
         self.note("print", |_| Ok(format!("{export:?}")));
         let mut attached: Vec<Attachment<Card>> = Vec::new();
         for path in [Path::Peer, Path::HostPointer, Path::Staged] {
-            let attach = |it: &Self| export.attach(it.card(path, OnRevoke::Reimport), Trust::Unverified);
+            let attach = |it: &Self| Ok(export.attach(it.card(path, OnRevoke::Reimport), Trust::Unverified)?);
             let Some(attachment) = self.note(&format!("attach by {path}"), attach) else { continue };
             if attachment.path() != path {
                 self.saw.push(format!("{} for {path}", attachment.path()));
@@ -375,7 +376,7 @@ impl World {
             attached.push(attachment);
         }
         let verified = AttachOptions::new(Trust::Verified(Direction::Both)).with_limits(limits());
-        let attach = |it: &Self| export.attach(it.card(Path::Peer, OnRevoke::Reimport), verified);
+        let attach = |it: &Self| Ok(export.attach(it.card(Path::Peer, OnRevoke::Reimport), verified)?);
         attached.extend(self.note("attach verified", attach));
         for attachment in &attached {
             self.note("use", |_| outcome(attachment.enter(Direction::Both)?.finish()));
@@ -417,7 +418,8 @@ impl World {
     /// What is seen of a lender that is dropped while an import that must be freed first is in somebody's hands.
     fn drop_in_use(mut self) -> Vec<String> {
         let Some(export) = self.note("export", Self::export) else { return self.saw };
-        let attach = |it: &Self| export.attach(it.card(Path::Peer, OnRevoke::FreeBefore), Trust::Unverified);
+        let attach =
+            |it: &Self| Ok(export.attach(it.card(Path::Peer, OnRevoke::FreeBefore), Trust::Unverified)?);
         let Some(attachment) = self.note("attach", attach) else { return self.saw };
         let in_use = attachment.current().unwrap();
         let events = export.events().unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use peervram_backends::Kind;
 
-use super::entry::{Entry, names};
+use super::lending_device::{LendingDevice, names};
 use super::machine::{After, Change, DeviceId};
 use crate::Result;
 use crate::hook::{self, Hook};
@@ -21,7 +21,7 @@ pub(crate) struct Call {
     /// What it is, as a verb phrase for messages: "reset a device".
     pub tried: &'static str,
     /// All devices that it touches.
-    pub entries: Vec<Arc<Entry>>,
+    pub devices: Vec<Arc<LendingDevice>>,
     /// Asks the kernel.
     pub make: Box<dyn FnOnce() -> Result<()> + Send>,
     /// Where the memory is afterwards; asked of the device where this is none.
@@ -29,22 +29,22 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Makes it: what it says, and where the memory of each device is then.
+    /// Makes it. Returns what it says, and where the memory of each device is then.
     pub fn make(self) -> (Result<()>, Vec<(DeviceId, After)>) {
         // What is given back was quiesced and shadowed when it was taken.
         let left = match self.what {
             Change::Restore => Ok(()),
             Change::Take(_) => {
-                // All of them are left, whatever one says.
-                let left: Vec<Result<()>> = self.entries.iter().map(|entry| leave(entry)).collect();
+                // Each device is left, whatever the one before it says.
+                let left: Vec<Result<()>> = self.devices.iter().map(|device| leave(device)).collect();
                 left.into_iter().collect()
             }
         };
-        let whose = || names(&self.entries);
+        let whose = || names(&self.devices);
         let mut result = hook::call(Hook::RevokingCall, whose, self.make).and(left);
-        let after = (self.entries.iter())
-            .map(|entry| {
-                let after = self.after.unwrap_or_else(|| match come_back(entry) {
+        let after = (self.devices.iter())
+            .map(|device| {
+                let after = self.after.unwrap_or_else(|| match come_back(device) {
                     Ok(()) => After::Here,
                     Err(error) if error.kind() == Kind::MemoryDisabled => After::Away,
                     Err(error) => {
@@ -54,7 +54,7 @@ impl Call {
                         After::Away
                     }
                 });
-                (entry.id, after)
+                (device.id, after)
             })
             .collect();
         if let Err(error) = &result {
@@ -68,9 +68,9 @@ impl Call {
 ///
 /// # Errors
 /// [`Kind::Panicked`] alone: what an owner or a device says for itself is in the log.
-fn leave(entry: &Entry) -> Result<()> {
-    let mut told: Vec<Result<()>> = entry.lent().iter().map(|lent| lent.quiesce()).collect();
-    if let Ok(exporter) = entry.exporter() {
+fn leave(device: &LendingDevice) -> Result<()> {
+    let mut told: Vec<Result<()>> = device.exports().iter().map(|export| export.quiesce()).collect();
+    if let Ok(exporter) = device.exporter() {
         let shadowed = exporter.shadow();
         if let Err(error) = &shadowed {
             tracing::error!(%error, "mapped memory stays under a revoke: touching it is a SIGBUS");
@@ -81,13 +81,13 @@ fn leave(entry: &Entry) -> Result<()> {
     panicked.map_or(Ok(()), Err)
 }
 
-/// If the memory can be reached, it is as before, and its owners have prepared it.
-fn come_back(entry: &Entry) -> Result<()> {
-    let exporter = entry.exporter()?;
+/// Maps the memory again and has its owners prepare it, if it can be reached.
+fn come_back(device: &LendingDevice) -> Result<()> {
+    let exporter = device.exporter()?;
     exporter.check_reachable()?;
-    let ready = exporter.wait_until_ready(&mut |why| entry.tell_not_ready(why));
-    entry.set_ready();
+    let ready = exporter.wait_until_ready(&mut |why| device.tell_not_ready(why));
+    device.set_ready();
     ready?;
     exporter.unshadow()?;
-    entry.lent().iter().try_for_each(|lent| lent.resume())
+    device.exports().iter().try_for_each(|export| export.resume())
 }

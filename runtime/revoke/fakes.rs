@@ -14,7 +14,7 @@ use peervram_backends::{
 #[cfg(not(feature = "shuttle"))]
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::keeper::Keeper;
+use super::revoker::Revoker;
 use crate::{Export, Lender, Result};
 
 /// Memory that can be away.
@@ -33,7 +33,7 @@ pub(crate) struct Card {
 const LIMIT_MS: u64 = 1000;
 
 impl Card {
-    /// A lender of its own keeper, and an export of all of it.
+    /// A lender of a revoker of its own, and an export of all of it.
     pub fn lend() -> (Lender<Card>, Export) {
         Self::lend_with(None)
     }
@@ -48,7 +48,7 @@ impl Card {
         let memory = HostMemory::with_backing(4096, Backing::Memfd).unwrap();
         let ranges = DmaRanges::whole(memory.region()).unwrap();
         let card = Card { errors, ..Card::of(memory, CpuAccess::Uncached) };
-        let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
+        let lender = Lender::with_revoker(Arc::new(Revoker::default()), card);
         let export = lender.export(Aperture::unowned(ranges)).unwrap();
         (lender, export)
     }

@@ -333,6 +333,11 @@ impl Machine {
             || self.changes.values().any(|change| change.failed.contains(&device))
     }
 
+    /// Whether any change is under way, and so any deadline.
+    pub fn is_changing(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     /// Whether a call of another change is under way.
     pub fn is_calling_besides(&self, change: ChangeId) -> bool {
         let is_other = |device: &Device| matches!(device.state, State::Calling(other) if other != change);

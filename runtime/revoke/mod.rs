@@ -6,21 +6,22 @@
 //!
 //! - [`machine`] decides, in pure code: who must be told, who is late, when the call may be made, what
 //!   everyone hears of its outcome. No clock, thread or descriptor is in it.
-//! - [`keeper`] acts: it closes gates, waits, has the [`call`] made on a thread of its own, and opens again.
+//! - [`revoker`] acts for all devices of the process: a [`change`] closes gates, waits, has the [`call`] made on a
+//!   thread of its own, and opens the gates again. [`closing`] ends a device.
 //! - [`stuck`] says what a call that does not come back is waiting for.
-//! - [`watch`] hears of what is not ours: the kernel wants a device back, it failed, its owner ended.
+//! - [`watch`] begins a revoke when the kernel wants a device back, the device failed, or its owner ended.
+//! - [`event`] tells subscribers. [`target`] is what exports and attachments are for a revoke.
 
 pub(crate) mod call;
+mod call_thread;
 mod call_threads;
 mod cause;
-pub(crate) mod entry;
+mod change;
+mod closing;
 pub(crate) mod event;
 #[cfg(all(test, feature = "host"))]
 pub(crate) mod fakes;
-pub(crate) mod held;
-#[cfg(all(test, feature = "host"))]
-mod interleavings;
-pub(crate) mod keeper;
+pub(crate) mod lending_device;
 pub(crate) mod machine;
 #[cfg(test)]
 mod machine_model;
@@ -28,9 +29,15 @@ mod machine_model;
 mod machine_observer;
 #[cfg(test)]
 mod machine_properties;
+pub(crate) mod revoker;
 #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
-mod shell_tests;
-pub(crate) mod stuck;
+mod revoker_tests;
+#[cfg(all(test, feature = "host"))]
+mod shuttle_tests;
+mod state;
+mod stuck;
+pub(crate) mod target;
+pub(crate) mod thread_accesses;
 pub(crate) mod watch;
 
 pub use cause::RevokeCause;

@@ -1,9 +1,9 @@
-//! What is not ours: the kernel wants a device back, the device failed, or the process that owns it ended.
+//! Revokes that others begin: the kernel wants a device back, the device failed, or the process that owns it ended.
 //!
-//! A thread of its own for each lender waits for the descriptors that tell. What it hears takes
-//! everything back, whoever is late: nobody could call it off. Where it cannot be done at once (another change
-//! is under way, or an import that must be freed first is in use) it is tried again until it is done; nobody is
-//! let in to a device that failed meanwhile.
+//! A thread for each lender waits for the descriptors that tell of these. Each takes everything back, whoever is
+//! late, since it cannot be called off. Where it cannot be done at once (another change is under way, or an import that
+//! must be freed first is in use) it is tried again until it is done; nobody is let in to a device that failed
+//! meanwhile.
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,10 +16,9 @@ use rustix::io::Errno;
 
 use super::RevokeCause;
 use super::call::Call;
-use super::entry::Entry;
-use super::keeper::Keeper;
+use super::lending_device::LendingDevice;
 use super::machine::{After, AtDeadline, Change, Terms};
-use crate::lender::close;
+use super::revoker::Revoker;
 use crate::sync::{self, Thread};
 use crate::{Kind, Result};
 
@@ -34,14 +33,14 @@ pub enum Watch {
     Unwatched,
 }
 
-/// How long those inside have, where the memory goes in any case.
+/// How long accesses have to end, where the memory goes in any case.
 const TERMS: Terms = Terms {
     timeout: Duration::from_secs(5),
     at_deadline: AtDeadline::GoOn,
     call_limit: Duration::from_secs(10),
 };
 
-/// When what could not be taken back is tried again; less than a second.
+/// After which time a revoke that did not succeed is tried again; less than a second.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A thread that waits. Dropping it ends the thread, but for a revoke that it is in.
@@ -63,17 +62,17 @@ impl Drop for Watcher {
     }
 }
 
-/// What a watcher needs of a lender, which it does not keep.
-struct Lent {
-    keeper: Arc<Keeper>,
-    entry: Arc<Entry>,
+/// The device of a watcher, which does not keep it open.
+struct WatchedDevice {
+    revoker: Arc<Revoker>,
+    device: Arc<LendingDevice>,
     exporter: Weak<dyn Exporter>,
 }
 
 /// Waits for the device's own interrupts, where it has any.
 pub(crate) fn interrupts(
-    keeper: &Arc<Keeper>,
-    entry: &Arc<Entry>,
+    revoker: &Arc<Revoker>,
+    device: &Arc<LendingDevice>,
     exporter: &Arc<dyn Exporter>,
 ) -> Option<Watcher> {
     let interrupts = exporter.interrupts().unwrap_or_else(|error| {
@@ -86,9 +85,9 @@ pub(crate) fn interrupts(
     if watched.is_empty() {
         return None;
     }
-    let unheard = |error: &Error| tracing::error!(%error, device = &*entry.name, "nobody watches");
-    let watcher = start(keeper, entry, exporter, watched).inspect_err(unheard).ok()?;
-    entry.set_watched();
+    let unheard = |error: &Error| tracing::error!(%error, device = &*device.name, "nobody watches");
+    let watcher = start(revoker, device, exporter, watched).inspect_err(unheard).ok()?;
+    device.set_watched();
     Some(watcher)
 }
 
@@ -98,32 +97,35 @@ pub(crate) fn interrupts(
 /// Nobody waits: no thread or no descriptor was to be had.
 #[cfg(feature = "vfio")]
 pub(crate) fn owner(
-    keeper: &Arc<Keeper>,
-    entry: &Arc<Entry>,
+    revoker: &Arc<Revoker>,
+    device: &Arc<LendingDevice>,
     exporter: &Arc<dyn Exporter>,
     owner: OwnedFd,
 ) -> Result<Watcher> {
-    start(keeper, entry, exporter, vec![(owner, RevokeCause::ExporterGone)])
+    start(revoker, device, exporter, vec![(owner, RevokeCause::ExporterGone)])
 }
 
 fn start(
-    keeper: &Arc<Keeper>,
-    entry: &Arc<Entry>,
+    revoker: &Arc<Revoker>,
+    device: &Arc<LendingDevice>,
     exporter: &Arc<dyn Exporter>,
     watched: Vec<(OwnedFd, RevokeCause)>,
 ) -> Result<Watcher> {
-    let lent =
-        Lent { keeper: Arc::clone(keeper), entry: Arc::clone(entry), exporter: Arc::downgrade(exporter) };
+    let watched_device = WatchedDevice {
+        revoker: Arc::clone(revoker),
+        device: Arc::clone(device),
+        exporter: Arc::downgrade(exporter),
+    };
     let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Error::os("make an eventfd", errno))?;
     let watcher = Watcher { stop: Arc::new(stop) };
     let stop = Arc::clone(&watcher.stop);
-    sync::start(Thread::Watch, move || watch(&stop, &watched, &lent))
-        .map_err(|error| Error::os("start a thread that watches a device", error).on(&entry.name))?;
+    sync::start(Thread::Watch, move || watch(&stop, &watched, &watched_device))
+        .map_err(|error| Error::os("start a thread that watches a device", error).on(&device.name))?;
     Ok(watcher)
 }
 
-fn watch(stop: &OwnedFd, watched: &[(OwnedFd, RevokeCause)], lent: &Lent) {
-    // What was heard, and has not come to its end: somebody else took the memory back, or had an import in use.
+fn watch(stop: &OwnedFd, watched: &[(OwnedFd, RevokeCause)], watched_device: &WatchedDevice) {
+    // Causes whose revoke has not succeeded yet: another change is under way, or an import is in use.
     let mut pending: Vec<RevokeCause> = Vec::new();
     loop {
         let again = Timespec { tv_sec: 0, tv_nsec: i64::from(AGAIN.subsec_nanos()) };
@@ -136,19 +138,19 @@ fn watch(stop: &OwnedFd, watched: &[(OwnedFd, RevokeCause)], lent: &Lent) {
             }
         };
         if heard.contains(&RevokeCause::DeviceError) {
-            // At once: whoever is in the way of the revoke must not be let in meanwhile.
-            lent.keeper.fail(&lent.entry);
+            // At once: whoever delays the revoke must not be let in meanwhile.
+            watched_device.revoker.fail(&watched_device.device);
         }
         pending.extend(heard);
         pending.dedup();
         let mut is_over = false;
-        pending.retain(|&cause| match lent.take_back(cause) {
+        pending.retain(|&cause| match watched_device.take_back(cause) {
             Ok(()) => {
                 is_over |= cause != RevokeCause::DeviceError;
                 false
             }
             Err(error) => {
-                tracing::error!(%error, device = &*lent.entry.name, "not given up: it is tried again");
+                tracing::error!(%error, device = &*watched_device.device.name, "not given up: it is tried again");
                 true
             }
         });
@@ -198,25 +200,25 @@ fn hear(
     Ok(Heard::Causes(causes))
 }
 
-impl Lent {
+impl WatchedDevice {
     fn take_back(&self, cause: RevokeCause) -> Result<()> {
         let Some(exporter) = self.exporter.upgrade() else { return Ok(()) };
         let result = if cause == RevokeCause::DeviceError {
             // Somebody may have reset the device since.
-            if !self.keeper.has_failed(&self.entry) {
+            if !self.revoker.has_failed(&self.device) {
                 return Ok(());
             }
             let call = Call {
                 what: Change::Take(cause),
                 tried: "take memory of a failed device back",
-                entries: vec![Arc::clone(&self.entry)],
+                devices: vec![Arc::clone(&self.device)],
                 // What the kernel does about the error is its own; a reset gives the memory back.
                 make: Box::new(|| Ok(())),
                 after: Some(After::Away),
             };
-            self.keeper.change(call, TERMS)
+            self.revoker.change(call, TERMS)
         } else {
-            close(&self.keeper, &self.entry, &exporter, cause, TERMS)
+            self.revoker.close(&self.device, &exporter, cause, TERMS)
         };
         match result {
             Err(error) if error.kind() == Kind::Gone => Ok(()),

@@ -13,7 +13,7 @@ use peervram_backends::{
 };
 
 use crate::revoke::fakes::Card;
-use crate::revoke::keeper::Keeper;
+use crate::revoke::revoker::Revoker;
 use crate::{Export, Lender, Result, RevokeCause, Terms};
 
 /// What an engine was asked for.
@@ -298,7 +298,7 @@ impl Pair {
             vram: Arc::clone(&vram),
         });
         let card = Card::of(memory, setup.cpu_access);
-        let lender = Lender::kept_by(Arc::new(Keeper::default()), card);
+        let lender = Lender::with_revoker(Arc::new(Revoker::default()), card);
         let export = lender.export(Aperture::owned(ranges, Arc::clone(&owner) as _)).unwrap();
         let engines = ["bulk engine", "other engine"].into_iter().take(setup.importer_engines);
         let importer = Arc::new(FakeImporter {

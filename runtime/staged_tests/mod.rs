@@ -477,8 +477,34 @@ fn a_piece_at_hand_is_waited_for_and_none_follows() {
 fn an_importer_that_nobody_can_fill_memory_of_is_refused_in_words() {
     let pair = Pair::new(Setup { importer_engines: 0, ..SMALL });
     let error = pair.export.attach(Arc::clone(&pair.importer), Trust::Unverified).unwrap_err();
-    assert!(error.why().contains("by staged: ") && error.why().contains("it has no engine"), "{error}");
+    assert!(error.error().why().contains("by staged: "), "{error}");
+    let [(Path::Peer, _), (Path::HostPointer, _), (Path::Staged, why)] = error.refused() else {
+        panic!("refused: {:?}", error.refused());
+    };
+    assert!(why.why().contains("it has no engine"), "{why}");
     assert_eq!(pair.importer.copies.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn no_path_is_tried_but_those_of_the_options() {
+    let pair = Pair::new(SMALL);
+    let attach = |paths: &[Path]| {
+        let options = AttachOptions::new(Trust::Unverified).with_paths(paths);
+        pair.export.attach(Arc::clone(&pair.importer), options)
+    };
+    // The importer takes neither the dma-buf nor the address: it has the memory by a copy, or not at all.
+    let refused = attach(&[Path::HostPointer]).unwrap_err();
+    let [(Path::HostPointer, why)] = refused.refused() else { panic!("refused: {:?}", refused.refused()) };
+    assert_eq!((refused.kind(), refused.error().device()), (why.kind(), Some("card")));
+    let staged = attach(&[Path::Staged]).unwrap();
+    assert_eq!((staged.path(), staged.refused().len()), (Path::Staged, 0));
+    staged.detach().unwrap();
+    let none = attach(&[]).unwrap_err();
+    assert_eq!((none.kind(), none.refused().len()), (Kind::InvalidInput, 0));
+    // Whatever the order here, copies come last.
+    let last = attach(&[Path::Staged, Path::HostPointer, Path::Peer]).unwrap();
+    let before: Vec<Path> = last.refused().iter().map(|(path, _)| *path).collect();
+    assert_eq!((last.path(), before), (Path::Staged, vec![Path::Peer, Path::HostPointer]));
 }
 
 #[test]
@@ -487,7 +513,10 @@ fn an_importers_engine_that_lies_fills_no_memory_of_its_own() {
     let engine = &pair.importer.engines[0];
     engine.on_call(|call| if call.asked == Asked::Read { timed_out() } else { Ok(()) });
     let error = pair.export.attach(Arc::clone(&pair.importer), Trust::Verified(BOTH)).unwrap_err();
-    assert!(error.why().contains("by staged: ") && error.why().contains("fence 1"), "{error}");
+    assert!(
+        error.error().why().contains("by staged: ") && error.error().why().contains("fence 1"),
+        "{error}"
+    );
     assert_eq!(pair.importer.copies.load(Ordering::SeqCst), 0, "what was staged is not given back");
     // Who wants no tests has none.
     engine.behave();

@@ -5,114 +5,25 @@
 //! says what it does not prove.
 
 use std::cmp::Reverse;
-use std::fmt;
 use std::time::Duration;
 
-use peervram_backends::{DmaRange, DmaRanges, Error, Kind, PciAddress};
+use peervram_backends::{Error, Kind};
 use serde::{Deserialize, Serialize};
 
-use super::difference::Difference;
+use super::failure::Failure;
 use super::faults::Faults;
 use super::fingerprint::{BOOT, DRIVER, Fingerprint, Void};
 use super::observer::Observer;
 use super::places::Place;
+use super::subject::{Extent, Party, Request, Subject};
+use super::text::fits;
 use super::{date, store};
-use crate::{Direction, Path, Result};
+use crate::{Direction, Result};
 
 /// The format of the file. A file of another one is ignored.
 pub(crate) const FORMAT: u32 = 2;
 
 const TRIED: &str = "trust a path";
-
-/// One of the two devices.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Party {
-    /// Its name, as messages have it.
-    pub name: String,
-    /// Its PCI address, where it has one.
-    pub address: Option<String>,
-}
-
-impl Party {
-    pub(crate) fn new(name: &str, address: Option<PciAddress>) -> Self {
-        Self { name: clean(name), address: address.map(|address| address.to_string()) }
-    }
-}
-
-impl fmt::Display for Party {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.address {
-            Some(address) if !self.name.contains(address.as_str()) => write!(f, "{} at {address}", self.name),
-            _ => f.write_str(&self.name),
-        }
-    }
-}
-
-/// The pair that a certificate is about: a lender's region and an importer.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct Subject {
-    /// Whose memory.
-    pub lender: Party,
-    /// Which region of it, for PCI the BAR's number.
-    pub region: u32,
-    /// Who reaches it.
-    pub importer: Party,
-}
-
-/// A slice of the region, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Extent {
-    /// Where it begins.
-    pub offset_bytes: u64,
-    /// How long it is.
-    pub length_bytes: u64,
-}
-
-impl From<&DmaRange> for Extent {
-    fn from(range: &DmaRange) -> Self {
-        Self { offset_bytes: range.offset_bytes, length_bytes: range.length_bytes }
-    }
-}
-
-impl Extent {
-    /// Where it ends; none of what is in no memory.
-    fn end_bytes(self) -> Option<u64> {
-        self.offset_bytes.checked_add(self.length_bytes)
-    }
-}
-
-/// What somebody wants to trust a path for: an importer's engines, a direction, a path, and what is lent by it.
-/// [`Attachment::request`](crate::Attachment::request) makes one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    pub(crate) engines: Vec<String>,
-    pub(crate) direction: Direction,
-    pub(crate) path: Path,
-    /// In the order of the buffer.
-    pub(crate) ranges: Vec<Extent>,
-    /// Whether it is enough that the CPU looked, through the same window as the importer.
-    pub(crate) window_only: bool,
-}
-
-impl Request {
-    pub(crate) fn new(engines: Vec<String>, direction: Direction, path: Path, ranges: &DmaRanges) -> Self {
-        let engines = engines.iter().map(|engine| clean(engine)).collect();
-        let ranges = ranges.as_slice().iter().map(Extent::from).collect();
-        Self { engines, direction, path, ranges, window_only: false }
-    }
-
-    /// The same, where a look through the importer's own window is enough, or is not.
-    #[must_use]
-    pub fn window_only(mut self, is_enough: bool) -> Self {
-        self.window_only = is_enough;
-        self
-    }
-}
 
 /// One copy, as an engine made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,46 +49,6 @@ impl Figure {
     /// Millions of bytes a second.
     pub fn mb_per_s(&self) -> f64 {
         self.size_bytes as f64 * 1e3 / self.time_ns.max(1) as f64
-    }
-}
-
-/// Why a test was not passed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum Failure {
-    /// Bytes arrived, or did not, and were not those that were sent.
-    WrongBytes(Difference),
-    /// The importer's engine failed, or did not end in time.
-    Engine {
-        /// The code of the error's kind: "timed-out".
-        code: String,
-        /// The error in words.
-        message: String,
-    },
-    /// The kernel's log told of a fault of one of the devices meanwhile.
-    Fault {
-        /// What it said.
-        message: String,
-    },
-}
-
-impl From<&Error> for Failure {
-    fn from(error: &Error) -> Self {
-        Self::Engine { code: error.kind().code().into(), message: clean(&error.to_string()) }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WrongBytes(difference) => difference.fmt(f),
-            Self::Engine { code, message } if code == Kind::TimedOut.code() => {
-                write!(f, "it did not end in time: {message}")
-            }
-            Self::Engine { message, .. } => write!(f, "the engine failed: {message}"),
-            Self::Fault { message } => write!(f, "the kernel reported a fault: {message}"),
-        }
     }
 }
 
@@ -428,31 +299,18 @@ impl Certificate {
 
 /// How many tests one certificate keeps.
 const MOST_TESTS: usize = 64;
-/// The longest text: the kernel's longest command line is 4096 bytes, and paths and messages are shorter.
-const MOST_TEXT_BYTES: usize = 8 << 10;
-
-fn fits(text: &str) -> bool {
-    text.len() <= MOST_TEXT_BYTES && !text.chars().any(char::is_control)
-}
-
-/// The text as a certificate may have it: others' names and messages can be anything.
-pub(crate) fn clean(text: &str) -> String {
-    let mut kept = String::new();
-    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-        if kept.len() + c.len_utf8() > MOST_TEXT_BYTES {
-            break;
-        }
-        kept.push(c);
-    }
-    kept
-}
 
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
 
+    use peervram_backends::{DmaRange, DmaRanges};
+
+    use super::super::difference::Difference;
     use super::super::pattern::{Pattern, Purpose};
+    use super::super::text::{MOST_TEXT_BYTES, clean};
     use super::*;
+    use crate::Path;
 
     /// One that a test of 16 MiB left, of `engine` in `direction`.
     pub(crate) fn tested(direction: Direction, engine: &str, observer: Observer) -> Tested {

@@ -11,7 +11,8 @@ use std::time::Duration;
 use peervram_backends::PciAddress;
 use serde::{Deserialize, Serialize};
 
-use super::certificate::{Failure, clean};
+use super::failure::Failure;
+use super::text::clean;
 
 /// How long a fault may take from the device to the log.
 const SETTLE: Duration = Duration::from_millis(20);

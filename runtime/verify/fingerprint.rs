@@ -12,7 +12,7 @@ use peervram_backends::pci::Function;
 use peervram_backends::topology::{Place, Reading, Search, Topology};
 use serde::{Deserialize, Serialize};
 
-use super::certificate::clean;
+use super::text::clean;
 
 /// The line that a certificate may be made to ignore.
 pub(crate) const BOOT: &str = "the boot";

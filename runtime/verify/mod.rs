@@ -14,6 +14,7 @@
 mod certificate;
 mod date;
 mod difference;
+mod failure;
 mod faults;
 mod fingerprint;
 mod observer;
@@ -21,25 +22,29 @@ mod pattern;
 mod places;
 mod run;
 mod store;
+mod subject;
 #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
 mod tests;
+mod text;
 
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use peervram_backends::{Error, Importer, Kind, deadline_after};
 
-pub use certificate::{Certificate, Extent, Failure, Figure, Party, Request, Subject, Tested};
+pub use certificate::{Certificate, Figure, Tested};
 pub use difference::Difference;
+pub use failure::Failure;
 pub use faults::Faults;
 pub use fingerprint::{Fingerprint, Void};
 pub use observer::Observer;
 pub use places::Place;
 pub use store::{Ignored, Listing, Store};
+pub use subject::{Extent, Party, Request, Subject};
 
-use crate::export::Lent;
+use crate::export_inner::ExportInner;
 use crate::piece_lock::PieceLock;
-use crate::plan::Known;
+use crate::plan::Evidence;
 use crate::{Direction, Path, Result};
 use faults::FaultWatch;
 use observer::View;
@@ -98,26 +103,26 @@ pub struct Progress<'a> {
 }
 
 /// The subject of a certificate for this lender and importer.
-pub(crate) fn subject<I: Importer>(lent: &Lent, importer: &I) -> Subject {
-    let address = lent.entry().exporter().ok().and_then(|device| device.pci_address());
+pub(crate) fn subject<I: Importer>(export: &ExportInner, importer: &I) -> Subject {
+    let address = export.device().exporter().ok().and_then(|device| device.pci_address());
     Subject {
-        lender: Party::new(lent.device_name(), address),
-        region: lent.aperture().ranges().region_index(),
+        lender: Party::new(export.device_name(), address),
+        region: export.aperture().ranges().region_index(),
         importer: Party::new(&importer.name(), importer.pci_address()),
     }
 }
 
 /// The present state of the system, which a certificate for this lender and importer must match.
-pub(crate) fn fingerprint<I: Importer>(lent: &Lent, importer: &I) -> Fingerprint {
-    let lender = lent.entry().exporter().ok().and_then(|device| device.pci_address());
+pub(crate) fn fingerprint<I: Importer>(export: &ExportInner, importer: &I) -> Fingerprint {
+    let lender = export.device().exporter().ok().and_then(|device| device.pci_address());
     Fingerprint::now(lender, importer.pci_address(), importer.driver())
 }
 
 /// What is tested: an import of one generation.
 pub(crate) struct Target<'a, I: Importer> {
-    pub lent: &'a Lent,
+    pub export: &'a ExportInner,
     pub importer: &'a I,
-    /// The import of `lent` by `path`. Nobody else may use it during the test, which restores its content.
+    /// The import of `export` by `path`. Nobody else may use it during the test, which restores its content.
     pub memory: &'a I::Memory,
     pub path: Path,
     pub pieces: &'a PieceLock,
@@ -129,23 +134,23 @@ pub(crate) struct Target<'a, I: Importer> {
 ///
 /// # Errors
 /// [`Kind::Unverified`] where the test was made and bytes were wrong; else as [`certify`].
-pub(crate) fn assure<I: Importer>(
+pub(crate) fn certified_or_tested<I: Importer>(
     store: Option<&Store>,
     target: &Target<'_, I>,
     direction: Direction,
     limits: &Limits,
-) -> Result<(Known, Certificate)> {
-    let &Target { lent, importer, path, .. } = target;
-    let request = request(lent, importer, path, direction);
+) -> Result<(Evidence, Certificate)> {
+    let &Target { export, importer, path, .. } = target;
+    let request = request(export, importer, path, direction);
     // An old look through the window is not enough where the owner's engine can look now.
-    let has_engine = lent.aperture().owner().is_some_and(|owner| owner.engine().is_some());
+    let has_engine = export.aperture().owner().is_some_and(|owner| owner.engine().is_some());
     let window_only = |certificate: &Certificate| certificate.grants(&request).is_err();
     let mut wrong = Vec::new();
     if let Some(store) = store {
-        let (subject, now) = (subject(lent, importer), fingerprint(lent, importer));
+        let (subject, now) = (subject(export, importer), fingerprint(export, importer));
         match store.current(&subject, &request.clone().window_only(!has_engine), &now) {
             Ok(certificate) => {
-                let known = Known::Right { window_only: window_only(&certificate) };
+                let known = Evidence::Right { window_only: window_only(&certificate) };
                 return Ok((known, certificate));
             }
             Err(error) => tracing::info!(%error, "a path is tested"),
@@ -159,12 +164,17 @@ pub(crate) fn assure<I: Importer>(
     if let Some(store) = store {
         store.keep(certificate.clone());
     }
-    granted.map(|()| (Known::Right { window_only }, certificate))
+    granted.map(|()| (Evidence::Right { window_only }, certificate))
 }
 
 /// The request that a certificate must satisfy for this importer, path and direction.
-pub(crate) fn request<I: Importer>(lent: &Lent, importer: &I, path: Path, direction: Direction) -> Request {
-    Request::new(importer.engine_names(), direction, path, lent.aperture().ranges())
+pub(crate) fn request<I: Importer>(
+    export: &ExportInner,
+    importer: &I,
+    path: Path,
+    direction: Direction,
+) -> Request {
+    Request::new(importer.engine_names(), direction, path, export.aperture().ranges())
 }
 
 /// Tests a target with each of the importer's engines, where bytes were `wrong` before, too, and says what came of it: a certificate may tell of
@@ -181,18 +191,18 @@ pub(crate) fn certify<I: Importer>(
     wrong: &[u64],
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Certificate> {
-    let &Target { lent, importer, memory, path, pieces, generation } = target;
+    let &Target { export, importer, memory, path, pieces, generation } = target;
     if path == Path::Staged {
         let why = "bytes are copied for it, so it reaches no memory of the lender's";
         return Err(Error::new(Kind::Unsupported, TRIED, why)
             .on(importer.name())
             .next("the refusals of its attachment say why it has no path of its own"));
     }
-    let aperture = lent.aperture();
+    let aperture = export.aperture();
     let ranges = aperture.ranges();
     let owner = aperture.owner().ok_or_else(|| {
         Error::new(Kind::Unsupported, TRIED, "nobody answers for what lies behind its ranges")
-            .on(lent.device_name())
+            .on(export.device_name())
             .next("lend it by Aperture::owned")
     })?;
     let engines = importer.engines();
@@ -203,7 +213,7 @@ pub(crate) fn certify<I: Importer>(
                  Device::with_queue_lock), or a driver of your own",
         ));
     }
-    let exporter = lent.entry().exporter()?;
+    let exporter = export.device().exporter()?;
     let view = match owner.engine() {
         Some(engine) if !limits.by_cpu => View::Engine { engine, ranges },
         _ => View::Bar(exporter.map(ranges)?),
@@ -224,7 +234,7 @@ pub(crate) fn certify<I: Importer>(
         seed: limits.seed.unwrap_or_else(random),
         copy_timeout: limits.copy_timeout,
     };
-    let fingerprint = fingerprint(lent, importer);
+    let fingerprint = fingerprint(export, importer);
 
     let mut tests = Vec::new();
     for engine in &engines {
@@ -242,7 +252,7 @@ pub(crate) fn certify<I: Importer>(
             let faults = watch.end();
             tests.push(Tested {
                 direction: way,
-                engine: certificate::clean(engine.name()),
+                engine: text::clean(engine.name()),
                 observer: run.view.observer(),
                 path: path.name().into(),
                 ranges: ranges.as_slice().iter().map(Extent::from).collect(),
@@ -261,7 +271,7 @@ pub(crate) fn certify<I: Importer>(
         // The kernel's messages about the devices may come from the revoke, not from the test.
         return Err(pieces.revoked(TRIED));
     }
-    Ok(Certificate::new(subject(lent, importer), limits.outlives_reboots, tests, fingerprint))
+    Ok(Certificate::new(subject(export, importer), limits.outlives_reboots, tests, fingerprint))
 }
 
 /// Everything, piece after piece, until something is wrong.

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use peervram_backends::{DmaRanges, Engine, Error, HostSlice, Kind, Mapping, Owner, deadline_after};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-use super::certificate::{Failure, Figure};
+use super::certificate::Figure;
 use super::difference::{Difference, Known};
+use super::failure::Failure;
 use super::observer::View;
 use super::pattern::{Pattern, Purpose};
 use super::places::{PIECE_BYTES, Place};

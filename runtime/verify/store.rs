@@ -27,8 +27,9 @@ use peervram_backends::{Error, Kind};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::certificate::{Certificate, FORMAT, Request, Subject};
+use super::certificate::{Certificate, FORMAT};
 use super::fingerprint::Fingerprint;
+use super::subject::{Party, Request, Subject};
 use crate::Result;
 
 /// No certificate is longer: 64 tests of a few kilobytes, and a fingerprint.
@@ -264,7 +265,7 @@ fn file_name(subject: &Subject) -> String {
         let kept = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
         text.chars().take(48).map(kept).collect()
     };
-    let who = |party: &super::certificate::Party| party.address.clone().unwrap_or_else(|| party.name.clone());
+    let who = |party: &Party| party.address.clone().unwrap_or_else(|| party.name.clone());
     let all = format!("{subject:?}");
     let sum = sum_of(all.as_bytes());
     format!(
@@ -367,8 +368,9 @@ fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::certificate::Tested;
     use super::super::certificate::tests::{certificate, request, tested};
-    use super::super::certificate::{Failure, Tested};
+    use super::super::failure::Failure;
     use super::super::observer::Observer;
     use super::*;
     use crate::Direction;

@@ -475,10 +475,11 @@ fn a_path_is_tested_once_until_something_changes() {
     let assure = || {
         let access = pair.attachment.enter(Direction::Both).unwrap();
         let target = pair.attachment.target(&access);
-        assure(Some(&store), &target, Direction::Both, &Limits::default()).map(|(known, _)| known)
+        certified_or_tested(Some(&store), &target, Direction::Both, &Limits::default())
+            .map(|(evidence, _)| evidence)
     };
     let seed = || store.list().unwrap().certificates[0].1.tests[0].seed;
-    assert_eq!(assure().unwrap(), Known::Right { window_only: false });
+    assert_eq!(assure().unwrap(), Evidence::Right { window_only: false });
     let first = seed();
     assure().unwrap();
     assert_eq!(seed(), first, "it was tested again");
@@ -592,7 +593,8 @@ fn attach(
     limits: Limits,
 ) -> Result<Attachment<FakeImporter>> {
     let trust = Trust::Verified(Direction::Read);
-    pair.export.attach(importer, AttachOptions::new(trust).with_limits(limits).with_store(Arc::clone(store)))
+    let options = AttachOptions::new(trust).with_limits(limits).with_store(Arc::clone(store));
+    Ok(pair.export.attach(importer, options)?)
 }
 
 /// Once an application's certificate was believed by another one, whose one engine nobody had tested.

@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     add(&mut counts, cargo_test(lab.as_ref(), &["--workspace"], &[])?);
     peervram_programs::say!("\nthe threads of a revoke, in many orders");
     let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
-    add(&mut counts, cargo_test(None, &shell, &["interleavings"])?);
+    add(&mut counts, cargo_test(None, &shell, &["shuttle_tests"])?);
     if let Some(lab) = &lab {
         peervram_programs::say!("\nVulkan by the private root's driver");
         add(&mut counts, validation::tests_in_root(lab)?);

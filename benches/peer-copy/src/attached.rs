@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::{Engine, Importer};
-use peervram::{Attachment, Export, Outcome, Path, Trust};
+use peervram::{AttachOptions, Attachment, Export, NotAttached, Outcome, Path, Trust};
 
 use crate::bytes::Wrong;
-use crate::only::Only;
 use crate::pace::{Pace, Step};
 use crate::record::Direction;
 use crate::route::{Order, Route, Side, deadline, landing};
@@ -48,11 +47,8 @@ impl<I: Importer> Imports for Arc<I> {
         engine: usize,
         order: Order,
     ) -> Result<Box<dyn Route>> {
-        let only = Arc::new(Only { importer: Arc::clone(self), path });
-        let attachment = match export.attach(only, Trust::Unverified) {
-            Ok(attachment) => attachment,
-            Err(error) => return Err(why_refused(error, path)),
-        };
+        let options = AttachOptions::new(Trust::Unverified).with_paths(&[path]);
+        let attachment = export.attach(Arc::clone(self), options).map_err(why_refused)?;
         ensure!(attachment.path() == path, "the path is {}", attachment.path());
         if path == Path::Staged {
             return Ok(Box::new(StagedRoute { attachment, far, order, round: 0 }));
@@ -62,23 +58,17 @@ impl<I: Importer> Imports for Arc<I> {
     }
 }
 
-/// An attachment's error tells of all paths; of that one it is the part that begins so.
-fn why_refused(error: peervram::Error, path: Path) -> anyhow::Error {
-    let text = error.why();
-    let begin = format!("by {path}: ");
-    match text.find(&begin) {
-        Some(at) => {
-            let rest = &text[at + begin.len()..];
-            let end = rest.find(". by ").unwrap_or(rest.len());
-            anyhow::anyhow!("{}", &rest[..end])
-        }
-        None => error.into(),
+/// Why the one path that was tried was refused, without the words for several.
+fn why_refused(not_attached: NotAttached) -> anyhow::Error {
+    match not_attached.refused() {
+        [(_, error)] => error.clone().into(),
+        _ => not_attached.into(),
     }
 }
 
 /// An importer's engine copies.
 struct Direct<I: Importer> {
-    attachment: Attachment<Only<I>>,
+    attachment: Attachment<I>,
     /// Memory of the importer's own; there until it is dropped.
     near: Option<I::Memory>,
     far: Side,
@@ -209,7 +199,7 @@ impl<I: Importer> Drop for Direct<I> {
 
 /// The runtime copies, through the host.
 struct StagedRoute<I: Importer> {
-    attachment: Attachment<Only<I>>,
+    attachment: Attachment<I>,
     far: Side,
     order: Order,
     round: u64,

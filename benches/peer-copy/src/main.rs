@@ -20,7 +20,6 @@ mod measure;
 mod memory;
 #[cfg(feature = "model")]
 mod model;
-mod only;
 mod pace;
 mod page;
 mod pin;

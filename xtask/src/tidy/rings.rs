@@ -12,7 +12,7 @@ const LARGEST: usize = 3;
 /// The crates that are looked at, by the file that each begins with, and rings that are larger than they should be: how
 /// many files each has. To be taken apart; what is smaller by now is to be written down.
 const CRATES: &[(&str, &[usize])] = &[
-    ("runtime/lib.rs", &[14, 4]),
+    ("runtime/lib.rs", &[]),
     ("runtime/cli/main.rs", &[]),
     ("backends/src/lib.rs", &[15]),
     ("nvgrace/src/lib.rs", &[]),

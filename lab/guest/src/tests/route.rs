@@ -314,7 +314,7 @@ fn several_ranges_below_a_port(guest: &Guest) -> Verdict {
         let lender = Lender::new(device);
         let export = lender.export(Aperture::owned(ranges, Arc::new(RawBytes)))?;
         let attached = export.attach(Arc::new(Holder(client)), Trust::Unverified);
-        Ok(attached.and_then(Attachment::detach))
+        Ok(attached.map_err(Error::from).and_then(Attachment::detach))
     };
     let error = refused(attach()?, Kind::RouteRefused)?;
     ensure!(error.raw_os_error().is_none(), "the kernel was asked: {error}");

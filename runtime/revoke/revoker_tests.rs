@@ -626,7 +626,7 @@ fn lend_owned() -> (Lender<Card>, crate::Export, Arc<Diary>) {
 }
 
 fn attach(export: &crate::Export) -> Result<Attachment<Reader>> {
-    export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified)
+    Ok(export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified)?)
 }
 
 #[test]
@@ -943,14 +943,14 @@ fn any_time_is_short_enough() {
 fn nobody_who_waits_for_an_owner_is_an_error() {
     use crate::sync::{Thread, refused};
     use rustix::process::PidfdFlags;
-    let keeper = Arc::new(super::keeper::Keeper::default());
+    let revoker = Arc::new(super::revoker::Revoker::default());
     let memory = peervram_backends::host::HostMemory::new(4096).unwrap();
     let exporter: Arc<dyn peervram_backends::Exporter> = Arc::new(memory);
-    let entry = keeper.add(&exporter, true);
+    let device = revoker.add(&exporter, true);
     let own = || rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
     refused::set(Some(Thread::Watch));
-    let refused = super::watch::owner(&keeper, &entry, &exporter, own());
+    let refused = super::watch::owner(&revoker, &device, &exporter, own());
     refused::set(None);
     assert_eq!(refused.unwrap_err().kind(), Kind::Os);
-    super::watch::owner(&keeper, &entry, &exporter, own()).unwrap();
+    super::watch::owner(&revoker, &device, &exporter, own()).unwrap();
 }

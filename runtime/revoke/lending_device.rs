@@ -1,5 +1,5 @@
-//! `Entry`: a device that lends, as everyone who holds a part of it sees it: its lender, its exports, their
-//! attachments, and the thread of a call. It does not keep the device open.
+//! `LendingDevice`: a device that lends, as its lender, its exports, their attachments and a revoking call share it.
+//! It does not keep the device open.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -9,28 +9,27 @@ use peervram_backends::{Error, Exporter, Kind, NotReady};
 
 use super::event::{Event, Subscribers, What};
 use super::machine::DeviceId;
-use super::watch::Watch;
+use super::target::ExportedMemory;
 use crate::Result;
-use crate::export::Lent;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A device that lends, as everyone who holds a part of it sees it.
-pub(crate) struct Entry {
+/// A device that lends.
+pub(crate) struct LendingDevice {
     pub id: DeviceId,
-    /// For messages. Spelling it anew was over a third of what the library adds to a crossing.
+    /// For messages. Kept, because asking the exporter for it was over a third of the library's part of a crossing.
     pub name: Arc<str>,
     pub subscribers: Subscribers,
     exporter: Weak<dyn Exporter>,
     generation: AtomicU64,
-    watched: AtomicBool,
-    /// The kernel has come back from a call, and the device is not ready yet.
+    is_watched: AtomicBool,
+    /// The kernel's call has returned, and the device is not ready yet.
     waits_for_device: AtomicBool,
-    lent: Mutex<Vec<Weak<Lent>>>,
+    exports: Mutex<Vec<Weak<dyn ExportedMemory>>>,
 }
 
-impl Entry {
-    /// One of which nothing is exported yet.
+impl LendingDevice {
+    /// A device of which nothing is exported yet.
     pub fn new(id: DeviceId, exporter: &Arc<dyn Exporter>) -> Self {
         Self {
             id,
@@ -38,9 +37,9 @@ impl Entry {
             subscribers: Subscribers::default(),
             exporter: Arc::downgrade(exporter),
             generation: AtomicU64::new(0),
-            watched: AtomicBool::new(false),
+            is_watched: AtomicBool::new(false),
             waits_for_device: AtomicBool::new(false),
-            lent: Mutex::default(),
+            exports: Mutex::default(),
         }
     }
 
@@ -49,41 +48,44 @@ impl Entry {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Its memory is of that generation.
+    /// Sets how often its memory was taken back.
     pub fn set_generation(&self, generation: u64) {
         self.generation.store(generation, Ordering::Release);
     }
 
-    /// Whether revokes that others cause can be heard of.
-    pub fn watch(&self) -> Watch {
-        if self.watched.load(Ordering::Acquire) { Watch::Watched } else { Watch::Unwatched }
+    /// Whether revokes that others begin are noticed.
+    pub fn is_watched(&self) -> bool {
+        self.is_watched.load(Ordering::Acquire)
     }
 
-    /// They can.
+    /// Revokes that others begin are noticed from now on.
     pub fn set_watched(&self) {
-        self.watched.store(true, Ordering::Release);
+        self.is_watched.store(true, Ordering::Release);
     }
 
-    /// Whether the kernel has come back from a call, and the device is waited for.
+    /// Whether the kernel's call has returned and the device is not ready yet.
     pub fn waits_for_device(&self) -> bool {
         self.waits_for_device.load(Ordering::Acquire)
     }
 
-    /// Tells everyone that the memory is there, and may not be touched yet.
+    /// Tells all subscribers that the kernel's call has returned and the device is not ready yet.
     pub fn tell_not_ready(&self, why: &NotReady) {
         self.waits_for_device.store(true, Ordering::Release);
         tracing::info!(device = &*self.name, %why, "a device is waited for");
         self.queue(What::NotReady(Arc::new(why.clone())));
-        // Told every second, so that what is slow is told anew.
+        // Called once a second: a callback that takes longer delays the next report.
         self.subscribers.deliver(Duration::from_secs(1));
     }
 
-    /// The device is not waited for any more.
+    /// The device is ready, or its limit has passed.
     pub fn set_ready(&self) {
         self.waits_for_device.store(false, Ordering::Release);
     }
 
     /// The device, unless its lender is gone.
+    ///
+    /// # Errors
+    /// [`Kind::Gone`].
     pub fn exporter(&self) -> Result<Arc<dyn Exporter>> {
         self.exporter.upgrade().ok_or_else(|| {
             Error::new(Kind::Gone, "use a device", "the lender closed it").on(Arc::clone(&self.name))
@@ -91,18 +93,19 @@ impl Entry {
     }
 
     /// Everything of it that is exported.
-    pub fn lent(&self) -> Vec<Arc<Lent>> {
-        self.lent.lock().iter().filter_map(Weak::upgrade).collect()
+    pub fn exports(&self) -> Vec<Arc<dyn ExportedMemory>> {
+        self.exports.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Some of its memory is exported.
-    pub fn add(&self, lent: &Arc<Lent>) {
-        let mut all = self.lent.lock();
-        all.retain(|lent| lent.strong_count() > 0);
-        all.push(Arc::downgrade(lent));
+    /// Some of its memory is exported from now on.
+    pub fn add<E: ExportedMemory + 'static>(&self, export: &Arc<E>) {
+        let mut exports = self.exports.lock();
+        exports.retain(|export| export.strong_count() > 0);
+        let weak: Weak<E> = Arc::downgrade(export);
+        exports.push(weak);
     }
 
-    /// Adds to everyone's events; calls nobody.
+    /// Adds an event to every subscriber's queue. Calls no callback.
     pub fn queue(&self, what: What) {
         self.subscribers.queue(&Event {
             device: Arc::clone(&self.name),
@@ -112,17 +115,17 @@ impl Entry {
     }
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for LendingDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry")
+        f.debug_struct("LendingDevice")
             .field("name", &self.name)
             .field("generation", &self.generation())
             .finish_non_exhaustive()
     }
 }
 
-/// Several devices, for messages.
-pub(crate) fn names(entries: &[Arc<Entry>]) -> String {
-    let names: Vec<&str> = entries.iter().map(|entry| &*entry.name).collect();
+/// The names of several devices, for messages.
+pub(crate) fn names(devices: &[Arc<LendingDevice>]) -> String {
+    let names: Vec<&str> = devices.iter().map(|device| &*device.name).collect();
     names.join(", ")
 }
