@@ -185,7 +185,7 @@ impl Opened<'_> {
     /// The value of an expression of JavaScript, as JSON has it.
     ///
     /// # Errors
-    /// What it throws.
+    /// The exception that the expression throws.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let asked = json!({ "expression": expression, "returnByValue": true });
         let answer = self.ask("Runtime.evaluate", asked)?;

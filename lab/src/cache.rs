@@ -80,7 +80,7 @@ fn entry_in(
     Ok(place)
 }
 
-/// What is beside an entry while it is made.
+/// The suffix of the folder in which an entry is being made.
 const DRAFT: &str = ".draft";
 /// Locked by whoever makes or sweeps an entry; its date says when somebody asked for it.
 const LOCK: &str = ".lock";

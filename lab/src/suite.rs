@@ -126,7 +126,7 @@ pub fn plan(
 /// outcomes are in the order of the plans. A machine that cannot be booted, or is lost on the way, fails its tests; an
 /// error is only what keeps the lab from working at all.
 pub fn run_all(lab: &Lab, plans: &[Plan], at_once: usize, watcher: &mut dyn Watcher) -> Result<Vec<Outcome>> {
-    // One after the other: a kernel that is built takes all cores, and whoever waits sees one step at a time.
+    // Prepare machines one after the other: building a kernel takes all cores, and progress is shown step by step.
     plans.iter().try_for_each(|plan| lab.prepare(plan.machine))?;
     if at_once <= 1 || plans.len() <= 1 {
         return Ok(plans.iter().map(|plan| run(lab, plan, watcher)).collect());

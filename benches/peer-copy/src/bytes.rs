@@ -31,7 +31,7 @@ pub struct Wrong {
     pub first_wrong_bytes: u64,
     /// How many are wrong.
     pub wrong_bytes: u64,
-    /// Of how many.
+    /// How many bytes were compared.
     pub of_bytes: u64,
     /// What they look like.
     pub looks_like: String,
@@ -41,7 +41,7 @@ impl Bytes {
     /// For copies of at most `most_bytes`, a multiple of the page size.
     ///
     /// # Errors
-    /// There is not so much memory.
+    /// The host has not that much memory.
     pub fn new(most_bytes: u64) -> Result<Self> {
         let length_bytes = most_bytes + 2 * ROUNDS * SHIFT_BYTES;
         let words = Mapping::of_host_memory(length_bytes as usize)?;
@@ -59,7 +59,7 @@ impl Bytes {
     /// What is sent in a round.
     ///
     /// # Errors
-    /// It is larger than the largest copy.
+    /// `length_bytes` is larger than the largest copy.
     pub fn sent(&self, round: u64, length_bytes: u64) -> Result<HostSlice> {
         self.at_page(round % ROUNDS, length_bytes)
     }

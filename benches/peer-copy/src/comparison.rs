@@ -8,7 +8,7 @@ use crate::matrix::{pair_title, wrapped};
 use crate::record::{Figure, Record, Verdict};
 use crate::size::Size;
 
-/// What a line takes; in less, names stand above their figures.
+/// The width of a line. On narrower terminals, names stand above their figures.
 const LINE_WIDTH: usize = 80;
 /// Names can be as long as drivers like.
 const ENGINE_WIDTH: usize = 24;

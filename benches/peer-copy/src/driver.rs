@@ -19,7 +19,7 @@ pub trait Driver {
     /// Takes the device over.
     ///
     /// # Errors
-    /// It is another device after all ([`peervram::Kind::Unsupported`]), or what it says.
+    /// [`peervram::Kind::Unsupported`] if it is another device after all; else what the device says.
     fn open(&self, device: &vfio::Device) -> Result<Driven>;
 }
 

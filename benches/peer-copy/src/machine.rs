@@ -24,7 +24,7 @@ pub struct Machine {
     pub processor: Option<String>,
     /// How many CPUs are on, whichever of them this process may use.
     pub cpus: usize,
-    /// Those that it stayed on: one, or one for each side of `both`. Nothing where it was not pinned.
+    /// The CPUs that the program was pinned to: one, or one for each side of `both`. Empty if it was not pinned.
     pub pinned_cpus: Vec<usize>,
     /// The first of those CPUs' clock, or the range of all.
     pub cpu_clock: CpuClock,

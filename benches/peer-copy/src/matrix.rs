@@ -13,7 +13,7 @@ pub const SMALL_BYTES: u64 = 1 << 20;
 pub const USUAL_WIDTH: usize = 80;
 /// Below, lines would break whatever is done.
 pub const LEAST_WIDTH: usize = 40;
-/// What a line of figures takes; in less, names stand above their figures.
+/// The width of a line of figures. On narrower terminals, names stand above their figures.
 const LINE_WIDTH: usize = 80;
 /// Longer lines of text are hard to read.
 const TEXT_WIDTH: usize = 110;

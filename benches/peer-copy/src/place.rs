@@ -94,7 +94,7 @@ pub struct Place {
     pub record: record::Place,
     /// Where it is.
     pub address: Option<PciAddress>,
-    /// What it imports by. Before what it lends by: an importer goes before its device is closed.
+    /// What it imports by. Dropped before `lends`: an importer must be gone before its device is closed.
     pub imports: Option<Box<dyn Imports>>,
     /// What it lends by.
     pub lends: Option<Box<dyn Lends>>,
@@ -128,7 +128,7 @@ pub trait Lends {
 
 /// Memory that is lent.
 pub struct Lent {
-    /// To whoever attaches.
+    /// The export to attach to.
     pub export: Export,
     /// Who looks at it for its owner.
     pub side: Side,
@@ -136,9 +136,9 @@ pub struct Lent {
     pub owner: Option<Arc<dyn Owner>>,
     /// Which memory.
     pub ranges: DmaRanges,
-    /// As the CPU sees it; none where it does not.
+    /// The CPU's mapping of the memory, if it has one.
     pub window: Option<Arc<Mapping>>,
-    /// Whoever lends this and nothing else. Last: it goes after what it lent.
+    /// The lender of this memory alone. Dropped last, after what it lent.
     pub _lender: Option<Once>,
 }
 

@@ -55,7 +55,7 @@ enum Way {
     ToDevice,
 }
 
-/// As an owner's: its own engine on its own memory.
+/// The engine of an owner, working on its own memory.
 impl Engine<DmaRanges> for CopyEngine {
     fn name(&self) -> &str {
         NAME
@@ -78,7 +78,7 @@ impl Engine<DmaRanges> for CopyEngine {
     }
 }
 
-/// As an importer's.
+/// The engine of an importer.
 impl Engine<GpuMemory> for CopyEngine {
     fn name(&self) -> &str {
         NAME

@@ -161,7 +161,7 @@ impl Owner for ModelGpu {
         "model GPU driver"
     }
 
-    /// What the engines were given is in VRAM when their fences are reached.
+    /// Waits for the engines' fences: after them their work is in VRAM.
     fn flush(&self, _: &DmaRanges) -> Result<()> {
         self.each_ring(|ring| ring.finish(HOOK_TIMEOUT))
     }

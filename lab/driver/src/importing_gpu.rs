@@ -23,7 +23,7 @@ pub struct ImportingGpu {
     space: IoAddressSpace,
     address: PciAddress,
     room: Arc<VramRoom>,
-    /// It imports no memory of others.
+    /// Whether imports of other devices' memory are refused.
     without_peers: bool,
 }
 

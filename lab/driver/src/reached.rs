@@ -12,13 +12,13 @@ use peervram::{Error, Kind, Result};
 
 /// The host memory that one device has been given so far.
 pub(crate) struct Reached {
-    /// None where another process opened the device.
+    /// The device's address space; none where another process opened the device.
     space: Option<IoAddressSpace>,
     mapped: Mutex<Vec<Arc<IovaMapping>>>,
 }
 
 impl Reached {
-    /// Nothing yet, for a device in `space`.
+    /// A device in `space` that has been given no host memory yet.
     pub fn new(space: Option<IoAddressSpace>) -> Self {
         Self { space, mapped: Mutex::default() }
     }

@@ -14,7 +14,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// Of VRAM.
+    /// A span of VRAM.
     pub fn vram(start: u64, length_bytes: u64) -> Self {
         Self { start, length_bytes, is_dma: false }
     }

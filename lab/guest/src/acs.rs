@@ -27,12 +27,12 @@ pub struct AcsPorts(Vec<AcsPort>);
 struct AcsPort {
     path: String,
     control: AcsControl,
-    /// What it said when it was taken.
+    /// The register's value when the ports were taken.
     before: u16,
 }
 
 impl AcsPorts {
-    /// Those of a tree, as they are now.
+    /// The ports of a tree, with their present values.
     pub fn take(tree: &Tree) -> Result<AcsPorts> {
         let port = |Found { path, address, .. }: &Found| {
             let control = AcsControl::find(*address)?;
@@ -42,7 +42,7 @@ impl AcsPorts {
         Ok(AcsPorts(tree.acs_ports().map(port).collect::<Result<_>>()?))
     }
 
-    /// What each said when it was taken, by the port's place.
+    /// The value of each register when the ports were taken, by the port's place.
     pub fn before(&self) -> impl Iterator<Item = (&str, u16)> {
         self.0.iter().map(|port| (port.path.as_str(), port.before))
     }

@@ -23,7 +23,7 @@ const DEVICES: &str = "/sys/devices";
 /// A place of the tree, found.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// As the tree names it.
+    /// The place, as the tree names it.
     pub path: String,
     /// What is there.
     pub node: Node,
@@ -58,7 +58,7 @@ impl Tree {
         self.all.iter().filter(|found| found.node.part == Part::Port)
     }
 
-    /// Has the kernel take for others what the tree says.
+    /// Makes the kernel take bridges for other ones where the tree says so.
     pub fn take_for(&self) -> Result<()> {
         for found in &self.all {
             let Some(id) = found.node.taken_for else { continue };

@@ -91,7 +91,7 @@ impl Device {
     }
 }
 
-/// What is there where what is below has it.
+/// The functions that this layer replaces if the layer or driver below has them.
 pub fn ours(name: &CStr) -> vk::PFN_vkVoidFunction {
     match name.to_bytes() {
         b"vkDestroyDevice" => function!(destroy_device as vk::PFN_vkDestroyDevice),
@@ -309,7 +309,7 @@ unsafe extern "system" fn create_command_pool(
 /// An array of a structure's.
 ///
 /// # Safety
-/// It has as many as that, and outlives what is made of it.
+/// `first` points to `count` elements that outlive the slice.
 unsafe fn slice<'a, T>(first: *const T, count: u32) -> &'a [T] {
     if first.is_null() {
         return &[];

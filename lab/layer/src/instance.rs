@@ -35,7 +35,7 @@ pub unsafe fn key(object: impl Handle) -> usize {
     unsafe { *(object.as_raw() as *const usize) }
 }
 
-/// What is known of the instance that `object` is, or is a physical device of.
+/// The layer's data of the instance that `object` is, or whose physical device it is.
 ///
 /// # Safety
 /// `object` is a valid one.
@@ -53,7 +53,7 @@ macro_rules! function {
 }
 pub(crate) use function;
 
-/// What is there before an instance is, or without asking what is below.
+/// The functions that exist before there is an instance, or whatever is below.
 pub fn always(name: &CStr) -> vk::PFN_vkVoidFunction {
     match name.to_bytes() {
         b"vkGetInstanceProcAddr" => function!(get_instance_proc_addr as vk::PFN_vkGetInstanceProcAddr),
@@ -65,7 +65,7 @@ pub fn always(name: &CStr) -> vk::PFN_vkVoidFunction {
     }
 }
 
-/// What is there where what is below has it.
+/// The functions that this layer replaces if the layer or driver below has them.
 pub fn ours(name: &CStr) -> vk::PFN_vkVoidFunction {
     match name.to_bytes() {
         b"vkGetPhysicalDeviceQueueFamilyProperties" => {

@@ -28,7 +28,7 @@ impl Pretence {
             match word {
                 "transfer-queue" => pretence.transfer_queue = true,
                 "dedicated-only" => pretence.dedicated_only = true,
-                // Nobody may read it: the program that is watched goes on.
+                // Ignore a failed write: the watched program goes on even if nobody reads this.
                 _ => {
                     let name = crate::NAME;
                     writeln!(std::io::stderr(), "{VARIABLE}: {word:?} is nothing that {name} pretends").ok();
@@ -45,7 +45,7 @@ pub fn transfer_family(first: &vk::QueueFamilyProperties) -> vk::QueueFamilyProp
         queue_flags: vk::QueueFlags::TRANSFER,
         queue_count: 1,
         timestamp_valid_bits: first.timestamp_valid_bits,
-        // Of RADV's transfer queues.
+        // The granularity of RADV's transfer queues.
         min_image_transfer_granularity: vk::Extent3D { width: 16, height: 16, depth: 8 },
     }
 }

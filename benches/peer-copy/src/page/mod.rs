@@ -78,7 +78,7 @@ fn pairs(record: &Record) -> Vec<(&str, &str)> {
 struct Way<'a> {
     path: &'a str,
     engine: &'a str,
-    /// Of its mark.
+    /// The number of its mark.
     number: usize,
 }
 

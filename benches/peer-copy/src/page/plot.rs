@@ -40,7 +40,7 @@ pub enum Quantity {
 
 /// A plot.
 pub struct Plot<'a> {
-    /// What stands above it.
+    /// The title above the plot.
     pub title: String,
     /// What is plotted.
     pub quantity: Quantity,
@@ -82,7 +82,7 @@ impl Quantity {
         }
     }
 
-    /// As people read it.
+    /// A value as people read it.
     pub fn text(self, value: f64) -> String {
         match self {
             Self::Bandwidth => rate(value),

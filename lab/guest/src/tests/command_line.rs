@@ -27,7 +27,7 @@ fn peervram(arguments: &[&str]) -> Result<Output> {
     Command::new(format!("{}/peervram", wire::SHARE)).args(arguments).output().context("starting peervram")
 }
 
-/// What is opened, or written to, below some paths.
+/// Reports files below some paths that are opened or written to.
 struct Watch {
     descriptor: OwnedFd,
     of: ReadFlags,
@@ -98,7 +98,7 @@ fn looking_opens_no_device(guest: &Guest) -> Verdict {
     }
     nodes.extend([PathBuf::from("/dev/iommu")].into_iter().filter(|path| path.exists()));
     let watch = Watch::new(&nodes, WatchFlags::OPEN, ReadFlags::OPEN)?;
-    // What watches, sees.
+    // First show that the watch sees what it watches for.
     let node = guest.virtio_gpu_node()?;
     ensure!(nodes.contains(&node), "{} is not among {nodes:?}", node.display());
     drop(fs::File::open(&node)?);
@@ -113,7 +113,7 @@ fn looking_opens_no_device(guest: &Guest) -> Verdict {
     Ok(())
 }
 
-/// They open no file for writing by which a device, a driver or the bus is changed.
+/// The commands that look open no file for writing by which a device, a driver or the bus is changed.
 fn looking_changes_nothing(guest: &Guest) -> Verdict {
     let mut folders = vec![PathBuf::from("/sys/bus/pci"), PathBuf::from("/proc/sys/kernel")];
     for folder in ["/sys/bus/pci/devices", "/sys/bus/pci/drivers", "/sys/module"] {
@@ -121,7 +121,7 @@ fn looking_changes_nothing(guest: &Guest) -> Verdict {
         folders.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
     }
     let watch = Watch::new(&folders, WatchFlags::CLOSE_WRITE, ReadFlags::CLOSE_WRITE)?;
-    // What watches, sees.
+    // First show that the watch sees what it watches for.
     let lender = Path::new("/sys/bus/pci/devices").join(guest.lender()?);
     for file in [lender.join("driver_override"), PathBuf::from("/sys/bus/pci/drivers/vfio-pci/unbind")] {
         drop(fs::File::options().write(true).open(&file)?);

@@ -96,7 +96,7 @@ fn screen_follows_the_memory(guest: &Guest) -> Verdict {
 fn buffers_take_turns(guest: &Guest) -> Verdict {
     let crossing = Crossing::new(guest, 1)?;
     let node = open_node(guest)?;
-    // Of the lender, too: behind the lab's switch the GPU goes past the IOMMU, and host memory does not.
+    // The second buffer is the lender's, too: behind the lab's switch the GPU goes past the IOMMU, and host memory does not.
     let size_bytes = crossing.export.size_bytes();
     let bar = crossing.lender.device().region(VRAM)?;
     let ranges = DmaRanges::new(bar, &[DmaRange::new(2 * size_bytes, size_bytes)])?;
@@ -185,7 +185,7 @@ fn opening_leaves_the_screen(guest: &Guest) -> Verdict {
         check_screen(&guest.screendump()?, &crossing.card)?;
         drop(shown);
     }
-    // Its open file goes with its last node, and the screen with that.
+    // The open file is closed with its last node, and that switches the screen off.
     second.detach()?;
     let access = first.enter(Direction::Read)?;
     for _ in 0..2 {

@@ -34,7 +34,7 @@ fn bar_is_all_ones(guest: &Guest) -> Verdict {
     lent.expect_ones()?;
     lent.expect_revoked(true)?;
     lent.expect_unreachable()?;
-    // One that is made now is born shadowed: touching it would be a signal.
+    // A mapping made now starts as shadow memory: touching the BAR would raise a signal.
     let late = lent.device.map(&beginning(&lent.device)?)?;
     let mut seen = [0; 8];
     late.read(4096, &mut seen)?;
@@ -79,7 +79,7 @@ fn buried_mappings(guest: &Guest) -> Verdict {
     refused(device.unshadow(), Kind::Gone)?;
     refused(device.map(&beginning(&device)?), Kind::Gone)?;
     device.close()?;
-    // It is closed for the kernel, too: another opens it while the mapping and the dma-buf live on.
+    // The device is closed for the kernel, too: it can be opened again while the mapping and the dma-buf live on.
     let again = Revocable::new(guest, Device::open(address)?)?;
     let mut seen = [0; 8];
     view.read(0, &mut seen)?;
@@ -121,7 +121,7 @@ fn readers_live_through_revokes(guest: &Guest) -> Verdict {
                     }
                 }
                 lent.device.unshadow()?;
-                // So that every round has readers on both sides of it.
+                // Wait until readers were at work before and after this round.
                 while rounds.load(Ordering::Relaxed) < before + 2 && !readers.iter().all(|r| r.is_finished())
                 {
                     thread::yield_now();

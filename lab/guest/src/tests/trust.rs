@@ -110,7 +110,7 @@ fn dead_reads(guest: &Guest) -> Verdict {
         crosses(&stage, &attachment, direction, 0x31)?;
         attachment.detach()?;
     }
-    // Who only writes needs no reads.
+    // An importer that only writes needs no reads.
     let attachment = stage.attach(Direction::Write)?;
     ensure!(attachment.path() != Path::Staged, "it is copied: {:?}", attachment.refused());
     crosses(&stage, &attachment, Direction::Write, 0x51)?;
@@ -135,7 +135,7 @@ fn mirror(guest: &Guest) -> Verdict {
     Ok(())
 }
 
-/// Its engine ends nothing, so bytes can only get as far as host memory that it reaches.
+/// The importer's engine reports no copy as done, so bytes are copied to host memory that it reaches, and no further.
 fn stuck_fence(guest: &Guest) -> Verdict {
     let stage = Stage::new(guest, &[4], 0..0)?;
     stage.other_model.misbehave(Misbehaviour::StuckFence)?;
@@ -149,7 +149,7 @@ fn stuck_fence(guest: &Guest) -> Verdict {
     Ok(())
 }
 
-/// It neither shows what is there nor copies it: the importer does, where it was seen to be right, or the CPU.
+/// An owner whose engine lies neither verifies nor copies: the importer copies if it was seen to be right, else the CPU.
 fn lying_owner(guest: &Guest) -> Verdict {
     for lie in [Misbehaviour::AllOnes, Misbehaviour::Zeros, Misbehaviour::DeadReads, Misbehaviour::DeadWrites]
     {
