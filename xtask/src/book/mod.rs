@@ -62,6 +62,7 @@ const CANNOT: &[(&str, &str)] = &[
         "the lab's kernels have no folder of modules; their drivers are built in, or loaded at boot",
     ),
     ("cargo run --package peervram-model -- ctl", "it is for a machine that runs beside it, in `lab shell`"),
+    ("cargo install", "it would put a program into the folder of whoever runs the book"),
     (
         "cargo build --release --target-dir target/count",
         "it counts instructions with valgrind, which is not asked for",
