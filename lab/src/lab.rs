@@ -43,6 +43,14 @@ pub struct Lab<'a> {
     progress: &'a dyn Progress,
 }
 
+/// The kernels of machines, fetched or built where they are not there, with the private root that this takes. No
+/// program of this workspace is needed.
+pub fn kernels<'m>(machines: &[&'m Machine], progress: &dyn Progress) -> Result<Vec<(&'m Machine, Kernel)>> {
+    let root = Root::open(progress, Purpose::Lab)?;
+    let open = |machine: &&'m Machine| Ok((*machine, Kernel::open(&root, machine.kernel, progress)?));
+    machines.iter().map(open).collect()
+}
+
 impl<'a> Lab<'a> {
     /// Opens the lab, making the private root if it is not there.
     pub fn open(programs: Programs, progress: &'a dyn Progress) -> Result<Lab<'a>> {

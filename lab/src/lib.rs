@@ -50,7 +50,7 @@ pub mod validation;
 mod vm;
 pub mod wire;
 
-pub use lab::{LAYERS, Lab, Programs};
+pub use lab::{LAYERS, Lab, Programs, kernels};
 pub use machine::Machine;
 pub use picture::Picture;
 pub use progress::Progress;

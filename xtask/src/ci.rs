@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use std::process::ExitCode;
 
+use crate::beside::Kernels;
 use crate::build::cargo;
 use crate::lab::Setup;
 use crate::terminal::{FAILED, Steps};
@@ -20,6 +21,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    let kernels = (!arguments.lint).then(Kernels::begin).flatten();
     let mut failed = Vec::new();
     for (what, words, environment) in LINT {
         peervram_programs::say!("lint: {what}");
@@ -54,7 +56,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
     if arguments.lint {
         Ok(ExitCode::SUCCESS)
     } else {
-        test::run(&test::Arguments::everything(arguments.setup))
+        test::run_beside(&test::Arguments::everything(arguments.setup), kernels)
     }
 }
 

@@ -167,9 +167,9 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Root(setup) => peervram_programs::say!("{}", open(&setup, &steps)?.root().display()),
         Task::Kernel { name, setup } => {
             let machines = with_kernel(name)?;
-            let lab = open(&setup, &steps)?;
-            for machine in machines {
-                let kernel = lab.kernel(machine)?;
+            check_architecture()?;
+            terminal::install(&host::missing(), setup.yes)?;
+            for (machine, kernel) in peervram_lab::kernels(&machines, &steps).map_err(cannot)? {
                 peervram_programs::say!(
                     "{}: Linux {}, {}",
                     machine.name,
@@ -193,15 +193,20 @@ pub fn run(task: Task) -> Result<ExitCode> {
 
 /// A lab that is ready: what is missing is installed, the private root is there.
 pub fn open<'a>(setup: &Setup, steps: &'a Steps) -> Result<Lab<'a>> {
-    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        let reason = "the lab needs an x86-64 Linux machine".into();
-        bail!(Exit { code: CANNOT_RUN_HERE, reason });
-    }
+    check_architecture()?;
     let programs = build::lab_programs()?;
     terminal::install(&host::missing(), setup.yes)?;
     let lab = Lab::open(programs, steps).map_err(cannot)?;
     let gbm = build::with_gbm(lab.root(), "peervram-lab-gbm", "peervram-lab-gbm")?;
     Ok(lab.with_program(gbm))
+}
+
+fn check_architecture() -> Result<()> {
+    if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        return Ok(());
+    }
+    let reason = "the lab needs an x86-64 Linux machine".into();
+    bail!(Exit { code: CANNOT_RUN_HERE, reason })
 }
 
 fn cannot(error: anyhow::Error) -> anyhow::Error {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod beside;
 mod book;
 mod build;
 mod ci;
@@ -14,6 +15,7 @@ mod mutants;
 mod page;
 mod peer_copy;
 mod png;
+mod quick;
 mod routes;
 mod sample;
 mod shaders;

@@ -6,91 +6,191 @@ use peervram_lab::Lab;
 use peervram_lab::machines;
 use peervram_lab::report::Counts;
 use peervram_lab::suite::{self, Extent};
-use std::io::{BufRead, BufReader};
+use peervram_programs::Table;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{ExitCode, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
+use crate::beside::Kernels;
 use crate::build::cargo;
 use crate::figures::Figures;
 use crate::lab::{self, Pace, Setup};
+use crate::quick::{self, Choice};
 use crate::terminal::{self, FAILED, Steps};
-use crate::{book, demo, peer_copy, routes, sample, shaders, validation};
+use crate::{book, demo, peer_copy, routes, sample, shaders, tidy, validation};
 
 /// Every test: unit and integration tests here, the demo, the samples, and the lab
 ///
-/// The last line is `N passed, N failed, N skipped` over all of it. A skip says why and is no pass.
+/// The last line is `N passed, N failed, N skipped` over all of it. A skip says why and is no pass. It takes half an
+/// hour on two cores, and as long again where nothing is built or fetched yet.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  cargo xtask test             everything
+  cargo xtask test --quick     before a commit: what changed, here, in a minute or two
+  cargo xtask test --times     everything, and what took longest")]
 pub struct Arguments {
     /// Leave the virtual machines out; they count as one skip then
     #[arg(long)]
     no_lab: bool,
+    /// Only the unit and integration tests of packages with changes that are not committed (else those of the last
+    /// commit), here; the packages that depend on them are compiled
+    #[arg(long, conflicts_with_all = ["no_lab", "times"])]
+    quick: bool,
+    /// Say at the end how long each part took, and which tests of the lab took longest
+    #[arg(long)]
+    times: bool,
     #[command(flatten)]
     setup: Setup,
 }
 
 impl Arguments {
-    /// All of it.
+    /// All of it, and what took longest.
     pub fn everything(setup: Setup) -> Arguments {
-        Arguments { no_lab: false, setup }
+        Arguments { no_lab: false, quick: false, times: true, setup }
     }
 }
+
+/// A run: its counts, and how long its parts took.
+#[derive(Default)]
+struct Run {
+    counts: Counts,
+    parts: Vec<(String, Duration)>,
+    /// The lab's tests, each with its machine and how many seconds it took.
+    of_lab: Vec<(String, f64)>,
+}
+
+impl Run {
+    /// Says which part begins, and adds what comes of it.
+    fn part(&mut self, what: impl Into<String>, run: impl FnOnce() -> Result<Counts>) -> Result<()> {
+        let what = what.into();
+        let line = if self.parts.is_empty() { "" } else { "\n" };
+        peervram_programs::say!("{line}{what}");
+        let begun = Instant::now();
+        let counts = run()?;
+        self.counts.passed += counts.passed;
+        self.counts.failed += counts.failed;
+        self.counts.skipped += counts.skipped;
+        self.parts.push((what, begun.elapsed()));
+        Ok(())
+    }
+
+    /// What took how long: every part, and the slowest tests of the lab.
+    fn print_times(&mut self) -> Result<()> {
+        let out = &mut peervram_programs::output();
+        let mut parts = Table::new(&["part", "seconds"]);
+        for (what, took) in &self.parts {
+            parts.row([what.clone(), format!("{:.0}", took.as_secs_f64())]);
+        }
+        self.of_lab.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut slowest = Table::new(&["test of the lab, on its machine", "seconds"]);
+        for (name, seconds) in self.of_lab.iter().take(SHOWN).filter(|(_, seconds)| *seconds >= SLOW_S) {
+            slowest.row([name.clone(), format!("{seconds:.1}")]);
+        }
+        peervram_programs::say!("");
+        parts.print(out, WIDTH).and_then(|()| writeln!(out)).and_then(|()| slowest.print(out, WIDTH))?;
+        Ok(())
+    }
+}
+
+/// A test that takes longer is worth a look.
+const SLOW_S: f64 = 2.0;
+/// How many slow tests are shown.
+const SHOWN: usize = 25;
+/// Of the tables of times.
+const WIDTH: usize = 100;
 
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    run_beside(arguments, (!arguments.no_lab && !arguments.quick).then(Kernels::begin).flatten())
+}
+
+/// Runs while `kernels` are made.
+pub fn run_beside(arguments: &Arguments, kernels: Option<Kernels>) -> Result<ExitCode> {
     let steps = Steps::default();
-    // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
-    let lab = if arguments.no_lab { None } else { Some(lab::open(&arguments.setup, &steps)?) };
-    let missing = [demo::missing_vulkan(), validation::missing()].concat();
-    terminal::install(&missing, arguments.setup.yes)?;
+    let mut run = Run::default();
+    if arguments.quick {
+        let missing = [demo::missing_vulkan(), validation::missing()].concat();
+        terminal::install(&missing, arguments.setup.yes)?;
+        run_quick(&mut run)?;
+    } else {
+        // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
+        let lab = if arguments.no_lab { None } else { Some(lab::open(&arguments.setup, &steps)?) };
+        let missing = [demo::missing_vulkan(), validation::missing()].concat();
+        terminal::install(&missing, arguments.setup.yes)?;
+        run_all(&mut run, lab.as_ref(), kernels)?;
+    }
+    if arguments.times {
+        run.print_times()?;
+    }
+    peervram_programs::say!("\n{}", run.counts);
+    Ok(ExitCode::from(if run.counts.failed > 0 { FAILED } else { 0 }))
+}
 
-    let mut counts = Counts::default();
-    peervram_programs::say!("unit and integration tests on this machine");
-    add(&mut counts, cargo_test(lab.as_ref(), &["--workspace"], &[])?);
-    peervram_programs::say!("\nthe threads of a revoke, in many orders");
+fn run_all(run: &mut Run, lab: Option<&Lab>, kernels: Option<Kernels>) -> Result<()> {
+    run.part("unit and integration tests on this machine", || cargo_test(lab, &["--workspace"], &[]))?;
     let shell = ["--package", "peervram", "--lib", "--features", "shuttle"];
-    add(&mut counts, cargo_test(None, &shell, &["shuttle_tests"])?);
-    if let Some(lab) = &lab {
-        peervram_programs::say!("\nVulkan by the private root's driver");
-        add(&mut counts, validation::tests_in_root(lab)?);
+    run.part("the threads of a revoke, in many orders", || cargo_test(None, &shell, &["shuttle_tests"]))?;
+    if let Some(lab) = lab {
+        run.part("Vulkan by the private root's driver", || validation::tests_in_root(lab))?;
     }
-    peervram_programs::say!("\ndemo on the embedded default");
-    add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(false))))));
-    match &lab {
-        Some(lab) => {
-            peervram_programs::say!("\ndemo on a real kernel");
-            add(&mut counts, one(report(succeeds(demo::run(&demo::Arguments::usual(true))))));
-            peervram_programs::say!("\nsamples");
-            add(&mut counts, sample::run_all(lab)?);
-            peervram_programs::say!("\npeer-copy");
-            let no_files = peer_copy::Files::default();
-            add(
-                &mut counts,
-                one(report(peer_copy::run(
-                    lab,
-                    &no_files,
-                    peer_copy::Extent::Quick,
-                    &mut Figures::default(),
-                ))),
-            );
-            peervram_programs::say!("\nthe commands of the book");
-            add(&mut counts, book::run_pages(lab, "")?);
-            peervram_programs::say!("\nshaders");
-            add(&mut counts, one(report(shaders::check(lab.root()))));
-            add(&mut counts, lab_tests(lab)?);
-        }
-        None => {
-            peervram_programs::say!("\nskipped: the lab: --no-lab was given");
-            counts.skipped += 1;
-        }
+    let demo = |on_kernel| Ok(one(report(succeeds(demo::run(&demo::Arguments::usual(on_kernel))))));
+    run.part("demo on the embedded default", || demo(false))?;
+    let Some(lab) = lab else {
+        return run
+            .part("skipped: the lab: --no-lab was given", || Ok(Counts { skipped: 1, ..Counts::default() }));
+    };
+    if let Some(kernels) = kernels {
+        kernels.wait(lab.progress());
     }
-    peervram_programs::say!("\n{counts}");
-    Ok(ExitCode::from(if counts.failed > 0 { FAILED } else { 0 }))
+    run.part("demo on a real kernel", || demo(true))?;
+    run.part("samples", || sample::run_all(lab))?;
+    run.part("peer-copy", || {
+        let (no_files, extent) = (peer_copy::Files::default(), peer_copy::Extent::Quick);
+        Ok(one(report(peer_copy::run(lab, &no_files, extent, &mut Figures::default()))))
+    })?;
+    run.part("the commands of the book", || book::run_pages(lab, ""))?;
+    run.part("shaders", || Ok(one(report(shaders::check(lab.root())))))?;
+    let mut outcomes = Vec::new();
+    run.part("the lab's tests", || {
+        outcomes = lab_tests(lab)?;
+        Ok(Counts::of(&outcomes))
+    })?;
+    for outcome in &outcomes {
+        let named =
+            |tested: &suite::Tested| (format!("{} on {}", tested.name, outcome.machine), tested.seconds);
+        run.of_lab.extend(outcome.tests.iter().map(named));
+    }
+    run.part("the page of routes", || Ok(one(report(routes::check(&outcomes)))))
 }
 
-fn add(sum: &mut Counts, counts: Counts) {
-    sum.passed += counts.passed;
-    sum.failed += counts.failed;
-    sum.skipped += counts.skipped;
+/// What changed, and what depends on it.
+fn run_quick(run: &mut Run) -> Result<()> {
+    let Choice { changed, depending, searches_the_machine } = quick::choose()?;
+    if changed.is_empty() {
+        peervram_programs::say!("no file of a package has changed");
+        return Ok(());
+    }
+    let named = |packages: &[String]| -> Vec<String> {
+        packages.iter().flat_map(|package| ["--package".to_owned(), package.clone()]).collect()
+    };
+    peervram_programs::say!("changed: {}", changed.join(", "));
+    run.part("the rules of the tree", || Ok(one(tidy::is_tidy()?)))?;
+    let packages = named(&changed);
+    let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+    let left_out: &[&str] = if searches_the_machine { &[] } else { &["--skip", MODEL_CHECKER] };
+    run.part("unit and integration tests of these", || cargo_test(None, &packages, left_out))?;
+    if depending.is_empty() {
+        return Ok(());
+    }
+    run.part(format!("compiling what depends on them: {}", depending.join(", ")), || {
+        let mut command = cargo();
+        command.args(["check", "--quiet", "--all-targets"]).args(named(&depending));
+        Ok(one(command.status().context("starting cargo")?.success()))
+    })
 }
+
+/// The search of every order of a small world: half of the library's tests' time.
+const MODEL_CHECKER: &str = "revoke::machine_model";
 
 fn one(passed: bool) -> Counts {
     Counts { passed: usize::from(passed), failed: usize::from(!passed), skipped: 0 }
@@ -168,14 +268,10 @@ pub fn count(text: &str, skips: usize) -> Counts {
     counts
 }
 
-fn lab_tests(lab: &Lab) -> Result<Counts> {
+fn lab_tests(lab: &Lab) -> Result<Vec<suite::Outcome>> {
     let machines: Vec<_> = machines::everyday().collect();
     let plans = suite::plan(lab.programs(), &machines, "", Extent::Usual)?;
-    let outcomes = lab::run_plans(lab, &plans, &Pace::usual(), peervram_programs::output())?;
-    let mut counts = Counts::of(&outcomes);
-    peervram_programs::say!("\nthe page of routes");
-    add(&mut counts, one(report(routes::check(&outcomes))));
-    Ok(counts)
+    lab::run_plans(lab, &plans, &Pace::usual(), peervram_programs::output())
 }
 
 #[cfg(test)]
