@@ -181,7 +181,7 @@ mod tests {
 
     fn list() -> List {
         let excuse = |mutant: &str, line: &str| Excuse {
-            file: "runtime/gate.rs".into(),
+            file: "runtime/gate/mod.rs".into(),
             mutant: mutant.into(),
             line: line.into(),
             why: "nobody can see it".into(),
@@ -217,7 +217,7 @@ mod tests {
     fn a_reason_is_of_one_line() {
         let list = list();
         let is_excused =
-            |change: &str, line: &str| list.excuse(&mutant("runtime/gate.rs", change, line)).is_some();
+            |change: &str, line: &str| list.excuse(&mutant("runtime/gate/mod.rs", change, line)).is_some();
         assert!(is_excused("replace > with >= in a", "if b > c {"));
         assert!(!is_excused("replace > with >= in a", "if b > d {"));
         assert!(!is_excused("replace > with == in a", "if b > c {"));
@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn reasons_of_what_is_gone_or_caught_are_stale() {
         let list = list();
-        let one = mutant("runtime/gate.rs", "replace > with >= in a", "if b > c {");
+        let one = mutant("runtime/gate/mod.rs", "replace > with >= in a", "if b > c {");
         let stale = list.stale(std::slice::from_ref(&one), &[]);
         assert!(stale.len() == 1 && stale[0].ends_with("there is no such mutant any more"), "{stale:?}");
         let stale = list.stale(std::slice::from_ref(&one), &[&one]);

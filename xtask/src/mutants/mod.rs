@@ -48,7 +48,7 @@ const ESTIMATE_EVERY: Duration = Duration::from_secs(300);
 #[derive(Args)]
 #[command(after_help = "Examples:
   cargo xtask mutants staged.rs          of one file
-  cargo xtask mutants verify/ gate.rs    of some
+  cargo xtask mutants verify/ plan.rs    of some
   cargo xtask mutants --shard 3/20       every twentieth of all, from the fourth on
   cargo xtask mutants --list plan.rs     which there are; nothing is run
   cargo xtask mutants --json > all.json  all of them
@@ -450,8 +450,8 @@ mod tests {
     fn mutant(number: usize) -> Mutant {
         let change = format!("replace f{number} with ()");
         Mutant {
-            name: format!("runtime/gate.rs:{number}:1: {change}"),
-            file: "runtime/gate.rs".into(),
+            name: format!("runtime/gate/mod.rs:{number}:1: {change}"),
+            file: "runtime/gate/mod.rs".into(),
             change,
             line: "f();".into(),
         }
@@ -488,7 +488,7 @@ mod tests {
     fn survivors_are_named_with_their_line() {
         let text = found(3, 1, 0).1;
         assert!(
-            text.contains("SURVIVED") && text.contains("runtime/gate.rs:3:1: replace f3 with ()\n    `f();`"),
+            text.contains("SURVIVED") && text.contains("runtime/gate/mod.rs:3:1: replace f3 with ()\n    `f();`"),
             "{text}"
         );
         assert!(text.contains("FAILED: 75.0 %"), "{text}");
