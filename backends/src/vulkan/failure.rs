@@ -5,7 +5,7 @@ use ash::vk;
 use crate::{Error, Kind};
 
 /// The error of a call that answered `result`, which is none of the successes.
-pub(super) fn failure(tried: &'static str, result: vk::Result) -> Error {
+pub(crate) fn failure(tried: &'static str, result: vk::Result) -> Error {
     let name = format!("VK_{result:?}");
     let (kind, meaning, next) = match result {
         vk::Result::ERROR_INVALID_EXTERNAL_HANDLE => (
@@ -33,7 +33,7 @@ pub(super) fn failure(tried: &'static str, result: vk::Result) -> Error {
 }
 
 /// The next step where there is no driver.
-pub(super) const INSTALL_A_DRIVER: &str =
+pub(crate) const INSTALL_A_DRIVER: &str =
     "install a driver: mesa-vulkan-drivers on Debian, Ubuntu and Fedora has one for every CPU, too";
 
 #[cfg(test)]

@@ -18,53 +18,43 @@
 //!
 //! Programs without a device of their own start at [`Instance::open`] and [`Instance::open_device`].
 //!
+//! The parts, each standing on those before it:
+//! `discovery` (instance, physical devices), `logical` (a `VkDevice`, its queues and commands), `memory` (what is bound to
+//! a buffer or an image), `copying` (engines), `device` ([`Device`], with its engines), `buffers` and `images` (importers),
+//! `work` (an [`Engine`]), `lending` and `application` (barriers, signals).
+//!
 //! Absent on purpose: images in several planes, views of images, making semaphores, and everything about
 //! presentation. No type of the ash crate is public unless the feature
 //! `ash` asks for it: its releases break them, ours should not.
 
-mod buffer;
-mod checksum;
-mod commands;
-mod copy;
-mod copy_engine;
-mod copy_image;
+mod application;
+mod buffers;
+mod copying;
 mod device;
-mod device_memory;
-mod engine;
-mod exportable;
-mod extensions;
+mod discovery;
 mod failure;
-mod image;
-mod image_device;
-mod image_import;
-mod import;
-mod instance;
+mod images;
+mod lending;
+mod logical;
 mod memory;
-mod memory_type;
-mod opaque;
-mod ownership;
-mod paint;
-mod physical_device;
-mod pipeline;
-mod queue;
-mod selector;
-mod signal;
-mod staging;
-mod stopwatch;
+mod usage;
+mod work;
 
-pub use buffer::{Buffer, BufferUsage, ImportOptions};
-pub use checksum::checksum;
+pub use application::signal::{FenceSignal, TimelineSignal};
+pub use buffers::buffer::Buffer;
 pub use device::{Device, GetInstanceProcAddr, RawDevice};
-pub use device_memory::DeviceMemory;
-pub use engine::Engine;
-pub use extensions::{
+pub use discovery::extensions::{
     EXTENSIONS, Extension, Need, missing_extensions, optional_extensions, required_extensions,
 };
-pub use image::{Image, ImageOptions, ImageUsage, PixelFormat, Tiling};
-pub use image_device::ImageDevice;
-pub use instance::Instance;
-pub use opaque::{OpaqueFd, OpaqueMemory};
-pub use paint::paint;
-pub use physical_device::{DrmNode, PhysicalDevice};
-pub use selector::Selector;
-pub use signal::{FenceSignal, TimelineSignal};
+pub use discovery::instance::Instance;
+pub use discovery::physical_device::{DrmNode, PhysicalDevice};
+pub use discovery::selector::Selector;
+pub use images::image::{Image, ImageOptions, PixelFormat, Tiling};
+pub use images::image_device::ImageDevice;
+pub use lending::device_memory::DeviceMemory;
+pub use lending::opaque::{OpaqueFd, OpaqueMemory};
+pub use memory::buffer_import::ImportOptions;
+pub use usage::{BufferUsage, ImageUsage};
+pub use work::checksum::checksum;
+pub use work::engine::Engine;
+pub use work::paint::paint;

@@ -14,7 +14,7 @@ const LARGEST: usize = 3;
 const CRATES: &[(&str, &[usize])] = &[
     ("runtime/lib.rs", &[]),
     ("runtime/cli/main.rs", &[]),
-    ("backends/src/lib.rs", &[15]),
+    ("backends/src/lib.rs", &[]),
     ("nvgrace/src/lib.rs", &[]),
     ("lab/src/lib.rs", &[8]),
     ("xtask/src/main.rs", &[]),

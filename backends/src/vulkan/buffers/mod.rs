@@ -1,0 +1,4 @@
+//! [`Device`](super::Device) as an importer of buffers.
+
+pub(crate) mod buffer;
+pub(crate) mod importer;
