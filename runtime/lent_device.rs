@@ -209,14 +209,6 @@ impl<'l> LentDevice<'l, vulkan::DeviceMemory> {
     }
 }
 
-#[cfg(feature = "vulkan")]
-impl<'l> LentDevice<'l, vulkan::OpaqueMemory> {
-    /// As [`vulkan::OpaqueMemory::buffer`].
-    pub fn buffer(self) -> &'l vulkan::Buffer {
-        self.0.buffer()
-    }
-}
-
 impl<E: Exporter> fmt::Debug for LentDevice<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LentDevice").field(&self.0.name()).finish()
