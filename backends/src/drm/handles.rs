@@ -4,11 +4,9 @@
 //! (`drm_gem_prime_fd_to_handle`), and one close ends it for all. So each has one user: a [`Node`](super::Node), which
 //! counts its imports, or one gbm device, whose library counts them itself.
 
-use std::collections::HashMap;
-
 use drm::buffer::Handle;
 
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind};
 
 /// Who closes a handle when it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,18 +21,36 @@ pub(crate) enum User {
     Gbm(u64),
 }
 
-/// The handles that are in use.
+/// One handle that is in use.
+#[derive(Debug)]
+struct Used {
+    handle: Handle,
+    user: User,
+    count: usize,
+}
+
+/// The handles that are in use, by their numbers: mostly a few, and each import and release looks one up.
 #[derive(Debug, Default)]
-pub(crate) struct Handles(HashMap<Handle, (User, usize)>);
+pub(crate) struct Handles(Vec<Used>);
 
 impl Handles {
+    /// Where a handle is, or belongs.
+    fn find(&self, handle: Handle) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&u32::from(handle), |used| used.handle.into())
+    }
+
     /// Counts one use more of `handle`, as the kernel gave it to `user`.
     ///
     /// # Errors
     /// As [`Handles::check`].
-    pub(crate) fn take(&mut self, handle: Handle, user: User) -> Result<()> {
-        self.check(handle, user)?;
-        self.0.entry(handle).or_insert((user, 0)).1 += 1;
+    pub(crate) fn take(&mut self, handle: Handle, user: User) -> crate::Result<()> {
+        match self.find(handle) {
+            Ok(index) => {
+                self.0[index].check(user)?;
+                self.0[index].count += 1;
+            }
+            Err(index) => self.0.insert(index, Used { handle, user, count: 1 }),
+        }
         Ok(())
     }
 
@@ -42,40 +58,47 @@ impl Handles {
     ///
     /// # Errors
     /// [`Kind::Busy`]. It stays that one's: `user` must not close it.
-    pub(crate) fn check(&self, handle: Handle, user: User) -> Result<()> {
-        let who = match self.0.get(&handle) {
-            Some((owner, _)) if *owner != user => match owner {
-                User::Node => "the node",
-                User::Gbm(_) => "a gbm device",
-            },
-            _ => return Ok(()),
-        };
-        let why = format!("{who} has imported it in the same open file, where it has one handle for all");
-        Err(Error::new(Kind::Busy, "import a dma-buf by PRIME", why)
-            .next("use that import, or free it first, or open the node once more (Node::open)"))
+    #[cfg_attr(not(feature = "gbm"), expect(dead_code, reason = "gbm devices alone look before they take"))]
+    pub(crate) fn check(&self, handle: Handle, user: User) -> crate::Result<()> {
+        self.find(handle).map_or(Ok(()), |index| self.0[index].check(user))
     }
 
     /// Counts one use less. True where that was the last.
     pub(crate) fn give_back(&mut self, handle: Handle) -> bool {
-        match self.0.get_mut(&handle) {
-            Some((_, count)) if *count > 1 => {
-                *count -= 1;
-                false
-            }
-            _ => self.0.remove(&handle).is_some(),
+        let Ok(index) = self.find(handle) else { return false };
+        self.0[index].count -= 1;
+        if self.0[index].count > 0 {
+            return false;
         }
+        self.0.remove(index);
+        true
     }
 
     /// Whether anybody but `user` uses a handle.
     #[cfg(feature = "gbm")]
     pub(crate) fn are_used_by_others(&self, user: User) -> bool {
-        self.0.values().any(|(owner, _)| *owner != user)
+        self.0.iter().any(|used| used.user != user)
     }
 
     /// Whether anybody uses that handle.
     #[cfg(feature = "gbm")]
     pub(crate) fn is_used(&self, handle: Handle) -> bool {
-        self.0.contains_key(&handle)
+        self.find(handle).is_ok()
+    }
+}
+
+impl Used {
+    fn check(&self, user: User) -> crate::Result<()> {
+        if self.user == user {
+            return Ok(());
+        }
+        let who = match self.user {
+            User::Node => "the node",
+            User::Gbm(_) => "a gbm device",
+        };
+        let why = format!("{who} has imported it in the same open file, where it has one handle for all");
+        Err(Error::new(Kind::Busy, "import a dma-buf by PRIME", why)
+            .next("use that import, or free it first, or open the node once more (Node::open)"))
     }
 }
 
@@ -100,6 +123,18 @@ mod tests {
         // A handle that is not in use is not closed again.
         assert!(!handles.give_back(handle(1)));
         assert!(handles.give_back(handle(2)));
+    }
+
+    #[test]
+    fn handles_are_found_in_whatever_order_they_came() {
+        let mut handles = Handles::default();
+        for number in [7, 3, 9, 1, 5] {
+            handles.take(handle(number), User::Node).unwrap();
+        }
+        handles.take(handle(5), User::Node).unwrap();
+        let last: Vec<bool> = [9, 5, 1, 3, 7, 5].map(|number| handles.give_back(handle(number))).into();
+        assert_eq!(last, [true, false, true, true, true, true]);
+        assert!(handles.0.is_empty());
     }
 
     #[test]

@@ -277,8 +277,40 @@ pub struct DmaBufRequest {
 }
 
 const RANGE_BYTES: usize = size_of::<vfio_region_dma_range>();
+const HEADER_WORDS: usize = size_of::<DmaBufRequest>() / size_of::<u64>();
+/// How many ranges a request has without memory of the heap.
+const RANGES_ON_STACK: usize = 8;
 const _: () = assert!(size_of::<DmaBufRequest>().is_multiple_of(align_of::<vfio_region_dma_range>()));
 const _: () = assert!(RANGE_BYTES == 16);
+
+/// A [`DmaBufRequest`] with its ranges, in words for their alignment. Those of almost every buffer fit the stack.
+enum Request {
+    Few([u64; HEADER_WORDS + 2 * RANGES_ON_STACK]),
+    Many(Vec<u64>),
+}
+
+impl Request {
+    fn of(header: DmaBufRequest, ranges: impl ExactSizeIterator<Item = (u64, u64)>) -> Self {
+        let mut request = if ranges.len() <= RANGES_ON_STACK {
+            Self::Few([0; HEADER_WORDS + 2 * RANGES_ON_STACK])
+        } else {
+            Self::Many(vec![0; HEADER_WORDS + 2 * ranges.len()])
+        };
+        let (of_header, of_ranges) = request.words().split_at_mut(HEADER_WORDS);
+        of_header.copy_from_slice(&bytemuck::cast::<DmaBufRequest, [u64; HEADER_WORDS]>(header));
+        for (words, (offset, length)) in of_ranges.chunks_exact_mut(2).zip(ranges) {
+            words.copy_from_slice(&[offset, length]);
+        }
+        request
+    }
+
+    fn words(&mut self) -> &mut [u64] {
+        match self {
+            Self::Few(words) => words,
+            Self::Many(words) => words,
+        }
+    }
+}
 
 /// Makes a dma-buf of `ranges` (offset and length in bytes) of a region.
 pub fn device_feature_dma_buf(
@@ -296,14 +328,11 @@ pub fn device_feature_dma_buf(
         flags: 0,
         nr_ranges: ranges.len() as u32,
     };
-    // u64 for the alignment of the ranges.
-    let mut request: Vec<u64> = bytemuck::pod_collect_to_vec(&[header]);
-    for (offset, length) in ranges {
-        request.extend([offset, length]);
-    }
+    let mut request = Request::of(header, ranges);
+    let argument = request.words().as_mut_ptr().cast();
     // SAFETY: the kernel reads argsz bytes, all of them inside `request`, and writes none; the
     // answer is a new descriptor.
-    unsafe { ioctl(device, ReturnsFd { opcode: DEVICE_FEATURE, argument: request.as_mut_ptr().cast() }) }
+    unsafe { ioctl(device, ReturnsFd { opcode: DEVICE_FEATURE, argument }) }
 }
 
 /// An ioctl with a pointer to a request of variable length.
@@ -352,5 +381,34 @@ unsafe impl Ioctl for ReturnsFd {
     unsafe fn output_from_ptr(output: IoctlOutput, _: *mut c_void) -> Result<OwnedFd> {
         // SAFETY: the kernel just made this descriptor for us.
         Ok(unsafe { OwnedFd::from_raw_fd(output) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_has_every_range_behind_its_header() {
+        for count in [0, 1, RANGES_ON_STACK, RANGES_ON_STACK + 1, 100] {
+            let ranges = (0..count).map(|range| ((range as u64) << 12, range as u64 + 1));
+            let header = DmaBufRequest {
+                argsz: (size_of::<DmaBufRequest>() + count * RANGE_BYTES) as u32,
+                feature_flags: 1,
+                region_index: 2,
+                open_flags: 3,
+                flags: 4,
+                nr_ranges: count as u32,
+            };
+            let mut request = Request::of(header, ranges.clone());
+            assert_eq!(matches!(request, Request::Few(_)), count <= RANGES_ON_STACK);
+            let words = request.words();
+            assert!(size_of_val(words) >= header.argsz as usize);
+            let of_header: DmaBufRequest = bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words[..3]));
+            assert_eq!((of_header.argsz, of_header.flags), (header.argsz, 4));
+            assert_eq!((of_header.open_flags, of_header.nr_ranges), (3, count as u32));
+            let found = words[3..].chunks_exact(2).take(count).map(|range| (range[0], range[1]));
+            assert!(found.eq(ranges), "{count} ranges");
+        }
     }
 }
