@@ -223,7 +223,7 @@ impl<I: Importer> Attachment<I> {
     }
 
     /// Calls back with everything that happens to the memory from now on, until the subscription is
-    /// dropped. At [`What::Restored`](crate::What::Restored), rebuild if not
+    /// dropped. At [`EventKind::Restored`](crate::EventKind::Restored), rebuild if not
     /// [`is_current`](Attachment::is_current).
     #[track_caller]
     pub fn on_event(&self, callback: impl Fn(&Event) + Send + Sync + 'static) -> Subscription {

@@ -26,7 +26,7 @@ use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::Change;
 use crate::revoke::revoker::Revoker;
 use crate::revoke::watch::{self, Watch, Watcher};
-use crate::revoke::{Event, Events, RevokeCause, Subscription, Terms};
+use crate::revoke::{Event, Events, RevokeCause, RevokeOptions, Subscription};
 
 /// A device, or its stand-in, that lends memory.
 ///
@@ -115,7 +115,7 @@ impl<E: Exporter + 'static> Lender<E> {
     /// # Errors
     /// Who is late, and nothing was taken back; or [`Kind::Stuck`], and it is closed
     /// when the kernel comes back. With the lender given back.
-    pub fn close(self, terms: impl Into<Terms>) -> Result<(), NotClosed<Self>> {
+    pub fn close(self, terms: impl Into<RevokeOptions>) -> Result<(), NotClosed<Self>> {
         // A lender that is closed already has nothing left to do.
         match self.end(terms.into()) {
             Err(error) if error.kind() != Kind::Gone => Err(NotClosed::new(self, error)),
@@ -123,7 +123,7 @@ impl<E: Exporter + 'static> Lender<E> {
         }
     }
 
-    fn end(&self, terms: Terms) -> Result<()> {
+    fn end(&self, terms: RevokeOptions) -> Result<()> {
         self.revoker.close(&self.lending, &self.exporter, RevokeCause::ExporterGone, terms)
     }
 
@@ -140,7 +140,7 @@ impl<E: Exporter + 'static> Lender<E> {
         &self,
         cause: RevokeCause,
         tried: &'static str,
-        terms: impl Into<Terms>,
+        terms: impl Into<RevokeOptions>,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         self.change(Change::Take(cause), tried, terms.into(), call)
@@ -155,14 +155,14 @@ impl<E: Exporter + 'static> Lender<E> {
         tried: &'static str,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        self.change(Change::Restore, tried, Terms::from(Duration::ZERO), call)
+        self.change(Change::Restore, tried, RevokeOptions::from(Duration::ZERO), call)
     }
 
     fn change(
         &self,
         what: Change,
         tried: &'static str,
-        terms: Terms,
+        terms: RevokeOptions,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let device = Arc::clone(&self.device);

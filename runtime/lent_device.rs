@@ -31,7 +31,7 @@ use crate::Result;
 /// ```compile_fail,E0599
 /// # use peervram::{Lender, Result, backends::{Exporter, vfio}};
 /// fn behind_its_back(lender: &Lender<vfio::Device>) -> Result<()> {
-///     lender.device().let_go()
+///     lender.device().close_device()
 /// }
 /// ```
 /// ```

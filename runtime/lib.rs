@@ -79,7 +79,8 @@ pub use lender::ResetTogether;
 pub use lent_device::LentDevice;
 pub use path::{Direction, Path, Trust};
 pub use revoke::{
-    AtDeadline, Event, Events, RevokeCause, SlowCallback, Stuck, Subscription, Terms, Watch, What,
+    AtDeadline, Event, EventKind, Events, RevokeCause, RevokeOptions, SlowCallback, Stuck, Subscription,
+    Watch,
 };
 pub use staging::{Mover, Staging};
 

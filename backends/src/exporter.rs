@@ -12,7 +12,7 @@ use crate::{DmaBuf, DmaRanges, Mapping, PciAddress, Region, Result};
 /// Order of calls: [`regions`](Exporter::regions), [`DmaRanges::new`] on one of them, then
 /// [`export`](Exporter::export) or [`map`](Exporter::map). An exporter outlives neither its
 /// dma-bufs nor its mappings: the former die with it (the kernel revokes them for good), the
-/// latter keep it open until they are [buried](Exporter::bury).
+/// latter keep it open until they are [retired](Exporter::retire_mappings).
 ///
 /// A lender owns its exporter, and lets nobody else take memory back. One of your own that wraps another exporter should
 /// own that, too: whoever keeps an [`Arc`] of it besides can reset the device behind the lender's back, which blocks
@@ -89,23 +89,23 @@ pub trait Exporter: Send + Sync {
         Ok(())
     }
 
-    /// Shadows every live mapping for good and has it let go of the device ([`Mapping::bury`]), so that
+    /// Shadows every live mapping for good and has it let go of the device ([`Mapping::retire`]), so that
     /// closing the device closes it. Nothing can be mapped afterwards.
     ///
     /// # Errors
     /// As [`shadow`](Exporter::shadow): a mapping that could not be swapped keeps the device open.
-    fn bury(&self) -> Result<()> {
+    fn retire_mappings(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Buries every mapping and closes the device, while this value lives on: whatever is asked of it
+    /// Retires every mapping and closes the device, while this value lives on: whatever is asked of it
     /// afterwards is an error. Its dma-bufs are dead for good. **Blocks without a limit** until their
     /// importers have unmapped.
     ///
     /// # Errors
-    /// As [`bury`](Exporter::bury), or no descriptor was free: the device may be open then.
-    fn let_go(&self) -> Result<()> {
-        self.bury()
+    /// As [`retire_mappings`](Exporter::retire_mappings), or no descriptor was free: the device may be open then.
+    fn close_device(&self) -> Result<()> {
+        self.retire_mappings()
     }
 
     /// Has the kernel tell of what nobody here asked for. A second call replaces what the first gave.

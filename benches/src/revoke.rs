@@ -128,12 +128,12 @@ impl Exporter for Shared {
         self.0.unshadow()
     }
 
-    fn bury(&self) -> peervram::Result<()> {
-        self.0.bury()
+    fn retire_mappings(&self) -> peervram::Result<()> {
+        self.0.retire_mappings()
     }
 
-    fn let_go(&self) -> peervram::Result<()> {
-        self.0.let_go()
+    fn close_device(&self) -> peervram::Result<()> {
+        self.0.close_device()
     }
 
     fn interrupts(&self) -> peervram::Result<Interrupts> {

@@ -286,12 +286,12 @@ impl<B: Base> Exporter for Device<B> {
         self.base.unshadow()
     }
 
-    fn bury(&self) -> Result<()> {
-        self.base.bury()
+    fn retire_mappings(&self) -> Result<()> {
+        self.base.retire_mappings()
     }
 
-    fn let_go(&self) -> Result<()> {
-        self.base.let_go()
+    fn close_device(&self) -> Result<()> {
+        self.base.close_device()
     }
 
     fn interrupts(&self) -> Result<Interrupts> {

@@ -138,12 +138,12 @@ impl Exporter for Model {
         asked("unshadow")
     }
 
-    fn bury(&self) -> Result<()> {
-        asked("bury")
+    fn retire_mappings(&self) -> Result<()> {
+        asked("retire_mappings")
     }
 
-    fn let_go(&self) -> Result<()> {
-        asked("let_go")
+    fn close_device(&self) -> Result<()> {
+        asked("close_device")
     }
 
     fn interrupts(&self) -> Result<Interrupts> {
@@ -301,8 +301,8 @@ fn what_is_the_drivers_is_asked_of_it() {
         ("check_reachable", device.check_reachable()),
         ("shadow", device.shadow()),
         ("unshadow", device.unshadow()),
-        ("bury", device.bury()),
-        ("let_go", device.let_go()),
+        ("retire_mappings", device.retire_mappings()),
+        ("close_device", device.close_device()),
         ("interrupts", device.interrupts().map(drop)),
     ];
     for (call, answer) in calls {

@@ -106,12 +106,12 @@ impl Exporter for Opened {
         self.exporter().unshadow()
     }
 
-    fn bury(&self) -> Result<()> {
-        self.exporter().bury()
+    fn retire_mappings(&self) -> Result<()> {
+        self.exporter().retire_mappings()
     }
 
-    fn let_go(&self) -> Result<()> {
-        self.exporter().let_go()
+    fn close_device(&self) -> Result<()> {
+        self.exporter().close_device()
     }
 
     fn interrupts(&self) -> Result<Interrupts> {

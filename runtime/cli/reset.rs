@@ -10,7 +10,9 @@ use clap::Args;
 use peervram::backends::holders::Census;
 use peervram::backends::vulkan::Instance;
 use peervram::backends::{Aperture, DmaRange, DmaRanges, Importer, PciAddress, RawBytes, drm};
-use peervram::{Attachment, Direction, Error, Event, Export, Kind, Lender, Result, Terms, Trust, What};
+use peervram::{
+    Attachment, Direction, Error, Event, EventKind, Export, Kind, Lender, Result, RevokeOptions, Trust,
+};
 use peervram_programs::say;
 use serde::Serialize;
 
@@ -157,7 +159,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         }
         log.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     });
-    let mut terms = Terms::within(Duration::from_millis(arguments.timeout_ms))
+    let mut terms = RevokeOptions::within(Duration::from_millis(arguments.timeout_ms))
         .with_call_limit(Duration::from_millis(arguments.call_limit_ms));
     if arguments.go_on {
         terms = terms.or_go_on();
@@ -230,23 +232,23 @@ fn attach(export: &Export, to: &Target) -> Result<Box<dyn Attached>> {
 
 impl EventReport {
     fn new(event: &Event, at: Duration) -> Self {
-        let text = match &event.what {
-            What::Draining { cause, deadline } => {
+        let text = match &event.kind {
+            EventKind::Draining { cause, deadline } => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 format!("{cause}: everyone is told, and has {} ms", left.as_millis())
             }
-            What::Late { who } => format!("late: {}", who.join("; ")),
-            What::CalledOff => "called off: nothing was taken back".into(),
-            What::Stuck(stuck) => stuck.to_string(),
-            What::Revoked { cause } => format!("taken back, and away: {cause}"),
-            What::Restored => "taken back, and there again: its content is unknown".into(),
-            What::NotReady(why) => format!("the kernel is back, and the device is {why}"),
-            What::Gone => "gone for good".into(),
-            What::SlowCallback(slow) => slow.to_string(),
+            EventKind::Late { who } => format!("late: {}", who.join("; ")),
+            EventKind::CalledOff => "called off: nothing was taken back".into(),
+            EventKind::Stuck(stuck) => stuck.to_string(),
+            EventKind::Revoked { cause } => format!("taken back, and away: {cause}"),
+            EventKind::Restored => "taken back, and there again: its content is unknown".into(),
+            EventKind::NotReady(why) => format!("the kernel is back, and the device is {why}"),
+            EventKind::Gone => "gone for good".into(),
+            EventKind::SlowCallback(slow) => slow.to_string(),
             other => other.code().into(),
         };
         let at_ms = at.as_secs_f64() * 1e3;
-        Self { at_ms, event: event.what.code(), generation: event.generation, text }
+        Self { at_ms, event: event.kind.code(), generation: event.generation, text }
     }
 }
 

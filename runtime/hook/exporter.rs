@@ -57,12 +57,12 @@ impl<E: Exporter> Exporter for Guarded<E> {
         call(Hook::ExporterUnshadow, || self.inner.name(), || self.inner.unshadow())
     }
 
-    fn bury(&self) -> Result<()> {
-        call(Hook::ExporterBury, || self.inner.name(), || self.inner.bury())
+    fn retire_mappings(&self) -> Result<()> {
+        call(Hook::ExporterRetireMappings, || self.inner.name(), || self.inner.retire_mappings())
     }
 
-    fn let_go(&self) -> Result<()> {
-        call(Hook::ExporterLetGo, || self.inner.name(), || self.inner.let_go())
+    fn close_device(&self) -> Result<()> {
+        call(Hook::ExporterCloseDevice, || self.inner.name(), || self.inner.close_device())
     }
 
     fn interrupts(&self) -> Result<Interrupts> {

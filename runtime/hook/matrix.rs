@@ -22,8 +22,8 @@ use crate::revoke::revoker::Revoker;
 use crate::sync::{Thread, refused};
 use crate::verify::Limits;
 use crate::{
-    AttachOptions, Attachment, Direction, Export, Lender, Outcome, Path, Result, RevokeCause, Terms, Trust,
-    Watch,
+    AttachOptions, Attachment, Direction, Export, Lender, Outcome, Path, Result, RevokeCause, RevokeOptions,
+    Trust, Watch,
 };
 
 const SIZE_BYTES: u64 = 64 << 10;
@@ -31,9 +31,9 @@ const SIZE_BYTES: u64 = 64 << 10;
 const TWO_SLICES: u64 = (1 << 20) + 4096;
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Hooks that this crate never calls: exporters call `bury` when they let go, engines copy for benchmarks only.
+/// Hooks that this crate never calls: exporters call `retire_mappings` when they close, engines copy for benchmarks only.
 const NEVER: [Hook; 4] =
-    [Hook::ExporterBury, Hook::ExporterRegions, Hook::ExporterProviderBar, Hook::EngineCopy];
+    [Hook::ExporterRetireMappings, Hook::ExporterRegions, Hook::ExporterProviderBar, Hook::EngineCopy];
 
 /// What panics, and how often it did.
 #[derive(Default)]
@@ -114,13 +114,13 @@ impl Exporter for Device {
         Ok(())
     }
 
-    fn bury(&self) -> Result<()> {
-        self.fault.pass(Hook::ExporterBury);
+    fn retire_mappings(&self) -> Result<()> {
+        self.fault.pass(Hook::ExporterRetireMappings);
         Ok(())
     }
 
-    fn let_go(&self) -> Result<()> {
-        self.fault.pass(Hook::ExporterLetGo);
+    fn close_device(&self) -> Result<()> {
+        self.fault.pass(Hook::ExporterCloseDevice);
         Ok(())
     }
 
@@ -340,7 +340,7 @@ impl World {
 
     fn reset(&self) -> Result<()> {
         let fault = Arc::clone(&self.fault);
-        let terms = Terms::within(PATIENCE).or_go_on();
+        let terms = RevokeOptions::within(PATIENCE).or_go_on();
         self.lender.revoke(RevokeCause::Reset, "reset a device", terms, move |_| {
             fault.pass(Hook::RevokingCall);
             Ok(())
@@ -517,7 +517,7 @@ fn whatever_panics_and_whatever_thread_does_not_start_a_reset_a_close_and_an_att
         world.live();
         let (fault, mut saw) = (Arc::clone(&world.fault), std::mem::take(&mut world.saw));
         // What closes a device is called at its end only.
-        if hook == Hook::ExporterLetGo {
+        if hook == Hook::ExporterCloseDevice {
             let closed = World::new(Some(hook), SIZE_BYTES);
             let result = catch_unwind(AssertUnwindSafe(|| closed.lender.close(PATIENCE)));
             fault.hits.fetch_add(closed.fault.hits.load(Ordering::SeqCst), Ordering::SeqCst);

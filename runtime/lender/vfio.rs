@@ -11,7 +11,7 @@ use crate::revoke::call::Call;
 use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::{Change, State};
 use crate::revoke::watch;
-use crate::revoke::{RevokeCause, Terms};
+use crate::revoke::{RevokeCause, RevokeOptions};
 
 /// Of a VFIO device, or of one of a family that is more than that ([`AsRef`]).
 impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
@@ -45,7 +45,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// of its own: nothing was taken back. [`Kind::Revoked`] where the device was reset and reported an error
     /// meanwhile: its memory is away until another reset. Otherwise what the device says; everything was taken
     /// back all the same.
-    pub fn reset(&self, terms: impl Into<Terms>) -> Result<()> {
+    pub fn reset(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "reset a device";
         self.vfio().check_can_reset()?;
         self.revoke(RevokeCause::Reset, TRIED, terms, |device| device.as_ref().reset())
@@ -56,7 +56,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn function_level_reset(&self, terms: impl Into<Terms>) -> Result<()> {
+    pub fn function_level_reset(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "reset a function";
         self.vfio().check_can_reset_function()?;
         let call = |device: &D| device.as_ref().function_level_reset();
@@ -77,7 +77,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// # Errors
     /// [`Kind::InvalidInput`] where a device of the set lends and is not among `others`. Else as
     /// [`Lender::reset`]; a hot reset that fails halfway has taken everything back too.
-    pub fn hot_reset(&self, others: &[&dyn ResetTogether], terms: impl Into<Terms>) -> Result<()> {
+    pub fn hot_reset(&self, others: &[&dyn ResetTogether], terms: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "hot reset a device";
         let mut all: Vec<Together> = vec![sealed::Sealed::together(self)];
         for other in others.iter().map(|other| other.together()) {
@@ -116,7 +116,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<Terms>) -> Result<()> {
+    pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<RevokeOptions>) -> Result<()> {
         let tried = if enabled { "switch a device's memory on" } else { "switch a device's memory off" };
         let call = move |device: &D| device.as_ref().set_memory_enabled(enabled);
         self.owned(tried)?;
@@ -135,7 +135,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<Terms>) -> Result<()> {
+    pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<RevokeOptions>) -> Result<()> {
         let call = move |device: &D| device.as_ref().set_power_state(state);
         if state == vfio::PowerState::D0 {
             return self.owned("wake a device")?.restore("wake a device", call);
@@ -149,7 +149,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn enter_low_power(&self, terms: impl Into<Terms>) -> Result<()> {
+    pub fn enter_low_power(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
         let call = |device: &D| device.as_ref().enter_low_power();
         const TRIED: &str = "let a device sleep";
         self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)

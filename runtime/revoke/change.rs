@@ -22,9 +22,9 @@ use peervram_backends::{Error, Kind, deadline_after};
 use super::RevokeCause;
 use super::call::Call;
 use super::call_thread::CallThread;
-use super::event::What;
+use super::event::EventKind;
 use super::lending_device::{LendingDevice, names};
-use super::machine::{Action, AttachmentId, Change, ChangeId, Input, State, Terms};
+use super::machine::{Action, AttachmentId, Change, ChangeId, Input, RevokeOptions, State};
 use super::revoker::{Revoker, new_id};
 use super::state::{PendingChange, RevokerState, explain};
 use super::stuck::Stuck;
@@ -41,7 +41,7 @@ struct Ongoing {
     devices: Vec<Arc<LendingDevice>>,
     /// The attachments that must answer before the call.
     notified: Vec<AttachmentId>,
-    terms: Terms,
+    terms: RevokeOptions,
     /// Until when the attachments may take.
     deadline: Instant,
     /// None once a thread makes it.
@@ -57,7 +57,7 @@ impl Revoker {
     /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: the call goes on.
     /// Else what the call said; everything was taken back all the same. [`Kind::Revoked`] where the call worked, and
     /// the device reported an error meanwhile.
-    pub fn change(self: &Arc<Self>, call: Call, terms: Terms) -> Result<()> {
+    pub fn change(self: &Arc<Self>, call: Call, terms: RevokeOptions) -> Result<()> {
         check_no_access_of_this_thread(&call)?;
         let change = Arc::new(Ongoing::begin(self, call, terms)?);
         change.drain();
@@ -82,7 +82,7 @@ fn check_no_access_of_this_thread(call: &Call) -> Result<()> {
 
 impl Ongoing {
     /// Closes the gates of all attachments to the call's devices.
-    fn begin(revoker: &Arc<Revoker>, call: Call, terms: Terms) -> Result<Self> {
+    fn begin(revoker: &Arc<Revoker>, call: Call, terms: RevokeOptions) -> Result<Self> {
         let deadline = deadline_after(terms.timeout);
         let (id, what, tried, devices) = (ChangeId(new_id()), call.what, call.tried, call.devices.clone());
         let mut state = revoker.state.lock();
@@ -103,7 +103,7 @@ impl Ongoing {
         state.act(actions);
         revoker.changed.notify_all();
         if let Change::Take(cause) = what {
-            devices.iter().for_each(|device| device.queue(What::Draining { cause, deadline }));
+            devices.iter().for_each(|device| device.queue(EventKind::Draining { cause, deadline }));
         }
         drop(state);
         let (revoker, call, thread) = (Arc::clone(revoker), Mutex::new(Some(call)), CallThread::default());
@@ -239,13 +239,13 @@ impl Ongoing {
         state.act(actions);
         for device in &self.devices {
             device.queue(match state.machine.state(device.id) {
-                None => What::Gone,
-                Some(State::Away(cause)) => What::Revoked { cause },
+                None => EventKind::Gone,
+                Some(State::Away(cause)) => EventKind::Revoked { cause },
                 Some(_) if state.machine.has_failed(device.id) => {
                     result = result.and_then(|()| Err(failed_meanwhile(self.tried, &device.name)));
-                    What::Revoked { cause: RevokeCause::DeviceError }
+                    EventKind::Revoked { cause: RevokeCause::DeviceError }
                 }
-                Some(_) => What::Restored,
+                Some(_) => EventKind::Restored,
             });
             if state.machine.state(device.id).is_none() {
                 state.devices.remove(&device.id);
@@ -289,7 +289,7 @@ impl Ongoing {
                 {
                     // Nobody waits for the change any more; what comes of it is told by events.
                     state.changes.remove(&id);
-                    self.devices.iter().for_each(|device| device.queue(What::Stuck(Arc::clone(&stuck))));
+                    self.devices.iter().for_each(|device| device.queue(EventKind::Stuck(Arc::clone(&stuck))));
                     drop(state);
                     deliver(&self.devices, call_limit);
                     return Err(stuck.error());
@@ -347,7 +347,7 @@ fn deliver(devices: &[Arc<LendingDevice>], patience: Duration) -> Vec<String> {
         for slow in device.subscribers.deliver(patience) {
             tracing::warn!(device = &*device.name, %slow, "a callback is slow");
             words.push(slow.to_string());
-            device.queue(What::SlowCallback(slow));
+            device.queue(EventKind::SlowCallback(slow));
         }
     }
     words

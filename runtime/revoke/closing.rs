@@ -8,13 +8,13 @@ use peervram_backends::{Exporter, Kind};
 use super::RevokeCause;
 use super::call::Call;
 use super::lending_device::LendingDevice;
-use super::machine::{After, AtDeadline, Change, Terms};
+use super::machine::{After, AtDeadline, Change, RevokeOptions};
 use super::revoker::Revoker;
 use crate::Result;
 use crate::sync::{self, Thread, pause};
 
 /// How long a lender that is dropped waits.
-pub(crate) const PATIENCE: Terms = Terms {
+pub(crate) const PATIENCE: RevokeOptions = RevokeOptions {
     timeout: Duration::from_millis(500),
     at_deadline: AtDeadline::GoOn,
     call_limit: Duration::from_millis(500),
@@ -30,14 +30,14 @@ impl Revoker {
         device: &Arc<LendingDevice>,
         exporter: &Arc<dyn Exporter>,
         cause: RevokeCause,
-        terms: Terms,
+        terms: RevokeOptions,
     ) -> Result<()> {
         let exporter = Arc::clone(exporter);
         let call = Call {
             what: Change::Take(cause),
             tried: "close a device",
             devices: vec![Arc::clone(device)],
-            make: Box::new(move || exporter.let_go()),
+            make: Box::new(move || exporter.close_device()),
             after: Some(After::Closed),
         };
         self.change(call, terms)

@@ -33,13 +33,13 @@ pub struct Event {
     /// The generation of its memory from this event on.
     pub generation: u64,
     /// What happened.
-    pub what: What,
+    pub kind: EventKind,
 }
 
 /// What happened.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub enum What {
+pub enum EventKind {
     /// The memory is about to be taken back: finish what is in flight. Nobody is let in any more.
     Draining {
         /// Why.
@@ -80,7 +80,7 @@ pub enum What {
 pub struct SlowCallback {
     /// Where in the application's source it was given.
     pub given_at: &'static Location<'static>,
-    /// The [`What::code`] of the event that it was called with.
+    /// The [`EventKind::code`] of the event that it was called with.
     pub event: &'static str,
     /// How long it took.
     pub took: Duration,
@@ -93,7 +93,7 @@ impl fmt::Display for SlowCallback {
     }
 }
 
-impl What {
+impl EventKind {
     /// A stable name for scripts and `--json`.
     pub fn code(&self) -> &'static str {
         match self {
@@ -226,7 +226,7 @@ impl Channel {
             drop(queue);
             let begun = Instant::now();
             hook::ask(Hook::Callback, || event.device.to_string(), (), || callback(&event));
-            took.push((event.what.code(), begun.elapsed()));
+            took.push((event.kind.code(), begun.elapsed()));
             self.queue.lock().delivering = false;
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use peervram_backends::{Error, Exporter, Kind, NotReady};
 
-use super::event::{Event, Subscribers, What};
+use super::event::{Event, EventKind, Subscribers};
 use super::machine::DeviceId;
 use super::target::ExportedMemory;
 use crate::Result;
@@ -72,7 +72,7 @@ impl LendingDevice {
     pub fn tell_not_ready(&self, why: &NotReady) {
         self.waits_for_device.store(true, Ordering::Release);
         tracing::info!(device = &*self.name, %why, "a device is waited for");
-        self.queue(What::NotReady(Arc::new(why.clone())));
+        self.queue(EventKind::NotReady(Arc::new(why.clone())));
         // Called once a second: a callback that takes longer delays the next report.
         self.subscribers.deliver(Duration::from_secs(1));
     }
@@ -106,11 +106,11 @@ impl LendingDevice {
     }
 
     /// Adds an event to every subscriber's queue. Calls no callback.
-    pub fn queue(&self, what: What) {
+    pub fn queue(&self, kind: EventKind) {
         self.subscribers.queue(&Event {
             device: Arc::clone(&self.name),
             generation: self.generation(),
-            what,
+            kind,
         });
     }
 }

@@ -76,13 +76,13 @@ pub enum AtDeadline {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use peervram::{AtDeadline, Terms};
-/// let insist = Terms::within(Duration::from_millis(100)).or_go_on().with_call_limit(Duration::from_secs(5));
+/// # use peervram::{AtDeadline, RevokeOptions};
+/// let insist = RevokeOptions::within(Duration::from_millis(100)).or_go_on().with_call_limit(Duration::from_secs(5));
 /// assert_eq!(insist.at_deadline, AtDeadline::GoOn);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct Terms {
+pub struct RevokeOptions {
     /// How long those who use the memory have to finish.
     pub timeout: Duration,
     /// What happens where somebody has not by then.
@@ -92,7 +92,7 @@ pub struct Terms {
     pub call_limit: Duration,
 }
 
-impl Terms {
+impl RevokeOptions {
     /// Long enough for a reset: the kernel gives a device a second, and a stubborn one a minute.
     const CALL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -108,15 +108,15 @@ impl Terms {
         Self { at_deadline: AtDeadline::GoOn, ..self }
     }
 
-    /// The same with another [`call_limit`](Terms::call_limit).
+    /// The same with another [`call_limit`](RevokeOptions::call_limit).
     #[must_use]
     pub const fn with_call_limit(self, call_limit: Duration) -> Self {
         Self { call_limit, ..self }
     }
 }
 
-/// As [`Terms::within`].
-impl From<Duration> for Terms {
+/// As [`RevokeOptions::within`].
+impl From<Duration> for RevokeOptions {
     fn from(timeout: Duration) -> Self {
         Self::within(timeout)
     }
@@ -156,7 +156,7 @@ pub(crate) enum Input {
     /// An attachment ended, or whoever held it was lost.
     Detach { attachment: AttachmentId },
     /// Somebody wants a change of one device, or of all that are reset together.
-    Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, terms: Terms },
+    Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, terms: RevokeOptions },
     /// An attachment is out of the memory, after the notice of that change.
     Answered { attachment: AttachmentId, change: ChangeId },
     /// The call of a change came back, whatever it said.
@@ -382,7 +382,7 @@ impl Machine {
         change: ChangeId,
         what: Change,
         devices: Vec<DeviceId>,
-        terms: Terms,
+        terms: RevokeOptions,
         now: Duration,
         actions: &mut Vec<Action>,
     ) {

@@ -142,7 +142,7 @@ impl Model for World {
 impl World {
     fn asks(&self, number: u64) -> Vec<Input> {
         let change = ChangeId(number);
-        let terms = |at_deadline| Terms { timeout: TIMEOUT, at_deadline, call_limit: CALL_LIMIT };
+        let terms = |at_deadline| RevokeOptions { timeout: TIMEOUT, at_deadline, call_limit: CALL_LIMIT };
         let sets: Vec<Vec<DeviceId>> = if self.together {
             vec![DEVICES.to_vec(), vec![DEVICES[0]]]
         } else {

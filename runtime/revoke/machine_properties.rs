@@ -88,7 +88,7 @@ impl Life {
             }
             Happening::Ask { devices, take, go_on, timeout_ms } => {
                 let what = if take { Change::Take(RevokeCause::Reset) } else { Change::Restore };
-                let terms = Terms {
+                let terms = RevokeOptions {
                     timeout: Duration::from_millis(timeout_ms),
                     at_deadline: if go_on { AtDeadline::GoOn } else { AtDeadline::CallOff },
                     call_limit: Duration::from_millis(30),

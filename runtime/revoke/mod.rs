@@ -41,7 +41,7 @@ pub(crate) mod thread_accesses;
 pub(crate) mod watch;
 
 pub use cause::RevokeCause;
-pub use event::{Event, Events, SlowCallback, Subscription, What};
-pub use machine::{AtDeadline, Terms};
+pub use event::{Event, EventKind, Events, SlowCallback, Subscription};
+pub use machine::{AtDeadline, RevokeOptions};
 pub use stuck::Stuck;
 pub use watch::Watch;

@@ -11,21 +11,21 @@ use peervram_backends::{Aperture, DmaRanges, Flag, OnRevoke, Owner, deadline_aft
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::fakes::{Card, Reader};
-use super::machine::Terms;
+use super::machine::RevokeOptions;
 use crate::{
-    AttachOptions, Attachment, Direction, Error, Events, Kind, Lender, Outcome, Result, RevokeCause, Trust,
-    What,
+    AttachOptions, Attachment, Direction, Error, EventKind, Events, Kind, Lender, Outcome, Result,
+    RevokeCause, Trust,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
 
-fn reset(lender: &Lender<Card>, terms: impl Into<Terms>) -> Result<()> {
+fn reset(lender: &Lender<Card>, terms: impl Into<RevokeOptions>) -> Result<()> {
     lender.revoke(RevokeCause::Reset, "reset a card", terms, |_| Ok(()))
 }
 
-fn go_on(timeout: Duration) -> Terms {
-    Terms::within(timeout).or_go_on()
+fn go_on(timeout: Duration) -> RevokeOptions {
+    RevokeOptions::within(timeout).or_go_on()
 }
 
 /// What was heard, but for callbacks that a busy machine made slow.
@@ -99,7 +99,7 @@ fn an_import_in_somebodys_hands_is_not_freed_under_them() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
     let current = attachment.current().unwrap();
-    for terms in [Terms::from(SHORT), go_on(SHORT)] {
+    for terms in [RevokeOptions::from(SHORT), go_on(SHORT)] {
         let error = reset(&lender, terms).unwrap_err();
         assert_eq!(error.kind(), Kind::StillInUse);
         assert!(error.to_string().contains("reader has its import in use"), "{error}");
@@ -316,7 +316,7 @@ fn memory_is_not_gone_before_it_is() {
     let (leave, holder) = hold_inside(&attachment);
     let events = export.events().unwrap();
     let closing = thread::spawn(move || lender.close(PATIENCE).map_err(Error::from));
-    assert!(matches!(events.next_within(PATIENCE).unwrap().unwrap().what, What::Draining { .. }));
+    assert!(matches!(events.next_within(PATIENCE).unwrap().unwrap().kind, EventKind::Draining { .. }));
     let revoked = attachment.enter(Direction::Both).unwrap_err();
     assert_eq!(revoked.cause, Some(RevokeCause::ExporterGone));
     assert_eq!(Error::from(revoked).kind(), Kind::Revoked);
@@ -362,7 +362,7 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
         told.recv().ok();
         Ok(())
     };
-    let terms = Terms::within(PATIENCE).with_call_limit(SHORT);
+    let terms = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
     // The call still waits to be told.
     let error = lender.revoke(RevokeCause::Reset, "reset a card", terms, hang).unwrap_err();
     assert_eq!(error.kind(), Kind::Stuck);
@@ -378,7 +378,7 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
     unmap.send(()).unwrap();
     let mut heard = Vec::new();
     while heard.last() != Some(&"restored") {
-        heard.push(events.next_within(PATIENCE).unwrap().expect("it came back").what.code());
+        heard.push(events.next_within(PATIENCE).unwrap().expect("it came back").kind.code());
     }
     assert_eq!(heard, ["draining", "stuck", "restored"]);
     attachment.current().unwrap();
@@ -395,17 +395,17 @@ fn a_device_that_warms_up_is_waited_for_and_is_not_stuck() {
     let tried = Arc::new(AtomicUsize::new(0));
     let refused = Arc::clone(&tried);
     let _subscription = export.on_event(move |event| {
-        if let What::NotReady(why) = &event.what {
+        if let EventKind::NotReady(why) = &event.kind {
             assert_eq!(why.reason, "it warms up");
             refused.fetch_add(usize::from(inside.enter(Direction::Both).is_err()), Ordering::SeqCst);
         }
     });
     // Longer than a kernel's call may take.
-    reset(&lender, Terms::within(PATIENCE).with_call_limit(Duration::from_millis(500))).unwrap();
+    reset(&lender, RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_millis(500))).unwrap();
     assert_eq!(tried.load(Ordering::SeqCst), 1);
     assert!(!lender.device().raw().is_shadowed.load(Ordering::SeqCst));
     assert_eq!(attachment.enter(Direction::Both).unwrap().finish(), Outcome::Ok);
-    let codes: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|event| event.what.code()).collect();
+    let codes: Vec<_> = std::iter::from_fn(|| events.try_next()).map(|event| event.kind.code()).collect();
     assert_eq!(without_slow(codes, |code| code), ["draining", "not-ready", "restored"]);
 }
 
@@ -458,9 +458,9 @@ fn events_come_in_order_by_callback_and_by_descriptor() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let (log, rebuilt) = (Arc::clone(&heard), Arc::clone(&attachment));
     let subscription = attachment.on_event(move |event| {
-        log.lock().push((event.what.code(), event.generation));
+        log.lock().push((event.kind.code(), event.generation));
         // What an application does: rebuild when the memory is there again.
-        if let What::Restored = event.what {
+        if let EventKind::Restored = event.kind {
             rebuilt.current().unwrap();
         }
     });
@@ -479,7 +479,7 @@ fn events_come_in_order_by_callback_and_by_descriptor() {
 
     let mut taken = Vec::new();
     while let Some(event) = polled.next_within(Duration::ZERO).unwrap() {
-        taken.push((event.what.code(), event.generation));
+        taken.push((event.kind.code(), event.generation));
     }
     let taken = without_slow(taken, |(code, _)| code);
     assert_eq!(taken[..5], expected);
@@ -493,11 +493,11 @@ fn a_callback_may_take_back_again() {
     let (again, count) = (Arc::downgrade(&lender), Arc::clone(&heard));
     let _subscription = export.on_event(move |event| {
         count.fetch_add(1, Ordering::SeqCst);
-        if let (What::Restored, 1, Some(lender)) = (&event.what, event.generation, again.upgrade()) {
+        if let (EventKind::Restored, 1, Some(lender)) = (&event.kind, event.generation, again.upgrade()) {
             reset(&lender, PATIENCE).unwrap();
         }
         // What panics here is nobody's problem but its own.
-        assert!(!matches!(event.what, What::Restored) || event.generation < 2, "a callback's own fault");
+        assert!(!matches!(event.kind, EventKind::Restored) || event.generation < 2, "a callback's own fault");
     });
     reset(&lender, Duration::MAX).unwrap();
     assert_eq!((export.generation(), heard.load(Ordering::SeqCst)), (2, 4));
@@ -514,8 +514,8 @@ fn a_closed_device_lets_nobody_in() {
     assert_eq!(Error::from(attachment.enter(Direction::Both).unwrap_err()).kind(), Kind::Gone);
     let attached = export.attach(Reader::new(OnRevoke::Reimport), Trust::Unverified);
     assert_eq!(attached.unwrap_err().kind(), Kind::Gone);
-    assert!(matches!(events.try_next().unwrap().what, What::Draining { .. }));
-    assert!(matches!(events.try_next().unwrap().what, What::Gone));
+    assert!(matches!(events.try_next().unwrap().kind, EventKind::Draining { .. }));
+    assert!(matches!(events.try_next().unwrap().kind, EventKind::Gone));
     assert!(events.try_next().is_none());
     attachment.detach().unwrap();
     export.close().unwrap();
@@ -557,8 +557,8 @@ fn a_lender_dropped_while_it_cannot_be_closed_is_closed_later() {
     assert_eq!(attachment.importer().alive(), 1);
     drop(in_use);
     let mut last = None;
-    while !matches!(last, Some(What::Gone)) {
-        last = Some(events.next_within(PATIENCE).unwrap().expect("it is closed in the end").what);
+    while !matches!(last, Some(EventKind::Gone)) {
+        last = Some(events.next_within(PATIENCE).unwrap().expect("it is closed in the end").kind);
     }
     assert_eq!(attachment.importer().alive(), 0);
 }
@@ -705,12 +705,12 @@ fn a_hook_that_hangs_is_told_as_a_call_that_hangs() {
     let events = export.events().unwrap();
     let (go_on, told) = mpsc::channel();
     *diary.hangs.lock() = Some(told);
-    let terms = Terms::within(PATIENCE).with_call_limit(SHORT);
+    let terms = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
     assert_eq!(reset(&lender, terms).unwrap_err().kind(), Kind::Stuck);
     go_on.send(()).unwrap();
     let mut heard = Vec::new();
     while heard.last() != Some(&"restored") {
-        heard.push(events.next_within(PATIENCE).unwrap().expect("it went on").what.code());
+        heard.push(events.next_within(PATIENCE).unwrap().expect("it went on").kind.code());
     }
     assert_eq!(heard, ["draining", "stuck", "restored"]);
 }
@@ -809,7 +809,7 @@ fn wait_until_refused(attachment: &Attachment<Reader>) {
 fn wait_until_taken(events: &Events) {
     loop {
         let event = events.next_within(PATIENCE).unwrap().expect("it is taken back in the end");
-        if let What::Revoked { cause: RevokeCause::DeviceError } = event.what {
+        if let EventKind::Revoked { cause: RevokeCause::DeviceError } = event.kind {
             return;
         }
     }
@@ -852,7 +852,10 @@ fn an_error_under_an_import_in_use_lets_nobody_in_and_is_dealt_with_later() {
     let in_use = attachment.current().unwrap();
     fail(&errors);
     wait_until_refused(&attachment);
-    while !matches!(events.next_within(PATIENCE).unwrap().expect("it is called off").what, What::CalledOff) {}
+    while !matches!(
+        events.next_within(PATIENCE).unwrap().expect("it is called off").kind,
+        EventKind::CalledOff
+    ) {}
     assert_eq!(attachment.enter(Direction::Read).unwrap_err().cause, Some(RevokeCause::DeviceError));
     drop(in_use);
     wait_until_taken(&events);
@@ -870,7 +873,7 @@ fn what_a_callback_takes_is_of_the_time_to_finish_and_it_is_named() {
     let (told, back) = mpsc::channel();
     let line = line!() + 1;
     let _subscription = export.on_event(move |event| {
-        if let What::Draining { .. } = event.what {
+        if let EventKind::Draining { .. } = event.kind {
             thread::sleep(slow);
             told.send(Instant::now()).unwrap();
         }
@@ -886,8 +889,8 @@ fn what_a_callback_takes_is_of_the_time_to_finish_and_it_is_named() {
     assert!(error.why().contains(&given_at), "{error}");
     assert_eq!(holder.join().unwrap(), Outcome::Ok);
     let heard: Vec<_> = std::iter::from_fn(|| events.try_next()).collect();
-    let named = heard.iter().find_map(|event| match &event.what {
-        What::SlowCallback(named) => Some(named),
+    let named = heard.iter().find_map(|event| match &event.kind {
+        EventKind::SlowCallback(named) => Some(named),
         _ => None,
     });
     let named = named.expect("it is told");
@@ -901,18 +904,19 @@ fn a_callback_that_does_not_come_back_holds_nobody_up_beyond_the_calls_limit() {
     let (go_on, told) = mpsc::channel::<()>();
     let told = Mutex::new(told);
     let _subscription = export.on_event(move |event| {
-        if let What::Restored = event.what {
+        if let EventKind::Restored = event.kind {
             told.lock().recv().ok();
         }
     });
     let events = export.events().unwrap();
     let begun = Instant::now();
-    let terms = Terms::within(PATIENCE).with_call_limit(Duration::from_secs(1));
+    let terms = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_secs(1));
     reset(&lender, terms).unwrap();
     assert!(begun.elapsed() < PATIENCE / 2);
     go_on.send(()).unwrap();
-    let is_slow = |what: &What| matches!(what, What::SlowCallback(slow) if slow.event == "restored");
-    while !is_slow(&events.next_within(PATIENCE).unwrap().expect("it is named").what) {}
+    let is_slow =
+        |kind: &EventKind| matches!(kind, EventKind::SlowCallback(slow) if slow.event == "restored");
+    while !is_slow(&events.next_within(PATIENCE).unwrap().expect("it is named").kind) {}
     drop(go_on);
     reset(&lender, PATIENCE).unwrap();
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::event::What;
+use super::event::EventKind;
 use super::lending_device::LendingDevice;
 use super::machine::{Action, AttachmentId, ChangeId, DeviceId, Input, Machine, Refusal};
 use super::target::RevokeTarget;
@@ -101,7 +101,7 @@ impl RevokerState {
                     // A change whose call was made is over when every subscriber has been told of the call's end.
                     self.note(*change, |pending| {
                         if !pending.is_called {
-                            pending.devices.iter().for_each(|device| device.queue(What::CalledOff));
+                            pending.devices.iter().for_each(|device| device.queue(EventKind::CalledOff));
                             pending.is_told = true;
                         }
                     });
@@ -132,7 +132,7 @@ impl RevokerState {
             pending.late.retain(|(attachment, _)| attachments.contains(attachment));
             pending.must_be_freed = must_be_freed;
             for device in &pending.devices {
-                device.queue(What::Late { who: pending.late_in_words() });
+                device.queue(EventKind::Late { who: pending.late_in_words() });
             }
         });
     }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::RevokeCause;
 use super::call::Call;
 use super::lending_device::LendingDevice;
-use super::machine::{After, AtDeadline, Change, Terms};
+use super::machine::{After, AtDeadline, Change, RevokeOptions};
 use super::revoker::Revoker;
 use crate::sync::{self, Thread};
 use crate::{Kind, Result};
@@ -34,7 +34,7 @@ pub enum Watch {
 }
 
 /// How long accesses have to end, where the memory goes in any case.
-const TERMS: Terms = Terms {
+const TERMS: RevokeOptions = RevokeOptions {
     timeout: Duration::from_secs(5),
     at_deadline: AtDeadline::GoOn,
     call_limit: Duration::from_secs(10),

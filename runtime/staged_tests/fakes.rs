@@ -14,7 +14,7 @@ use peervram_backends::{
 
 use crate::revoke::fakes::Card;
 use crate::revoke::revoker::Revoker;
-use crate::{Export, Lender, Result, RevokeCause, Terms};
+use crate::{Export, Lender, Result, RevokeCause, RevokeOptions};
 
 /// What an engine was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,8 +326,8 @@ impl Pair {
 }
 
 /// Goes on at a deadline that nobody keeps.
-pub fn impatient() -> Terms {
-    Terms::within(Duration::ZERO).or_go_on()
+pub fn impatient() -> RevokeOptions {
+    RevokeOptions::within(Duration::ZERO).or_go_on()
 }
 
 /// Bytes that say where they belong and who wrote them: every word of eight has its own place and `seed` in it.

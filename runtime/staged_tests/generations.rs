@@ -10,7 +10,9 @@ use proptest::prelude::*;
 
 use super::fakes::{FakeImporter, Pair, SMALL, Setup, all, bytes};
 use super::{BOTH, PATIENCE, attach};
-use crate::{Access, AttachOptions, Attachment, Direction, Events, InFlight, Outcome, Trust, What, verify};
+use crate::{
+    Access, AttachOptions, Attachment, Direction, EventKind, Events, InFlight, Outcome, Trust, verify,
+};
 
 const PAGE: usize = 4096;
 const PAGES: usize = 4;
@@ -96,7 +98,7 @@ fn a_test_in_the_middle_of_a_revoke_writes_nothing_and_says_so() {
                 let events = pair.export.events().unwrap();
                 let tear = scope.spawn(|| pair.tear(&new));
                 // The attachment is late, and torn; the revoke waits for the engine.
-                while !matches!(next(&events), What::Late { .. }) {}
+                while !matches!(next(&events), EventKind::Late { .. }) {}
                 go_on.send(()).unwrap();
                 tear.join().unwrap();
                 attach.join().unwrap()
@@ -110,8 +112,8 @@ fn a_test_in_the_middle_of_a_revoke_writes_nothing_and_says_so() {
     }
 }
 
-fn next(events: &Events) -> What {
-    events.next_within(PATIENCE).unwrap().expect("the memory is taken back").what
+fn next(events: &Events) -> EventKind {
+    events.next_within(PATIENCE).unwrap().expect("the memory is taken back").kind
 }
 
 fn limits() -> verify::Limits {

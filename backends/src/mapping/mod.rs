@@ -15,10 +15,10 @@
 //! kernel with a lock on the mapping, which a swap would wait for in turn.
 #![expect(unsafe_code, reason = "volatile access to memory that a device may change at any time")]
 
+mod backing;
 mod barrier;
-mod behind;
-mod ones;
-mod room;
+mod reservation;
+mod shadow_file;
 
 use std::fmt;
 use std::os::fd::AsFd;
@@ -29,8 +29,8 @@ use rustix::io::Errno;
 
 use crate::uapi::dma_buf;
 use crate::{Error, Kind, Result};
-use behind::Behind;
-use room::{Room, TRIED};
+use backing::Backing;
+use reservation::{Reservation, TRIED};
 
 /// What is mapped: a file whose descriptor it keeps open, and whatever else must live as long.
 pub trait Source: AsFd + Send + Sync {}
@@ -43,10 +43,10 @@ impl<T: AsFd + Send + Sync> Source for T {}
 /// (seen on Linux 7.3). It therefore holds its source, and the source can tell that it is held.
 pub struct Mapping {
     /// First, so that it is unmapped before the source is let go of.
-    room: Room,
+    reservation: Reservation,
     /// Locked around every change of what lies behind the addresses, and by nobody who reads or writes: the addresses
     /// are mapped at any time, so an access meets the one memory or the other.
-    behind: Mutex<Behind>,
+    backing: Mutex<Backing>,
     /// Whether its source is a dma-buf, which is told of each access of the CPU.
     is_of_dma_buf: bool,
 }
@@ -61,7 +61,7 @@ enum CpuUse {
 impl Mapping {
     /// Maps `pieces` (offset and length in the file, in bytes, multiples of the page size) of
     /// `source`, one after the other, and keeps `source` as long as the mapping lives or until
-    /// [`Mapping::bury`].
+    /// [`Mapping::retire`].
     ///
     /// # Errors
     /// What `mmap` says, with its errno; nothing stays mapped then.
@@ -76,12 +76,13 @@ impl Mapping {
             .try_fold(0_usize, |sum, &(_, length)| sum.checked_add(length))
             .filter(|&sum| sum > 0)
             .ok_or_else(beyond)?;
-        let room = Room::new(length_bytes)?;
+        let reservation = Reservation::new(length_bytes)?;
         // Recognised by its file system: an ioctl would wake a sleeping device if the source were one.
         let is_of_dma_buf =
             rustix::fs::fstatfs(source.as_fd()).is_ok_and(|file| file.f_type as u64 == dma_buf::MAGIC);
-        let behind = Behind::source(source, pieces, &room).map_err(|errno| Error::os(TRIED, errno))?;
-        Ok(Self { room, behind: Mutex::new(behind), is_of_dma_buf })
+        let backing =
+            Backing::source(source, pieces, &reservation).map_err(|errno| Error::os(TRIED, errno))?;
+        Ok(Self { reservation, backing: Mutex::new(backing), is_of_dma_buf })
     }
 
     /// `length_bytes` of ordinary memory, zeros, a multiple of the page size: what devices copy to and from
@@ -95,10 +96,10 @@ impl Mapping {
     pub fn of_host_memory(length_bytes: usize) -> Result<Self> {
         const TRIED: &str = "allocate host memory";
         crate::ranges::check_whole_pages(TRIED, length_bytes as u64)?;
-        let room = Room::new(length_bytes)?;
-        room.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
-        room.advise_huge_pages();
-        Ok(Self { room, behind: Mutex::new(Behind::nothing()), is_of_dma_buf: false })
+        let reservation = Reservation::new(length_bytes)?;
+        reservation.place_zeros().map_err(|errno| Error::os(TRIED, errno))?;
+        reservation.advise_huge_pages();
+        Ok(Self { reservation, backing: Mutex::new(Backing::nothing()), is_of_dma_buf: false })
     }
 
     /// Puts shadow memory over the whole mapping, at the same addresses: reads give all ones, as from a
@@ -115,16 +116,16 @@ impl Mapping {
     /// What the kernel says, mostly that memory is short. The mapping then counts as not shadowed, and must
     /// not be touched while its memory is away.
     pub fn shadow(&self) -> Result<()> {
-        self.behind.lock().shadow(&self.room)
+        self.backing.lock().shadow(&self.reservation)
     }
 
     /// Maps the device's memory back at the same addresses. What was written to the shadow is gone.
     /// Nothing happens where there is no shadow. The memory must be reachable before anybody touches it.
     ///
     /// # Errors
-    /// [`Kind::Gone`] after [`Mapping::bury`]; else what `mmap` says. Shadow memory is under all of it then.
+    /// [`Kind::Gone`] after [`Mapping::retire`]; else what `mmap` says. Shadow memory is under all of it then.
     pub fn unshadow(&self) -> Result<()> {
-        self.behind.lock().unshadow(&self.room)
+        self.backing.lock().unshadow(&self.reservation)
     }
 
     /// Puts shadow memory over the mapping for good, and lets go of the device or file, which can be
@@ -132,8 +133,8 @@ impl Mapping {
     ///
     /// # Errors
     /// As [`Mapping::shadow`]; the source is kept then.
-    pub fn bury(&self) -> Result<()> {
-        let source = self.behind.lock().bury(&self.room)?;
+    pub fn retire(&self) -> Result<()> {
+        let source = self.backing.lock().retire(&self.reservation)?;
         // Closing a device can block; nobody who asks what lies here should wait for it.
         drop(source);
         Ok(())
@@ -141,22 +142,22 @@ impl Mapping {
 
     /// Whether shadow memory lies here now.
     pub fn is_shadowed(&self) -> bool {
-        self.behind.lock().is_shadowed()
+        self.backing.lock().is_shadowed()
     }
 
     /// The first byte. Valid until the mapping is dropped; see the module for when it may be touched.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.room.as_ptr()
+        self.reservation.as_ptr()
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        self.room.length_bytes()
+        self.reservation.length_bytes()
     }
 
     /// Never true: a mapping has at least one page.
     pub fn is_empty(&self) -> bool {
-        self.room.length_bytes() == 0
+        self.reservation.length_bytes() == 0
     }
 
     /// Copies from the mapping, beginning `offset_bytes` into it, until `into` is full.
@@ -179,7 +180,7 @@ impl Mapping {
         if !self.is_of_dma_buf {
             return Ok(access());
         }
-        let Some(source) = self.behind.lock().what() else { return Ok(access()) };
+        let Some(source) = self.backing.lock().what() else { return Ok(access()) };
         let flag = match use_ {
             CpuUse::Reads => dma_buf::SYNC_READ,
             CpuUse::Writes => dma_buf::SYNC_WRITE,
@@ -199,7 +200,7 @@ impl Mapping {
     /// A range that was checked to lie inside the mapping.
     fn copy_out(&self, offset_bytes: usize, into: &mut [u8]) {
         // SAFETY: the caller found `offset_bytes + into.len()` inside the mapping.
-        let mut from = unsafe { self.room.as_ptr().add(offset_bytes) };
+        let mut from = unsafe { self.reservation.as_ptr().add(offset_bytes) };
         let (head, words) = into.split_at_mut(edge(from, into.len()));
         for byte in head {
             // SAFETY: inside the mapping, by the check above; so is one past it.
@@ -237,7 +238,7 @@ impl Mapping {
     /// A range that was checked to lie inside the mapping.
     fn copy_in(&self, offset_bytes: usize, bytes: &[u8]) {
         // SAFETY: the caller found `offset_bytes + bytes.len()` inside the mapping.
-        let mut to = unsafe { self.room.as_ptr().add(offset_bytes) };
+        let mut to = unsafe { self.reservation.as_ptr().add(offset_bytes) };
         let (head, words) = bytes.split_at(edge(to, bytes.len()));
         for &byte in head {
             // SAFETY: inside the mapping, by the check above; so is one past it.
@@ -296,18 +297,18 @@ impl Mapping {
             return Err(Error::new(Kind::InvalidInput, "access a register", why));
         }
         // SAFETY: `check` found it inside the mapping, whose start is aligned to a page.
-        Ok(unsafe { self.room.as_ptr().add(offset_bytes) }.cast())
+        Ok(unsafe { self.reservation.as_ptr().add(offset_bytes) }.cast())
     }
 
     fn check(&self, offset_bytes: usize, length_bytes: usize) -> Result<()> {
         match offset_bytes.checked_add(length_bytes) {
-            Some(end) if end <= self.room.length_bytes() => Ok(()),
+            Some(end) if end <= self.reservation.length_bytes() => Ok(()),
             _ => Err(Error::new(
                 Kind::InvalidInput,
                 "copy through a mapping",
                 format!(
                     "{offset_bytes:#x} + {length_bytes:#x} is beyond its {:#x} bytes",
-                    self.room.length_bytes()
+                    self.reservation.length_bytes()
                 ),
             )),
         }
@@ -322,7 +323,7 @@ fn edge(pointer: *const u8, length_bytes: usize) -> usize {
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mapping")
-            .field("start", &self.room.as_ptr())
+            .field("start", &self.reservation.as_ptr())
             .field("length_bytes", &self.len())
             .field("is_shadowed", &self.is_shadowed())
             .finish()
@@ -346,7 +347,7 @@ mod tests {
     /// Drivers refuse host pointers that have one (amdgpu: `AMDGPU_GEM_USERPTR_ANONONLY`).
     #[test]
     fn host_memory_has_no_file_behind_it() {
-        let behind = |mapping: &Mapping| {
+        let backing = |mapping: &Mapping| {
             let (at, maps) = (mapping.as_ptr().addr(), std::fs::read_to_string("/proc/self/maps").unwrap());
             let line = maps.lines().find(|line| {
                 let (start, rest) = line.split_once('-').unwrap();
@@ -357,9 +358,9 @@ mod tests {
             // "address permissions offset device inode": an inode of 0 is no file (proc_pid_maps(5)).
             line.unwrap().split_whitespace().nth(4).unwrap().to_owned()
         };
-        assert_eq!(behind(&Mapping::of_host_memory(4096).unwrap()), "0");
-        assert_eq!(behind(&Mapping::of_host_memory(8 << 20).unwrap()), "0");
-        assert_ne!(behind(&Mapping::new(file(1), &[(0, 4096)]).unwrap()), "0");
+        assert_eq!(backing(&Mapping::of_host_memory(4096).unwrap()), "0");
+        assert_eq!(backing(&Mapping::of_host_memory(8 << 20).unwrap()), "0");
+        assert_ne!(backing(&Mapping::new(file(1), &[(0, 4096)]).unwrap()), "0");
     }
 
     #[test]
@@ -414,7 +415,7 @@ mod tests {
     fn large_mappings_start_at_a_huge_page() {
         let file = file(1024);
         let mapping = Mapping::new(file.clone(), &[(0, 4 << 20)]).unwrap();
-        assert_eq!(mapping.as_ptr().addr() % super::room::HUGE_PAGE_BYTES, 0);
+        assert_eq!(mapping.as_ptr().addr() % super::reservation::HUGE_PAGE_BYTES, 0);
         mapping.write((4 << 20) - 1, &[7]).unwrap();
     }
 

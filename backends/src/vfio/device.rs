@@ -22,7 +22,7 @@ use crate::{
 ///
 /// The kernel closes the device when the last descriptor *and the last BAR mapping* are gone, and
 /// then revokes its dma-bufs for good. [`Device::close`] refuses while a mapping is alive, so that
-/// "closed" means closed; [`Exporter::bury`] makes mappings let go.
+/// "closed" means closed; [`Exporter::retire_mappings`] makes mappings let go.
 #[derive(Debug)]
 pub struct Device {
     pub(super) open: Arc<Open>,
@@ -194,7 +194,7 @@ impl Device {
     /// Closes the device, so that another process can open it.
     ///
     /// # Errors
-    /// [`Kind::StillInUse`] while a mapping of a BAR is alive and not [buried](Exporter::bury), with the
+    /// [`Kind::StillInUse`] while a mapping of a BAR is alive and not [retired](Exporter::retire_mappings), with the
     /// device given back: the kernel would keep it open (seen on Linux 7.3).
     pub fn close(self) -> Result<(), NotClosed<Self>> {
         let mappings = Arc::strong_count(&self.open) - 1;
@@ -207,7 +207,7 @@ impl Device {
             format!("{mappings} mapping(s) of its memory are alive and keep it open"),
         )
         .on(self.address)
-        .next("detach importers by host pointer, and drop the mappings or bury them first");
+        .next("detach importers by host pointer, and drop the mappings or retire them first");
         Err(NotClosed::new(self, error))
     }
 
@@ -361,11 +361,11 @@ impl Exporter for Device {
         self.mappings.unshadow().map_err(|error| error.on(self.address))
     }
 
-    fn bury(&self) -> Result<()> {
-        self.mappings.bury().map_err(|error| error.on(self.address))
+    fn retire_mappings(&self) -> Result<()> {
+        self.mappings.retire().map_err(|error| error.on(self.address))
     }
 
-    fn let_go(&self) -> Result<()> {
+    fn close_device(&self) -> Result<()> {
         self.close_in_place()
     }
 

@@ -61,10 +61,10 @@ impl LiveMappings {
         live.each(Mapping::unshadow)
     }
 
-    pub(super) fn bury(&self) -> Result<()> {
+    pub(super) fn retire(&self) -> Result<()> {
         let mut live = self.0.lock();
         live.state = State::Buried;
-        live.each(Mapping::bury)
+        live.each(Mapping::retire)
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
     fn after_a_burial_nothing_holds_the_device_and_nothing_is_mapped() {
         let (file, mappings) = (file(), LiveMappings::default());
         let mapping = mappings.make(|| make(&file)).unwrap();
-        mappings.bury().unwrap();
+        mappings.retire().unwrap();
         assert_eq!(Arc::strong_count(&file), 1);
         assert_eq!(mappings.make(|| make(&file)).unwrap_err().kind(), Kind::Gone);
         assert_eq!(mappings.unshadow().unwrap_err().kind(), Kind::Gone);

@@ -24,6 +24,7 @@
 mod address_space;
 mod adopt;
 mod capability;
+mod close_device;
 mod config_space;
 mod container;
 mod device;
@@ -32,7 +33,6 @@ mod interrupts;
 mod iova_allocator;
 mod iova_mapping;
 mod iova_ranges;
-mod let_go;
 mod live_mappings;
 mod power;
 mod reset;

@@ -27,7 +27,7 @@ const RING_BYTES: u64 = ENTRIES as u64 * DESCRIPTOR_BYTES;
 const HOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running model GPU. Keeps its device open by the mappings that it holds; drop it before the device is
-/// closed, or [bury](peervram::backends::Exporter::bury) them. After a reset of the device that no lender
+/// closed, or [retire](peervram::backends::Exporter::retire_mappings) them. After a reset of the device that no lender
 /// made, [`restart`](ModelGpu::restart) it; a lender calls [`resume`](Owner::resume).
 pub struct ModelGpu {
     copy: CopyEngine,

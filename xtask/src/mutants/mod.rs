@@ -488,7 +488,8 @@ mod tests {
     fn survivors_are_named_with_their_line() {
         let text = found(3, 1, 0).1;
         assert!(
-            text.contains("SURVIVED") && text.contains("runtime/gate/mod.rs:3:1: replace f3 with ()\n    `f();`"),
+            text.contains("SURVIVED")
+                && text.contains("runtime/gate/mod.rs:3:1: replace f3 with ()\n    `f();`"),
             "{text}"
         );
         assert!(text.contains("FAILED: 75.0 %"), "{text}");

@@ -162,7 +162,7 @@ fn keeps_the_device_open(guest: &Guest) -> Verdict {
     adopted.read(VRAM, 0, &mut [0; 4])?;
     refused(Device::open(address), Kind::Busy)?;
     let view = adopted.map(&beginning(&adopted)?)?;
-    adopted.bury()?;
+    adopted.retire_mappings()?;
     adopted.close()?;
     Device::open(address)?.close()?;
     drop(view);

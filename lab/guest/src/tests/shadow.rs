@@ -21,7 +21,7 @@ use crate::test::{Test, Verdict};
 pub const TESTS: &[Test] = &[
     Test::of_all("shadow/bar-is-all-ones-while-shadowed-and-back", bar_is_all_ones).on_any_topology(),
     Test::of_all("shadow/whole-bar-is-swapped", whole_bar_is_swapped).on_any_topology(),
-    Test::of_all("shadow/buried-mappings-let-the-device-close", buried_mappings).on_any_topology(),
+    Test::of_all("shadow/retired-mappings-let-the-device-close", retired_mappings).on_any_topology(),
     Test::of_all("shadow/readers-live-through-revokes", readers_live_through_revokes).on_any_topology(),
     Test::of_models("shadow/driver-resumes-after-every-revoke", driver_resumes).on_any_topology(),
 ];
@@ -69,13 +69,13 @@ fn whole_bar_is_swapped(guest: &Guest) -> Verdict {
     Ok(())
 }
 
-fn buried_mappings(guest: &Guest) -> Verdict {
+fn retired_mappings(guest: &Guest) -> Verdict {
     let address = any_lender(guest)?;
     let Revocable { view, buffer, device } = Revocable::new(guest, Device::open(address)?)?;
     let Err(kept) = device.close() else { anyhow::bail!("closed under a mapping") };
     let (device, error) = kept.into_parts();
     ensure!(error.kind() == Kind::StillInUse, "{error}");
-    device.bury()?;
+    device.retire_mappings()?;
     refused(device.unshadow(), Kind::Gone)?;
     refused(device.map(&beginning(&device)?), Kind::Gone)?;
     device.close()?;
@@ -83,7 +83,7 @@ fn buried_mappings(guest: &Guest) -> Verdict {
     let again = Revocable::new(guest, Device::open(address)?)?;
     let mut seen = [0; 8];
     view.read(0, &mut seen)?;
-    ensure!(seen == [0xFF; 8], "what was buried shows {seen:?}");
+    ensure!(seen == [0xFF; 8], "what was retired shows {seen:?}");
     drop(buffer);
     again.expect_pattern()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use peervram::backends::{DmaRanges, Flag, Importer, OnRevoke, RawBytes};
-use peervram::{Attachment, Direction, Error, Kind, Mover, Outcome, Path, Terms};
+use peervram::{Attachment, Direction, Error, Kind, Mover, Outcome, Path, RevokeOptions};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model::registers::ENGINE_RATE;
 use peervram_model_driver::{ImportingGpu, REGISTER_BAR};
@@ -181,8 +181,8 @@ fn revoke_waits(guest: &Guest) -> Verdict {
 }
 
 /// Goes on at a deadline that nobody keeps.
-fn impatient() -> Terms {
-    Terms::within(Duration::from_millis(50)).or_go_on()
+fn impatient() -> RevokeOptions {
+    RevokeOptions::within(Duration::from_millis(50)).or_go_on()
 }
 
 fn torn(guest: &Guest) -> Verdict {

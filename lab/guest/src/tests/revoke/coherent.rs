@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::RawBytes;
 use peervram::backends::vfio::Interface;
 use peervram::nvgrace::{Device, RESERVED_REGION, USABLE_REGION};
-use peervram::{Direction, Kind, Terms, Trust, What};
+use peervram::{Direction, EventKind, Kind, RevokeOptions, Trust};
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::ModelGpu;
 
@@ -147,18 +147,18 @@ fn a_wait_is_told(guest: &Guest) -> Verdict {
     model.misbehave(Misbehaviour::SlowReady { ms: TRAINING.as_millis() as u64 })?;
 
     // Far less than the wait: the kernel is back, so nothing is stuck.
-    let terms = Terms::within(PATIENCE).with_call_limit(Duration::from_millis(500));
+    let terms = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_millis(500));
     let told = thread::scope(|scope| {
         let revoker = scope.spawn(|| painted.lender.reset(terms));
         let mut told = Vec::new();
         while let Some(event) = events.next_within(PATIENCE)? {
-            match event.what {
-                What::NotReady(why) => {
+            match event.kind {
+                EventKind::NotReady(why) => {
                     refused(attachment.enter(Direction::Read), Kind::Revoked)?;
                     told.push((*why).clone());
                 }
-                What::Restored => break,
-                What::Draining { .. } => {}
+                EventKind::Restored => break,
+                EventKind::Draining { .. } => {}
                 other => anyhow::bail!("{} was told", other.code()),
             }
         }

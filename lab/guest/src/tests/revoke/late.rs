@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use peervram::backends::holders::Census;
-use peervram::{Direction, Kind, Outcome, Terms, Trust, What};
+use peervram::{Direction, EventKind, Kind, Outcome, RevokeOptions, Trust};
 
 use crate::crossing::{PATIENCE, open_node, refused};
 use crate::guest::Guest;
@@ -71,16 +71,16 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     hold.map()?;
 
     let limit = Duration::from_millis(500);
-    let terms = Terms::within(PATIENCE).with_call_limit(limit);
+    let terms = RevokeOptions::within(PATIENCE).with_call_limit(limit);
     let begun = Instant::now();
     let error = refused(painted.lender.reset(terms), Kind::Stuck)?;
     let named_after = begun.elapsed();
     // How much later a busy machine is says nothing: the importer has not unmapped yet, so this did not wait for it.
     ensure!(named_after >= limit && hold.state()?.mapped, "named after {named_after:?}");
     let stuck = loop {
-        match events.next_within(PATIENCE)?.context("nobody was told")?.what {
-            What::Stuck(stuck) => break stuck,
-            What::Draining { .. } => {}
+        match events.next_within(PATIENCE)?.context("nobody was told")?.kind {
+            EventKind::Stuck(stuck) => break stuck,
+            EventKind::Draining { .. } => {}
             other => bail!("heard of {other:?}"),
         }
     };
@@ -113,7 +113,7 @@ fn never_unmaps(guest: &Guest) -> Verdict {
 
     hold.unmap()?;
     let event = events.next_within(PATIENCE)?.context("the call did not come back")?;
-    ensure!(matches!(event.what, What::Restored), "heard of {:?}", event.what);
+    ensure!(matches!(event.kind, EventKind::Restored), "heard of {:?}", event.kind);
     let mut seen = Seen::default();
     seen.look_until(&mut screen, &attachment, |seen| seen.right >= 1 && seen.generation == 1)?;
     hold.release()?;

@@ -113,12 +113,12 @@ impl Exporter for OfAFamily {
         self.0.unshadow()
     }
 
-    fn bury(&self) -> peervram::Result<()> {
-        self.0.bury()
+    fn retire_mappings(&self) -> peervram::Result<()> {
+        self.0.retire_mappings()
     }
 
-    fn let_go(&self) -> peervram::Result<()> {
-        self.0.let_go()
+    fn close_device(&self) -> peervram::Result<()> {
+        self.0.close_device()
     }
 
     fn interrupts(&self) -> peervram::Result<Interrupts> {
@@ -234,7 +234,7 @@ fn owner_ends(guest: &Guest) -> Verdict {
     owner.kill()?;
     loop {
         let event = events.next_within(PATIENCE)?.context("the owner's end was not heard of")?;
-        if let peervram::What::Gone = event.what {
+        if let peervram::EventKind::Gone = event.kind {
             break;
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::PciAddress;
 use peervram::backends::vfio::{Interface, PowerState};
-use peervram::{Kind, Terms, Trust};
+use peervram::{Kind, RevokeOptions, Trust};
 use peervram_lab::change::Severity;
 
 use crate::crossing::{Lends, PATIENCE};
@@ -91,7 +91,7 @@ fn keep<D: Lends>(
 
 /// Waits for nobody: what is in flight is torn. What must be freed first cannot be torn, and is waited for.
 fn reset_at_once<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    let terms = Terms::within(Duration::ZERO).or_go_on();
+    let terms = RevokeOptions::within(Duration::ZERO).or_go_on();
     match painted.lender.reset(terms) {
         Err(error) if error.kind() == Kind::StillInUse => painted.lender.reset(PATIENCE),
         other => other,

@@ -1,6 +1,6 @@
-//! `Behind`: what lies behind a mapping's addresses now, its source or shadow memory, and the swaps between them.
+//! `Backing`: what lies behind a mapping's addresses now, its source or shadow memory, and the swaps between them.
 //!
-//! `source -> shadow -> unshadow -> ...`, and `bury` once for good. Whoever reads or writes meanwhile meets the one memory
+//! `source -> shadow -> unshadow -> ...`, and `retire` once for good. Whoever reads or writes meanwhile meets the one memory
 //! or the other, page by page, and never a hole: what takes the place of what is there is placed over it in one step.
 
 use std::os::fd::AsFd;
@@ -10,27 +10,27 @@ use rustix::io::Errno;
 use rustix::mm::MapFlags;
 
 use super::Source;
-use super::ones::Ones;
-use super::room::{Elsewhere, Room};
+use super::reservation::{Elsewhere, Reservation};
+use super::shadow_file::ShadowFile;
 use crate::{Error, Kind, Result};
 
 /// The memory that a mapping's addresses lead to.
-pub(super) struct Behind {
+pub(super) struct Backing {
     /// None once the source was released for good, and for memory that never had a source.
     source: Option<Arc<dyn Source>>,
-    /// Offset and length in the file of each piece, in bytes, in the order in which they lie in the room.
+    /// Offset and length in the file of each piece, in bytes, in the order in which they lie in the reservation.
     pieces: Box<[(u64, usize)]>,
     is_shadowed: bool,
 }
 
-impl Behind {
-    /// `pieces` of `source`, placed in `room`, which they fill.
+impl Backing {
+    /// `pieces` of `source`, placed in `reservation`, which they fill.
     pub(super) fn source(
         source: Arc<dyn Source>,
         pieces: Box<[(u64, usize)]>,
-        room: &Room,
+        reservation: &Reservation,
     ) -> Result<Self, Errno> {
-        place(&*source, &pieces, room)?;
+        place(&*source, &pieces, reservation)?;
         Ok(Self { source: Some(source), pieces, is_shadowed: false })
     }
 
@@ -50,16 +50,16 @@ impl Behind {
     }
 
     /// See [`Mapping::shadow`](super::Mapping::shadow).
-    pub(super) fn shadow(&mut self, room: &Room) -> Result<()> {
+    pub(super) fn shadow(&mut self, reservation: &Reservation) -> Result<()> {
         if !self.is_shadowed {
-            place_shadow(room)?;
+            place_shadow(reservation)?;
             self.is_shadowed = true;
         }
         Ok(())
     }
 
     /// See [`Mapping::unshadow`](super::Mapping::unshadow).
-    pub(super) fn unshadow(&mut self, room: &Room) -> Result<()> {
+    pub(super) fn unshadow(&mut self, reservation: &Reservation) -> Result<()> {
         const TRIED: &str = "map memory back";
         let Some(source) = &self.source else {
             return Err(Error::new(Kind::Gone, TRIED, "its device was let go of")
@@ -68,10 +68,10 @@ impl Behind {
         if !self.is_shadowed {
             return Ok(());
         }
-        let result = place(&**source, &self.pieces, room);
+        let result = place(&**source, &self.pieces, reservation);
         if let Err(errno) = result {
             let error = Error::os(TRIED, errno);
-            return Err(match place_shadow(room) {
+            return Err(match place_shadow(reservation) {
                 Ok(()) => error.next("it is shadow memory as before; try again"),
                 Err(worse) => worse,
             });
@@ -80,35 +80,35 @@ impl Behind {
         Ok(())
     }
 
-    /// See [`Mapping::bury`](super::Mapping::bury). Gives out what is to be let go of.
-    pub(super) fn bury(&mut self, room: &Room) -> Result<Option<Arc<dyn Source>>> {
-        self.shadow(room)?;
+    /// See [`Mapping::retire`](super::Mapping::retire). Gives out what is to be let go of.
+    pub(super) fn retire(&mut self, reservation: &Reservation) -> Result<Option<Arc<dyn Source>>> {
+        self.shadow(reservation)?;
         Ok(self.source.take())
     }
 }
 
-/// Maps the pieces of `source` over all of `room`. Where the source refuses one of them, nothing has changed.
-fn place(source: &dyn Source, pieces: &[(u64, usize)], room: &Room) -> Result<(), Errno> {
+/// Maps the pieces of `source` over all of `reservation`. Where the source refuses one of them, nothing has changed.
+fn place(source: &dyn Source, pieces: &[(u64, usize)], reservation: &Reservation) -> Result<(), Errno> {
     let map = |&(offset, length)| Elsewhere::map(source.as_fd(), offset, length, MapFlags::SHARED);
     let mapped: Vec<Elsewhere> = pieces.iter().map(map).collect::<Result<_, _>>()?;
     let mut at = 0;
     for (piece, &(_, length)) in mapped.into_iter().zip(pieces) {
-        room.place(at, piece)?;
+        reservation.place(at, piece)?;
         at += length;
     }
     Ok(())
 }
 
-/// Maps shadow memory over all of `room`.
-fn place_shadow(room: &Room) -> Result<()> {
-    let ones = Ones::for_length(room.length_bytes())?;
+/// Maps shadow memory over all of `reservation`.
+fn place_shadow(reservation: &Reservation) -> Result<()> {
+    let ones = ShadowFile::for_length(reservation.length_bytes())?;
     let mut at = 0;
-    while at < room.length_bytes() {
-        let length = ones.size_bytes().min(room.length_bytes() - at);
+    while at < reservation.length_bytes() {
+        let length = ones.size_bytes().min(reservation.length_bytes() - at);
         let piece = Elsewhere::map(ones.as_fd(), 0, length, MapFlags::PRIVATE);
-        if let Err(errno) = piece.and_then(|piece| room.place(at, piece)) {
-            tracing::warn!(%errno, length_bytes = room.length_bytes(), "shadow memory is zeros, not ones");
-            return room.place_zeros().map_err(|errno| {
+        if let Err(errno) = piece.and_then(|piece| reservation.place(at, piece)) {
+            tracing::warn!(%errno, length_bytes = reservation.length_bytes(), "shadow memory is zeros, not ones");
+            return reservation.place_zeros().map_err(|errno| {
                 Error::os("put shadow memory under a mapping", errno)
                     .next("raise vm.max_map_count, or free memory; let nobody touch the mapping meanwhile")
             });
@@ -183,7 +183,7 @@ mod tests {
         let mapping = Mapping::new(file.clone(), &[(0, 2 * PAGE)]).unwrap();
         assert_eq!(Arc::strong_count(&file), 2);
         for _ in 0..2 {
-            mapping.bury().unwrap();
+            mapping.retire().unwrap();
             assert_eq!(Arc::strong_count(&file), 1);
         }
         assert!(mapping.is_shadowed() && is_all(&mapping, 0xFF));

@@ -18,13 +18,13 @@ const TRIED: &str = "let go of a VFIO device";
 impl Device {
     pub(super) fn close_in_place(&self) -> Result<()> {
         // A mapping that cannot be replaced for good keeps the device open; everything else is closed all the same.
-        let buried = self.bury();
+        let retired = self.retire_mappings();
         let failed = |error: std::io::Error| Error::os(TRIED, error).on(self.address());
         let nothing = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(failed)?;
         // SAFETY: the descriptor is open and `self.open` owns it; this second owner is forgotten before it
         // could close it.
         let mut fd = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(self.open.fd.as_raw_fd()) });
         rustix::io::dup3(&nothing, &mut fd, DupFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
-        buried
+        retired
     }
 }

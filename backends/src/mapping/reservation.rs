@@ -1,4 +1,4 @@
-//! `Room`: addresses of this process that are reserved for a mapping, and what is placed there.
+//! `Reservation`: addresses of this process that are reserved for a mapping, and what is placed there.
 //!
 //! Reserved once, with nothing in it; then files, zeros, and files again are placed over all of it or a part of it,
 //! always at the same addresses: each file is mapped [`Elsewhere`] first, and moved. Dropping it undoes the
@@ -23,7 +23,7 @@ pub(super) const HUGE_PAGE_BYTES: usize = 2 << 20;
 pub(super) const TRIED: &str = "map memory";
 
 /// Addresses that are ours.
-pub(super) struct Room {
+pub(super) struct Reservation {
     reserved: NonNull<c_void>,
     reserved_bytes: usize,
     start: NonNull<u8>,
@@ -36,11 +36,11 @@ pub(super) struct Room {
 // through volatile reads and writes of plain bytes, from any thread, as with any shared memory. What lies
 // behind an address may be exchanged at any time, as a device may change its bytes at any time; that
 // something lies there does not change until the value is dropped.
-unsafe impl Send for Room {}
+unsafe impl Send for Reservation {}
 // SAFETY: see `Send`.
-unsafe impl Sync for Room {}
+unsafe impl Sync for Reservation {}
 
-impl Room {
+impl Reservation {
     /// For `length_bytes`, with nothing in it yet.
     pub(super) fn new(length_bytes: usize) -> Result<Self> {
         let slack = if length_bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { 0 };
@@ -83,7 +83,7 @@ impl Room {
     /// Asks for huge pages: each page may be an entry of an IOMMU, so the fewer the better, and no harm where there
     /// are none so large.
     pub(super) fn advise_huge_pages(&self) {
-        // SAFETY: exactly the range of this room; the advice changes no byte.
+        // SAFETY: exactly the range of this reservation; the advice changes no byte.
         let advised =
             unsafe { madvise(self.start.as_ptr().cast(), self.length_bytes, Advice::LinuxHugepage) };
         if let Err(errno) = advised {
@@ -95,7 +95,7 @@ impl Room {
     pub(super) fn place_zeros(&self) -> Result<(), Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: exactly the range of this room, inside our own reservation; no reference into it was
+        // SAFETY: exactly the range of this reservation; no reference into it was
         // given out, and reads and writes through pointers are volatile accesses of plain bytes.
         let placed =
             unsafe { mmap_anonymous(self.start.as_ptr().cast(), self.length_bytes, protection, flags) };
@@ -113,7 +113,7 @@ impl Room {
             "pieces lie inside the mapping"
         );
         // SAFETY: `piece` is a whole mapping that nobody else knows of. `at + length_bytes` is at most
-        // `length_bytes` of the room, so what it replaces lies inside our own reservation. No reference into
+        // `length_bytes` of the reservation, so what it replaces lies inside this reservation. No reference into
         // that was ever given out: what lies there may change under the volatile accesses of other threads,
         // and the kernel exchanges the one for the other under the lock of the address space, so that they
         // meet no hole.
@@ -141,7 +141,7 @@ impl Room {
 
     /// Reserves again what a call that failed may have unmapped (`mremap_to` and `__mmap_region` unmap before
     /// their last allocations). If something lies there, it is either what was there before, or memory that
-    /// another thread was given meanwhile. Which one cannot be told, so this room never unmaps anything then.
+    /// another thread was given meanwhile. Which one cannot be told, so this reservation never unmaps anything then.
     fn hold(&self, at: usize, length_bytes: usize) {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
         // SAFETY: NOREPLACE: nothing is replaced, whoever it belongs to.
@@ -156,7 +156,7 @@ impl Room {
     }
 }
 
-/// A piece of a file, mapped at an address of the kernel's choice on its way to a place in a [`Room`].
+/// A piece of a file, mapped at an address of the kernel's choice on its way to a place in a [`Reservation`].
 ///
 /// The kernel takes away what is at a fixed address *before* it asks the file whether it can be mapped there
 /// (`__mmap_region` in `mm/vma.c`), so a refusal would leave a hole, and another thread's memory could come to
@@ -191,7 +191,7 @@ impl Drop for Elsewhere {
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         if *self.is_given_up.get_mut() {
             return;
@@ -212,10 +212,10 @@ mod tests {
 
     const PAGE: usize = 4096;
 
-    /// Whether all of a room's range is mapped, by whatever.
-    fn is_mapped(room: &Room) -> bool {
+    /// Whether all of a reservation's range is mapped, by whatever.
+    fn is_mapped(reservation: &Reservation) -> bool {
         // SAFETY: the advice changes no byte; the kernel answers ENOMEM where something is unmapped.
-        unsafe { madvise(room.as_ptr().cast(), room.length_bytes(), Advice::Normal) }.is_ok()
+        unsafe { madvise(reservation.as_ptr().cast(), reservation.length_bytes(), Advice::Normal) }.is_ok()
     }
 
     /// The kernel finds out only from its driver that it cannot be mapped, as with a VFIO device.
@@ -225,28 +225,28 @@ mod tests {
 
     #[test]
     fn a_file_that_refuses_is_refused_elsewhere() {
-        let room = Room::new(2 * PAGE).unwrap();
-        assert!(is_mapped(&room));
+        let reservation = Reservation::new(2 * PAGE).unwrap();
+        assert!(is_mapped(&reservation));
         let file = unmappable();
         assert!(Elsewhere::map(file.as_fd(), 0, PAGE, MapFlags::SHARED).is_err());
-        assert!(is_mapped(&room));
+        assert!(is_mapped(&reservation));
     }
 
     #[test]
     fn what_a_failed_call_unmapped_is_held_again() {
-        let room = Room::new(2 * PAGE).unwrap();
-        // SAFETY: inside the room, as a call that fails half-way leaves it.
-        unsafe { munmap(room.as_ptr().add(PAGE).cast(), PAGE) }.unwrap();
-        assert!(!is_mapped(&room));
-        room.hold(PAGE, PAGE);
-        assert!(is_mapped(&room) && !room.is_given_up.load(Ordering::Relaxed));
+        let reservation = Reservation::new(2 * PAGE).unwrap();
+        // SAFETY: inside the reservation, as a call that fails half-way leaves it.
+        unsafe { munmap(reservation.as_ptr().add(PAGE).cast(), PAGE) }.unwrap();
+        assert!(!is_mapped(&reservation));
+        reservation.hold(PAGE, PAGE);
+        assert!(is_mapped(&reservation) && !reservation.is_given_up.load(Ordering::Relaxed));
     }
 
     #[test]
     fn memory_that_came_into_a_hole_is_never_unmapped() {
-        let room = Room::new(2 * PAGE).unwrap();
-        // SAFETY: inside the room, as a call that fails half-way leaves it.
-        let hole = unsafe { room.as_ptr().add(PAGE) };
+        let reservation = Reservation::new(2 * PAGE).unwrap();
+        // SAFETY: inside the reservation, as a call that fails half-way leaves it.
+        let hole = unsafe { reservation.as_ptr().add(PAGE) };
         // SAFETY: in the hole, as the memory of another thread may be.
         let stranger = unsafe {
             munmap(hole.cast(), PAGE).unwrap();
@@ -255,8 +255,8 @@ mod tests {
         };
         // SAFETY: mapped above, a page long.
         unsafe { stranger.cast::<u64>().write_volatile(0x1122_3344_5566_7788) };
-        room.hold(PAGE, PAGE);
-        drop(room);
+        reservation.hold(PAGE, PAGE);
+        drop(reservation);
         // SAFETY: as before, and still mapped, which is what is tested.
         assert_eq!(unsafe { stranger.cast::<u64>().read_volatile() }, 0x1122_3344_5566_7788);
     }

@@ -1,4 +1,4 @@
-//! `Ones`: the file of shadow memory, which is put under a mapping while its device's memory cannot be touched.
+//! `ShadowFile`: the file of shadow memory, which is put under a mapping while its device's memory cannot be touched.
 //!
 //! A sealed file of 0xFF, mapped privately: reads see what a device that is not there answers, writes
 //! land in pages of this process that nobody else sees. A mapping takes the file in pieces, again and
@@ -21,15 +21,15 @@ const PIECES_MAX: usize = 4096;
 
 /// A file of ones.
 #[derive(Debug)]
-pub(super) struct Ones {
+pub(super) struct ShadowFile {
     file: OwnedFd,
     size_bytes: usize,
 }
 
-impl Ones {
+impl ShadowFile {
     /// The file that a mapping of that length takes its pieces from.
     pub(super) fn for_length(length_bytes: usize) -> Result<Arc<Self>> {
-        static LARGEST: Mutex<Option<Arc<Ones>>> = Mutex::new(None);
+        static LARGEST: Mutex<Option<Arc<ShadowFile>>> = Mutex::new(None);
         let wanted_bytes = wanted_bytes(length_bytes);
         let mut largest = LARGEST.lock();
         if let Some(ones) = largest.as_ref().filter(|ones| ones.size_bytes >= wanted_bytes) {
@@ -63,7 +63,7 @@ impl Ones {
     }
 }
 
-impl AsFd for Ones {
+impl AsFd for ShadowFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_file_is_all_ones_and_stays_so() {
-        let ones = Ones::for_length(4096).unwrap();
+        let ones = ShadowFile::for_length(4096).unwrap();
         let mut seen = [0; 4096];
         rustix::io::pread(&ones, &mut seen, (LEAST_BYTES - 4096) as u64).unwrap();
         assert_eq!(seen, [0xFF; 4096]);
