@@ -5,16 +5,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache;
 use crate::folder::Folder;
 use crate::kernel::Kernel;
+use crate::kernel::{holder, initrd};
 use crate::machine::Machine;
-use crate::model::Model;
+use crate::machine::grace;
 use crate::progress::Progress;
-use crate::qemu::Qemu;
+use crate::root::cache;
 use crate::root::{Purpose, Root};
 use crate::vm::Vm;
-use crate::{grace, holder, initrd, validation, wire};
+use crate::vm::model::Model;
+use crate::vm::qemu::Qemu;
+use crate::vm::{validation, wire};
 
 /// The folder of our layer in the guest's [`wire::SHARE`].
 pub const LAYERS: &str = "layers";

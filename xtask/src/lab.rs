@@ -5,7 +5,6 @@ use clap::{Args, Subcommand};
 use peervram_lab::machines::{self, MACHINES};
 use peervram_lab::report::{Counts, Text};
 use peervram_lab::routes::Routes;
-use peervram_lab::shape;
 use peervram_lab::suite::{self, Extent, Outcome, Plan};
 use peervram_lab::wire::Stream;
 use peervram_lab::{Lab, Machine, Programs, host};
@@ -283,7 +282,7 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Machine>> {
     match names {
         [] => return Ok(machines::everyday().collect()),
         [all] if all == "all" => return Ok(machines::all().collect()),
-        [shapes] if shapes == "shapes" => return Ok(shape::MACHINES.iter().collect()),
+        [shapes] if shapes == "shapes" => return Ok(machines::shapes::MACHINES.iter().collect()),
         _ => {}
     }
     names.iter().map(|name| named(name)).collect()

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use peervram_lab::Machine;
+use peervram_lab::machines::shapes;
 use peervram_lab::report::Counts;
 use peervram_lab::routes::Routes;
 use peervram_lab::suite::{self, Extent, Outcome};
-use peervram_lab::{Machine, shape};
 use std::fs;
 use std::process::ExitCode;
 
@@ -27,7 +28,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
-    let machines: Vec<&Machine> = shape::MACHINES.iter().collect();
+    let machines: Vec<&Machine> = shapes::MACHINES.iter().collect();
     let plans = suite::plan(lab.programs(), &machines, "routes/", Extent::Everywhere)?;
     let outcomes = lab::run_plans(&lab, &plans, &Pace::usual(), peervram_programs::output())?;
     if Counts::of(&outcomes).failed > 0 {

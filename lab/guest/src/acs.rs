@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::PciAddress;
-use peervram_lab::shape::Setting;
+use peervram_lab::machine::shape::Setting;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 

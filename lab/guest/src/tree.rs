@@ -8,8 +8,9 @@
 use anyhow::{Context, Result, ensure};
 use peervram::backends::PciAddress;
 use peervram::backends::pci::Function;
+use peervram_lab::machine::shape::Shape;
 use peervram_lab::machine::{Facts, PciId};
-use peervram_lab::shape::{self, Shape};
+use peervram_lab::machines::shapes;
 use peervram_lab::tree::{self, Node, Part, Placed};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,7 @@ pub struct Tree {
 impl Tree {
     /// Finds everything that the machine's shape says.
     pub fn find(facts: &Facts) -> Result<Tree> {
-        let shape = shape::of(&facts.machine).with_context(|| format!("{} has no shape", facts.machine))?;
+        let shape = shapes::of(&facts.machine).with_context(|| format!("{} has no shape", facts.machine))?;
         let all = tree::placed(shape.tree).iter().map(find).collect::<Result<_>>()?;
         Ok(Tree { shape, all })
     }

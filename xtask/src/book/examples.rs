@@ -2,7 +2,7 @@
 //! (`runtime/lib.rs`). What no documentation test can reach, a program's own code or a feature that is off, is marked `rs`, and is a
 //! quotation: line by line what stands in a file of the project, which is compiled.
 //!
-//! A quotation begins with the file, `// lab/src/machines.rs`. `// ...` leaves something out, which it may name; another file's name goes on there.
+//! A quotation begins with the file, `// lab/src/machines/mod.rs`. `// ...` leaves something out, which it may name; another file's name goes on there.
 
 #![cfg(test)]
 

@@ -16,7 +16,7 @@ const CRATES: &[(&str, &[usize])] = &[
     ("runtime/cli/main.rs", &[]),
     ("backends/src/lib.rs", &[]),
     ("nvgrace/src/lib.rs", &[]),
-    ("lab/src/lib.rs", &[8]),
+    ("lab/src/lib.rs", &[]),
     ("xtask/src/main.rs", &[]),
 ];
 

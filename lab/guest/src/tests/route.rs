@@ -13,9 +13,10 @@ use peervram::backends::topology::{MapType, Reading, Search, Topology};
 use peervram::backends::{Aperture, DmaBuf, Exporter, Importer, OnRevoke, PciAddress, RawBytes, vfio};
 use peervram::route::{Answer, End, FixKind, KernelMessages, Route};
 use peervram::{Attachment, Error, Kind, Lender, Trust};
+use peervram_lab::machine::shape::Setting;
 use peervram_lab::machines;
-use peervram_lab::shape::{
-    self, FIXED_BY_PARAMETER, FIXED_BY_SLOT, REFUSED_BY_ACS, REFUSED_BY_SLOT, Setting,
+use peervram_lab::machines::shapes::{
+    self, FIXED_BY_PARAMETER, FIXED_BY_SLOT, REFUSED_BY_ACS, REFUSED_BY_SLOT,
 };
 use peervram_lab::tree::{self, Part};
 use rustix::io::Errno;
@@ -173,7 +174,7 @@ fn acs_parameter_printed(guest: &Guest) -> Verdict {
     let route = ensure_refused(provider, client)?;
     let fix = route.recommended().context("nothing is recommended")?;
     ensure!(fix.kind == FixKind::DisableAcsRedirect, "{fix:?}");
-    let booted = shape::of(FIXED_BY_PARAMETER).context("no such machine")?.parameters;
+    let booted = shapes::of(FIXED_BY_PARAMETER).context("no such machine")?.parameters;
     ensure!(fix.commands == [booted], "printed is {:?}, booted will be {booted:?}", fix.commands);
     ensure!(fix.groups.as_ref().is_some_and(|groups| groups.now.len() > groups.then.len()), "{fix:?}");
     // The kernel names the same ports, by their addresses of this boot.
@@ -236,7 +237,7 @@ fn free_slot_printed(guest: &Guest) -> Verdict {
     ensure!(fix.what == printed, "{:?} is printed, not {printed:?}", fix.what);
     // The other machine is this one, with that card in that slot.
     let functions = |name: &str| -> Result<HashSet<String>> {
-        let shape = shape::of(name).context("no such machine")?;
+        let shape = shapes::of(name).context("no such machine")?;
         let functions =
             tree::placed(shape.tree).into_iter().filter(|placed| placed.node.part == Part::Function);
         Ok(functions.map(|placed| placed.path).collect())

@@ -6,10 +6,11 @@ use peervram::backends::pci::Function;
 use peervram::backends::topology::{Expected, MapType, Topology};
 use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, PciAddress, vfio};
 use peervram_lab::machine::Facts;
-use peervram_lab::routes::{self, Row};
-use peervram_lab::shape::{
-    self, COMPLETION_REDIRECT, REQUEST_REDIRECT, SOURCE_VALIDATION, UPSTREAM_FORWARDING,
+use peervram_lab::machine::shape::{
+    COMPLETION_REDIRECT, REQUEST_REDIRECT, SOURCE_VALIDATION, UPSTREAM_FORWARDING,
 };
+use peervram_lab::machines::shapes;
+use peervram_lab::routes::{self, Row};
 use rustix::io::Errno;
 use std::fs;
 
@@ -31,7 +32,7 @@ pub const TESTS: &[Test] = &[
 
 /// Whether its second setting of ACS makes another shape of it than the first, for some pairs.
 fn has_settings(facts: &Facts) -> bool {
-    shape::of(&facts.machine).is_some_and(|shape| shape.settings.len() > 2)
+    shapes::of(&facts.machine).is_some_and(|shape| shape.settings.len() > 2)
 }
 
 fn prediction_is_the_answer(guest: &Guest) -> Verdict {

@@ -3,6 +3,15 @@
 //! Every wait has a limit, and a guest that died is told from one that is silent. Dropping a
 //! `Vm` ends its QEMU and removes its folder.
 
+pub mod change;
+pub mod link;
+pub(crate) mod model;
+pub mod picture;
+pub(crate) mod qemu;
+mod qmp;
+pub mod validation;
+pub mod wire;
+
 use anyhow::{Context, Result, anyhow, bail};
 use peervram_model::request::{Answer, Request};
 use std::collections::BTreeMap;
@@ -13,15 +22,14 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use crate::change::Change;
 use crate::folder::Folder;
 use crate::lab::share;
 use crate::machine::Facts;
-use crate::model::Model;
-use crate::picture::Picture;
-use crate::qemu::Qemu;
-use crate::validation;
-use crate::wire::{self, Cell, Event, Order, Stream, Verdict};
+use crate::vm::change::Change;
+use crate::vm::model::Model;
+use crate::vm::picture::Picture;
+use crate::vm::qemu::Qemu;
+use crate::vm::wire::{Cell, Event, Order, Stream, Verdict};
 
 /// From QEMU's start to the agent's first word. Ten times what a quiet host needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -155,7 +163,7 @@ impl Vm {
     }
 
     /// Runs a program of the host in the guest. It finds its own files in the guest's
-    /// [`wire::SHARE`] ([`Vm::share`]) and the lab through [`crate::link`].
+    /// [`wire::SHARE`] ([`Vm::share`]) and the lab through [`crate::vm::link`].
     pub fn run(&mut self, program: &Path, arguments: &[&str]) -> Result<Exit> {
         self.run_watched(program, arguments, &BTreeMap::new(), Duration::from_secs(300), |_, _, _| Ok(()))
     }

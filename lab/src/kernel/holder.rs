@@ -6,16 +6,16 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::PathBuf;
 
-use crate::cache;
-use crate::own_kernel::OwnKernel;
+use crate::kernel::own_kernel::OwnKernel;
 use crate::progress::{Progress, step};
 use crate::root::Root;
+use crate::root::cache;
 
-/// The module's file, here and in the guest's [`crate::wire::SHARE`].
+/// The module's file, here and in the guest's [`crate::vm::wire::SHARE`].
 pub const FILE: &str = "peervram-holder.ko";
 
 const SOURCES: &[(&str, &str)] =
-    &[("Kbuild", include_str!("../holder/Kbuild")), ("holder.c", include_str!("../holder/holder.c"))];
+    &[("Kbuild", include_str!("../../holder/Kbuild")), ("holder.c", include_str!("../../holder/holder.c"))];
 
 /// The module for that kernel, built if it is not there.
 pub fn open(root: &Root, kernel: &OwnKernel, progress: &dyn Progress) -> Result<PathBuf> {

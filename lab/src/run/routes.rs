@@ -10,9 +10,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
-use crate::shape;
-use crate::table;
-use crate::wire::Cell;
+use crate::machines::shapes;
+use crate::run::table;
+use crate::vm::wire::Cell;
 
 /// The table's name.
 pub const TABLE: &str = "routes";
@@ -156,7 +156,7 @@ impl Routes {
              the same.\n\n\
              **{}**\n\n\
              | shape | {} |\n|---|---|{}\n",
-            shape::KERNEL,
+            shapes::KERNEL,
             self.summary(),
             columns.join(" | "),
             "--:|".repeat(columns.len() - 1),
@@ -166,7 +166,7 @@ impl Routes {
             page.push('\n');
         }
         page += "\n## The machines\n\n| machine | is | kernel's parameters |\n|---|---|---|\n";
-        for machine in shape::MACHINES {
+        for machine in shapes::MACHINES {
             let parameters = machine.shape.map_or("", |shape| shape.parameters);
             let parameters = if parameters.is_empty() { String::new() } else { format!("`{parameters}`") };
             page += &format!("| {} | {} | {parameters} |\n", machine.name, machine.about);

@@ -1,6 +1,6 @@
 //! The trees of the shapes.
 
-use crate::tree::{
+use crate::machine::tree::{
     Node, RootBus, acs_port, chipset, chipset_to_conventional, conventional, express_to_conventional,
     function, port, root_bus, root_port, switch,
 };

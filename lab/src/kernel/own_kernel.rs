@@ -15,9 +15,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::cache;
-use crate::kernel_source::KernelSource;
+use crate::kernel::source::KernelSource;
 use crate::progress::{Progress, step};
+use crate::root::cache;
 use crate::root::{Root, tail};
 
 /// One of the lab's own kernels.
@@ -43,8 +43,8 @@ impl Flavour {
 
     /// Its configuration, each fragment on top of the one before.
     fn fragments(self) -> &'static [&'static str] {
-        const SMALL: &str = include_str!("../kernel/small.config");
-        const LOCKDEP: &str = include_str!("../kernel/lockdep.config");
+        const SMALL: &str = include_str!("../../kernel/small.config");
+        const LOCKDEP: &str = include_str!("../../kernel/lockdep.config");
         match self {
             Flavour::Small => &[SMALL],
             Flavour::Lockdep => &[SMALL, LOCKDEP],

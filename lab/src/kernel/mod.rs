@@ -3,15 +3,22 @@
 //! apt runs inside the private root, so it uses the root's archive and its keys. Each kernel has
 //! a cache folder of its own.
 
+pub(crate) mod cpio;
+pub mod holder;
+pub(crate) mod initrd;
+mod modules;
+pub mod own_kernel;
+mod source;
+
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cache;
+use crate::kernel::own_kernel::OwnKernel;
 use crate::machine;
-use crate::own_kernel::OwnKernel;
 use crate::progress::{Progress, step};
 use crate::root::Root;
+use crate::root::cache;
 
 /// The packages that hold nothing but what the newest kernel's name is.
 const META_PACKAGE: &str = "linux-image-amd64";

@@ -3,19 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::grace::Grace;
-use crate::machine::words;
-use crate::model;
-use crate::topology::Topology;
-
-/// A PCI function's vendor and device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PciId {
-    /// The vendor.
-    pub vendor: u16,
-    /// The vendor's number for the device.
-    pub device: u16,
-}
+use super::grace::Grace;
+use super::options::options;
+use super::pci_id::PciId;
+use super::topology::Topology;
 
 /// A device of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,23 +46,6 @@ pub enum Device {
     /// A model GPU whose VRAM is memory of the machine and behind no BAR; it belongs to the kernel's nvgrace
     /// driver.
     Grace(Grace),
-}
-
-impl PciId {
-    /// QEMU's `ivshmem-plain`.
-    pub const SHARED_MEMORY: PciId = PciId { vendor: 0x1af4, device: 0x1110 };
-    /// What a model GPU calls itself where nobody looks for another one.
-    pub const MODEL: PciId = PciId { vendor: 0x1234, device: 0x5047 };
-    /// A modern virtio GPU.
-    const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
-    /// QEMU's NVMe controller.
-    const CARD: PciId = PciId { vendor: 0x1b36, device: 0x0010 };
-}
-
-impl std::fmt::Display for PciId {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(formatter, "{:04x}:{:04x}", self.vendor, self.device)
-    }
 }
 
 impl Device {
@@ -122,9 +96,9 @@ impl Device {
     pub(crate) fn qemu_arguments(self, index: usize, topology: Topology) -> Vec<String> {
         const LIFE: u32 = 0;
         let memories = self.qemu_memories(index, LIFE);
-        let memories = memories.iter().flat_map(|memory| words(&[("-object", memory)]));
+        let memories = memories.iter().flat_map(|memory| options(&[("-object", memory)]));
         let functions = self.qemu_functions(index, topology, LIFE);
-        memories.chain(functions.iter().flat_map(|function| words(&[("-device", function)]))).collect()
+        memories.chain(functions.iter().flat_map(|function| options(&[("-device", function)]))).collect()
     }
 
     /// What QEMU calls a function of the row's device of that number.
@@ -193,12 +167,17 @@ impl Device {
                     "driver": "vfio-user-pci",
                     "id": name(0),
                     "bus": format!("port{index}"),
-                    "socket": { "type": "unix", "path": format!("/lab/{}", model::socket_name(index)) },
+                    "socket": { "type": "unix", "path": format!("/lab/{}", socket_name(index)) },
                 })
                 .to_string(),
             ],
         }
     }
+}
+
+/// The socket by which QEMU speaks with the device's model, in the machine's folder.
+pub(crate) fn socket_name(index: usize) -> String {
+    format!("model{index}")
 }
 
 /// How a virtio GPU reaches the guest's memory. On: the guest hands out IO virtual addresses; without it the device would take them for physical

@@ -10,11 +10,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::host;
 use crate::lab::{Lab, Programs};
 use crate::machine::{Facts, Machine};
-use crate::schedule::{Job, Schedule};
-use crate::wire::{Cell, Listed, Verdict};
+use crate::root::host;
+use crate::run::schedule::{Job, Schedule};
+use crate::vm::wire::{Cell, Listed, Verdict};
 
 /// A machine and the tests that are to run there.
 #[derive(Clone, Debug)]

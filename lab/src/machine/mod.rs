@@ -3,16 +3,26 @@
 //! Which ones there are is a table, [`machines`](crate::machines). To add a kind of topology or device, add a variant
 //! and its QEMU words to [`Topology`] or [`Device`].
 
+mod device;
+pub(crate) mod grace;
+pub(crate) mod options;
+mod pci_id;
+pub mod shape;
+mod ssdt;
+mod topology;
+pub mod tree;
+
 use serde::{Deserialize, Serialize};
 
-use crate::grace;
-use crate::own_kernel::Flavour;
-use crate::shape::Shape;
-use crate::tree;
+use crate::kernel::own_kernel::Flavour;
+use options::options;
+use shape::Shape;
 
-pub use crate::device::{Device, PciId};
-pub use crate::grace::{Firmware, Grace};
-pub use crate::topology::Topology;
+pub use device::Device;
+pub(crate) use device::socket_name;
+pub use grace::{Firmware, Grace};
+pub use pci_id::PciId;
+pub use topology::Topology;
 
 /// One virtual machine that the lab can start.
 #[derive(Clone, Copy, Debug)]
@@ -267,7 +277,7 @@ impl Machine {
         let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib);
         let coherent = grace::memories(self);
         let of_gpus_mib: u64 = coherent.iter().map(|memory| memory.size_bytes >> 20).sum();
-        let mut arguments = words(&[
+        let mut arguments = options(&[
             match coherent.is_empty() {
                 true => ("-machine", "q35,kernel-irqchip=split,memory-backend=ram"),
                 // Each memory is that of a NUMA node then.
@@ -287,7 +297,7 @@ impl Machine {
         }
         if self.hotplug {
             // Without it QEMU's ports leave hot-plugging to ACPI, which our own kernels have no driver for.
-            arguments.extend(words(&[("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")]));
+            arguments.extend(options(&[("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")]));
         }
         arguments.extend(self.topology.qemu_arguments(self.devices.len()));
         for (index, device) in self.devices.iter().enumerate() {
@@ -298,11 +308,6 @@ impl Machine {
         }
         arguments
     }
-}
-
-/// Arguments of pairs of an option and its value.
-pub(crate) fn words(pairs: &[(&str, &str)]) -> Vec<String> {
-    pairs.iter().flat_map(|(option, value)| [option.to_string(), value.to_string()]).collect()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! The host speaks [`Order`]s and the guest's agent answers with [`Event`]s, over the guest's
 //! second serial port. A program that the agent runs may talk to the agent in the same words over
-//! a Unix socket named by [`SOCKET_VARIABLE`]; see [`crate::link`].
+//! a Unix socket named by [`SOCKET_VARIABLE`]; see [`crate::vm::link`].
 //!
 //! ```text
 //! guest: Ready                                  the agent is up
@@ -21,8 +21,8 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::time::Duration;
 
-use crate::change::Change;
 use crate::machine::Facts;
+use crate::vm::change::Change;
 
 /// Environment variable with the path of the agent's socket, set for whatever the agent runs.
 pub const SOCKET_VARIABLE: &str = "PEERVRAM_LAB_SOCKET";

@@ -4,10 +4,11 @@
 //! about peer-to-peer there. To add a machine, add a row to [`MACHINES`]. Nothing else in the lab knows machines by
 //! name.
 
-use crate::grace::{Firmware, Grace};
-use crate::machine::{Device, Iommu, Kernel, Machine, PciId, PeerToPeer, Topology};
-use crate::own_kernel::Flavour;
-use crate::shape;
+pub mod shapes;
+mod trees;
+
+use crate::kernel::own_kernel::Flavour;
+use crate::machine::{Device, Firmware, Grace, Iommu, Kernel, Machine, PciId, PeerToPeer, Topology};
 
 const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
 const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lockdep };
@@ -279,7 +280,7 @@ pub const STOCK: &str = "epyc-root-ports";
 
 /// Every machine of the lab: [`MACHINES`] and those for shapes.
 pub fn all() -> impl Iterator<Item = &'static Machine> {
-    MACHINES.iter().chain(shape::MACHINES)
+    MACHINES.iter().chain(shapes::MACHINES)
 }
 
 /// The machine whose IOMMU passes kernel drivers' addresses on.

@@ -1,54 +1,22 @@
-//! Shapes: what the kernel looks at when it decides how one function reaches another.
+//! The machines for shapes: a table of its own.
 //!
-//! A shape is a tree of bridges, a CPU, what the ports' ACS control registers say and the kernel's
-//! parameters. One boot of a machine of the table below serves several: the kernel reads those registers
+//! One boot of a machine serves several shapes: the kernel reads the ports' ACS control registers
 //! whenever it decides, so a test writes them, setting by setting. (It keeps what it has decided until the
 //! provider's driver is unbound, so a test unbinds, too.)
 
+use crate::machine::shape::{
+    COMPLETION_REDIRECT, REQUEST_REDIRECT, SOURCE_VALIDATION, Setting, Shape, UPSTREAM_FORWARDING,
+};
 use crate::machine::{Machine, PeerToPeer, Topology};
-use crate::machines::DEFAULT;
-use crate::tree::RootBus;
 
-mod trees;
-
-use trees::{
+use super::DEFAULT;
+use super::trees::{
     ACS_SWITCH, CHIPSET, CONVENTIONAL, FILLED_SLOT, FREE_SLOT, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST,
     PORTS, SAME_HOST, SWITCH, TRUSTED_HOSTS,
 };
 
 /// The version of the kernel of all of them.
 pub const KERNEL: &str = DEFAULT.kernel.version();
-
-/// What a machine for shapes has beside its CPU.
-#[derive(Debug)]
-pub struct Shape {
-    /// Its bridges and functions.
-    pub tree: &'static [RootBus],
-    /// What is added to the kernel's command line.
-    pub parameters: &'static str,
-    /// What the ACS control registers are made to say, one after the other.
-    pub settings: &'static [Setting],
-}
-
-/// What the ACS control registers of a machine's ports are made to say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Setting {
-    /// What a person reads.
-    pub name: &'static str,
-    /// The bits of some ports, named by their places in the tree.
-    pub ports: &'static [(&'static str, u16)],
-    /// The bits of all other ports that have the register; without it they are left as the kernel made them.
-    pub others: Option<u16>,
-}
-
-/// Bits of the register, `PCI_ACS_*` in `linux/pci_regs.h`.
-pub const SOURCE_VALIDATION: u16 = 1 << 0;
-/// Requests between functions below the port go up.
-pub const REQUEST_REDIRECT: u16 = 1 << 2;
-/// Answers, too.
-pub const COMPLETION_REDIRECT: u16 = 1 << 3;
-/// What was sent up comes down again.
-pub const UPSTREAM_FORWARDING: u16 = 1 << 4;
 
 /// With an IOMMU the kernel switches on what isolates functions: all of the above.
 const AS_BOOTED: Setting = Setting { name: "as booted", ports: &[], others: None };
@@ -316,7 +284,7 @@ pub fn of(machine: &str) -> Option<&'static Shape> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::{Part, placed};
+    use crate::machine::tree::{Part, placed};
     use std::collections::HashSet;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::words;
+use super::options::options;
 
 /// How the devices hang together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +12,7 @@ pub enum Topology {
     RootPorts,
     /// A switch with a downstream port for each device: bus addresses, below the host bridge.
     Switch,
-    /// A tree of its own, with its functions in it ([`crate::shape`]).
+    /// A tree of its own, with its functions in it ([`super::shape`]).
     Tree,
 }
 
@@ -21,7 +21,7 @@ impl Topology {
     pub(crate) fn qemu_arguments(self, ports: usize) -> Vec<String> {
         let mut arguments = Vec::new();
         if self == Topology::Switch {
-            arguments.extend(words(&[
+            arguments.extend(options(&[
                 ("-device", "pcie-root-port,id=root,chassis=100,addr=2.0"),
                 ("-device", "x3130-upstream,id=upstream,bus=root"),
             ]));
@@ -36,7 +36,7 @@ impl Topology {
                     format!("xio3130-downstream,id=port{index},bus=upstream,chassis={chassis},slot={chassis}")
                 }
             };
-            arguments.extend(words(&[("-device", &port)]));
+            arguments.extend(options(&[("-device", &port)]));
         }
         arguments
     }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::machine::{Device, Machine};
-use crate::qmp::Qmp;
+use crate::vm::qmp::Qmp;
 
 /// From the moment that the guest sees nothing in a slot. Linux waits a second for the power to settle.
 const OUT_LIMIT: Duration = Duration::from_secs(10);

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::cache;
 use crate::progress::{Progress, step};
 use crate::root::Root;
+use crate::root::cache;
 
 /// Fetches and unpacks: `$1` is the package, /lab the folder. Left out are half a gigabyte of
 /// register lists that only amdgpu's own driver includes, and the kernel's tests.

@@ -10,9 +10,9 @@ use std::cell::RefCell;
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 
-use crate::change::Change;
-use crate::picture::Picture;
-use crate::wire::{self, Event, Order};
+use crate::vm::change::Change;
+use crate::vm::picture::Picture;
+use crate::vm::wire::{self, Event, Order};
 
 /// A connection to the agent of the guest that this program runs in.
 #[derive(Debug)]

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::path::Path;
 
-use crate::machine::{Device, Machine, PciId, Topology, words};
-use crate::ssdt;
+use super::options::options;
+use super::{Device, Machine, PciId, Topology, ssdt};
 
 /// Where QEMU's q35 ends its low memory, whatever it has above.
 const LOW_MEMORY_END_BYTES: u64 = 2816 << 20;
@@ -67,7 +67,7 @@ impl Grace {
         let file = folder.join(file_name(index));
         let file = file.to_str().with_context(|| format!("{} is no text", file.display()))?;
         let bar_mib = BAR_MIB.to_string();
-        let mut arguments = words(&[
+        let mut arguments = options(&[
             ("--id", &self.id.to_string()),
             ("--vram-mib", &self.memory_mib.to_string()),
             ("--vram-file", file),
@@ -108,11 +108,11 @@ pub(crate) fn memories(machine: &Machine) -> Vec<Memory> {
 
 /// QEMU's words for them, beside a memory of the machine's own called `ram`.
 pub(crate) fn qemu_arguments(memories: &[Memory]) -> Vec<String> {
-    let mut arguments = words(&[("-numa", "node,nodeid=0,cpus=0-1,memdev=ram")]);
+    let mut arguments = options(&[("-numa", "node,nodeid=0,cpus=0-1,memdev=ram")]);
     for (memory, node) in memories.iter().zip(1..) {
         let name = file_name(memory.device);
         let size_bytes = memory.size_bytes;
-        arguments.extend(words(&[
+        arguments.extend(options(&[
             (
                 "-object",
                 &format!("memory-backend-file,id={name},size={size_bytes},share=on,mem-path=/lab/{name}"),
@@ -120,7 +120,7 @@ pub(crate) fn qemu_arguments(memories: &[Memory]) -> Vec<String> {
             ("-numa", &format!("node,nodeid={node},memdev={name}")),
         ]));
     }
-    arguments.extend(words(&[("-acpitable", &format!("file=/lab/{SSDT}"))]));
+    arguments.extend(options(&[("-acpitable", &format!("file=/lab/{SSDT}"))]));
     arguments
 }
 

@@ -8,12 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::cache;
-use crate::cpio::Archive;
 use crate::kernel::Kernel;
-use crate::modules;
+use crate::kernel::cpio::Archive;
+use crate::kernel::modules;
 use crate::progress::{Progress, step};
 use crate::root::Root;
+use crate::root::cache;
 
 const INIT: &str = include_str!("init.sh");
 

@@ -16,7 +16,8 @@
 //!
 //! Absent: devices of several kinds. Each function is QEMU's `ivshmem-plain`, whose BAR 2 is plain memory.
 
-use crate::machine::{PciId, words};
+use super::options::options;
+use super::pci_id::PciId;
 
 /// Where QEMU's own host bridge is; the others are devices on its root bus.
 const FIRST_ROOT_BUS: &str = "pcie.0";
@@ -165,7 +166,7 @@ pub(crate) fn qemu_arguments(tree: &[RootBus]) -> Vec<String> {
         let slot = HOST_BRIDGE_SLOTS + index;
         let (name, number) = (root.qemu_bus(), root.number);
         let bridge = format!("pxb-pcie,id={name},bus_nr={number},bus={FIRST_ROOT_BUS},addr={slot:x}.0");
-        arguments.extend(words(&[("-device", &bridge)]));
+        arguments.extend(options(&[("-device", &bridge)]));
     }
     for (number, placed) in placed(tree).iter().enumerate() {
         arguments.extend(placed.qemu_arguments(number));
@@ -210,8 +211,8 @@ impl Placed {
         let device = format!("{driver},id={name},bus={bus},addr={device:x}.{function:x}{multifunction}");
         let memory = format!("memory-backend-memfd,id=memory{number},size=1M,share=on");
         match part {
-            Part::Function => words(&[("-object", &memory), ("-device", &device)]),
-            _ => words(&[("-device", &device)]),
+            Part::Function => options(&[("-object", &memory), ("-device", &device)]),
+            _ => options(&[("-device", &device)]),
         }
     }
 }

@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{Device, Machine, words};
+use crate::machine::options::options;
+use crate::machine::{Device, Machine, socket_name};
 use crate::root::tail;
 
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -48,9 +49,9 @@ impl Model {
     }
 
     fn start(program: &Path, folder: &Path, index: usize, device: &Device) -> Result<Model> {
-        let words = match device {
+        let arguments = match device {
             Device::ModelGpu { id, vram_mib } => {
-                words(&[("--id", &id.to_string()), ("--vram-mib", &vram_mib.to_string())])
+                options(&[("--id", &id.to_string()), ("--vram-mib", &vram_mib.to_string())])
             }
             Device::Grace(grace) => grace.model_arguments(folder, index)?,
             _ => bail!("{device:?} is no model GPU"),
@@ -63,7 +64,7 @@ impl Model {
             .args(["--pdeathsig", "KILL"])
             .arg(program)
             .arg("serve")
-            .args(words)
+            .args(arguments)
             .arg("--socket")
             .arg(folder.join(socket_name(index)))
             .arg("--control")
@@ -129,11 +130,6 @@ impl Drop for Model {
         self.child.kill().ok();
         self.child.wait().ok();
     }
-}
-
-/// The socket for QEMU, in the machine's folder.
-pub(crate) fn socket_name(index: usize) -> String {
-    format!("model{index}")
 }
 
 fn control_name(index: usize) -> String {

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::change::Change;
 use crate::machine::{Device, Machine};
-use crate::model;
-use crate::qmp::Qmp;
 use crate::root::{Root, tail};
+use crate::vm::change::Change;
+use crate::vm::model;
+use crate::vm::qmp::Qmp;
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::wire::Cell;
+use crate::vm::wire::Cell;
 
 /// The cell of a test that did not get that far, or did not run.
 const NOTHING: &str = "-";

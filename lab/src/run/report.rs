@@ -4,10 +4,10 @@
 use serde::Serialize;
 use std::io::{self, Write};
 
-use crate::routes::Routes;
-use crate::suite::{Outcome, Plan, Tested, Watcher};
-use crate::table;
-use crate::wire::{Cell, Verdict};
+use crate::run::routes::Routes;
+use crate::run::suite::{Outcome, Plan, Tested, Watcher};
+use crate::run::table;
+use crate::vm::wire::{Cell, Verdict};
 
 /// How many tests ended in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -142,7 +142,7 @@ impl<W: Write> Watcher for Text<W> {
 mod tests {
     use super::*;
     use crate::machines;
-    use crate::wire::Cell;
+    use crate::vm::wire::Cell;
 
     fn tested(name: &str, verdict: Verdict) -> Tested {
         Tested { name: name.into(), verdict, seconds: 1.0 }

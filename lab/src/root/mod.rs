@@ -5,13 +5,15 @@
 //! userland. Nothing is installed on the host. mmdebstrap makes it, from the archive that the
 //! host itself uses if that is a Debian archive.
 
+pub mod cache;
+pub mod host;
+
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::progress::{Progress, step};
-use crate::{cache, host};
 
 const SUITE: &str = "trixie";
 
