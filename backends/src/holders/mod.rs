@@ -19,13 +19,13 @@
 
 mod bufinfo;
 mod descriptor;
-mod machine;
+mod proc_fs;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
-use machine::{Files, Held, Machine};
+use proc_fs::{Files, Held, ProcFs};
 
 use crate::PciAddress;
 use crate::pci::is_vfio_driver;
@@ -218,7 +218,7 @@ impl Attachments {
     /// # Errors
     /// Why bufinfo cannot be read.
     pub fn read() -> Result<Self, Unread> {
-        Machine::at(Path::new("/")).bufinfo().map(Self)
+        ProcFs::at(Path::new("/")).bufinfo().map(Self)
     }
 
     /// The devices attached to the buffers of those inodes.
@@ -239,13 +239,13 @@ impl Census {
     /// of them locked, and the mappings of a process are behind a lock of its memory. Whoever holds one of
     /// them while a device is revoked holds the reader up, too.
     pub fn take() -> Self {
-        Self::of(&Machine::at(Path::new("/")), true)
+        Self::of(&ProcFs::at(Path::new("/")), true)
     }
 
     /// As [`take`](Census::take), with nothing that can wait for a revoke: neither bufinfo, and so no
     /// attached devices, nor mappings. [`unread`](Census::unread) says so.
     pub fn take_during_revoke() -> Self {
-        Self::of(&Machine::at(Path::new("/")), false)
+        Self::of(&ProcFs::at(Path::new("/")), false)
     }
 
     /// The dma-bufs that are, or may be, of this device's memory.
@@ -263,10 +263,10 @@ impl Census {
         self.nodes.iter().filter(move |node| node.attaches_as == *attached)
     }
 
-    fn of(machine: &Machine, with_everything: bool) -> Self {
+    fn of(files: &ProcFs, with_everything: bool) -> Self {
         let mut unread = Vec::new();
         let rows = if with_everything {
-            machine.bufinfo()
+            files.bufinfo()
         } else {
             Err(Unread {
                 what: "the devices attached to dma-bufs, and dma-bufs that no process has a descriptor of"
@@ -276,8 +276,8 @@ impl Census {
             })
         };
         let rows = rows.map(|text| bufinfo::parse(&text)).map_err(|gap| unread.push(gap)).ok();
-        let functions = machine.vfio_functions();
-        let processes = machine.processes(with_everything, &mut unread);
+        let functions = files.vfio_functions();
+        let processes = files.processes(with_everything, &mut unread);
 
         let mut buffers: BTreeMap<u64, Buffer> = BTreeMap::new();
         for row in rows.iter().flatten().cloned() {
@@ -315,7 +315,7 @@ impl Census {
                         &mut buffers.entry(info.inode).or_insert_with(new).holders
                     }
                     Held::Device(address) => devices.entry(*address).or_default(),
-                    Held::DrmNode(name) => match machine.drm_device(name) {
+                    Held::DrmNode(name) => match files.drm_device(name) {
                         Some(device) => node(&mut nodes, format!("/dev/dri/{name}"), device),
                         // Unplugged meanwhile: what it attached went with it.
                         None => continue,

@@ -31,7 +31,7 @@ impl Copy {
             );
         }
         copy.link("sys/class/vfio-dev/vfio0/device", &format!("../../../bus/pci/devices/{LENDER}"));
-        copy.link("proc/self/ns/pid", machine::FIRST_PID_NAMESPACE);
+        copy.link("proc/self/ns/pid", proc_fs::FIRST_PID_NAMESPACE);
         copy.process(1, "init", "");
         copy.bufinfo("");
         copy
@@ -78,7 +78,7 @@ impl Copy {
     }
 
     fn census(&self) -> Census {
-        Census::of(&Machine::at(self.0.path()), true)
+        Census::of(&ProcFs::at(self.0.path()), true)
     }
 }
 
@@ -233,7 +233,7 @@ fn what_cannot_be_read_is_said() {
     assert_eq!(census.buffers[0].exporter, anybody, "whoever has it open may be out of sight");
 
     let nothing = tempfile::tempdir().unwrap();
-    let census = Census::of(&Machine::at(nothing.path()), true);
+    let census = Census::of(&ProcFs::at(nothing.path()), true);
     assert_eq!(census.unread.len(), 2, "{:#?}", census.unread);
 }
 
@@ -266,7 +266,7 @@ fn during_a_revoke_nothing_is_read_that_can_wait_for_it() {
     copy.device(10, 5, LENDER);
     copy.dma_buf(10, 6, 7, "vfio_pci_core", None);
     copy.bufinfo(&row(5, "vfio_pci_core", "<none>", &[]));
-    let census = Census::of(&Machine::at(copy.0.path()), false);
+    let census = Census::of(&ProcFs::at(copy.0.path()), false);
     assert_eq!(census.buffers.len(), 1);
     assert_eq!(census.device(address(LENDER)).unwrap().holders[0].mappings, 0);
     assert_eq!(census.unread.len(), 2, "{:#?}", census.unread);

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mm::MapFlags;
 
 use super::Source;
-use super::reservation::{Elsewhere, Reservation};
+use super::reservation::{MappedPiece, Reservation};
 use super::shadow_file::ShadowFile;
 use crate::{Error, Kind, Result};
 
@@ -89,8 +89,8 @@ impl Backing {
 
 /// Maps the pieces of `source` over all of `reservation`. Where the source refuses one of them, nothing has changed.
 fn place(source: &dyn Source, pieces: &[(u64, usize)], reservation: &Reservation) -> Result<(), Errno> {
-    let map = |&(offset, length)| Elsewhere::map(source.as_fd(), offset, length, MapFlags::SHARED);
-    let mapped: Vec<Elsewhere> = pieces.iter().map(map).collect::<Result<_, _>>()?;
+    let map = |&(offset, length)| MappedPiece::map(source.as_fd(), offset, length, MapFlags::SHARED);
+    let mapped: Vec<MappedPiece> = pieces.iter().map(map).collect::<Result<_, _>>()?;
     let mut at = 0;
     for (piece, &(_, length)) in mapped.into_iter().zip(pieces) {
         reservation.place(at, piece)?;
@@ -105,7 +105,7 @@ fn place_shadow(reservation: &Reservation) -> Result<()> {
     let mut at = 0;
     while at < reservation.length_bytes() {
         let length = ones.size_bytes().min(reservation.length_bytes() - at);
-        let piece = Elsewhere::map(ones.as_fd(), 0, length, MapFlags::PRIVATE);
+        let piece = MappedPiece::map(ones.as_fd(), 0, length, MapFlags::PRIVATE);
         if let Err(errno) = piece.and_then(|piece| reservation.place(at, piece)) {
             tracing::warn!(%errno, length_bytes = reservation.length_bytes(), "shadow memory is zeros, not ones");
             return reservation.place_zeros().map_err(|errno| {

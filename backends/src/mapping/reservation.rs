@@ -1,7 +1,7 @@
 //! `Reservation`: addresses of this process that are reserved for a mapping, and what is placed there.
 //!
 //! Reserved once, with nothing in it; then files, zeros, and files again are placed over all of it or a part of it,
-//! always at the same addresses: each file is mapped [`Elsewhere`] first, and moved. Dropping it undoes the
+//! always at the same addresses: each file is mapped [`MappedPiece`] first, and moved. Dropping it undoes the
 //! reservation and all that lies in it.
 #![expect(unsafe_code, reason = "mmap at fixed addresses, inside a reservation of our own")]
 
@@ -106,7 +106,7 @@ impl Reservation {
     ///
     /// # Errors
     /// The kernel is short of memory, or of entries in the memory map. No file is asked any more.
-    pub(super) fn place(&self, at: usize, piece: Elsewhere) -> Result<(), Errno> {
+    pub(super) fn place(&self, at: usize, piece: MappedPiece) -> Result<(), Errno> {
         let length_bytes = piece.length_bytes;
         assert!(
             at.checked_add(length_bytes).is_some_and(|end| end <= self.length_bytes),
@@ -161,12 +161,12 @@ impl Reservation {
 /// The kernel takes away what is at a fixed address *before* it asks the file whether it can be mapped there
 /// (`__mmap_region` in `mm/vma.c`), so a refusal would leave a hole, and another thread's memory could come to
 /// lie in it. Files are therefore asked here, where nothing is.
-pub(super) struct Elsewhere {
+pub(super) struct MappedPiece {
     start: NonNull<c_void>,
     length_bytes: usize,
 }
 
-impl Elsewhere {
+impl MappedPiece {
     /// Maps `length_bytes` of `file` from `offset_bytes` on.
     pub(super) fn map(
         file: BorrowedFd<'_>,
@@ -182,7 +182,7 @@ impl Elsewhere {
     }
 }
 
-impl Drop for Elsewhere {
+impl Drop for MappedPiece {
     fn drop(&mut self) {
         // SAFETY: it was mapped by `map`, was not moved, and nobody else knows of it.
         if let Err(errno) = unsafe { munmap(self.start.as_ptr(), self.length_bytes) } {
@@ -228,7 +228,7 @@ mod tests {
         let reservation = Reservation::new(2 * PAGE).unwrap();
         assert!(is_mapped(&reservation));
         let file = unmappable();
-        assert!(Elsewhere::map(file.as_fd(), 0, PAGE, MapFlags::SHARED).is_err());
+        assert!(MappedPiece::map(file.as_fd(), 0, PAGE, MapFlags::SHARED).is_err());
         assert!(is_mapped(&reservation));
     }
 

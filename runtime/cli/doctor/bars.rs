@@ -5,7 +5,7 @@ use peervram::backends::topology::{Reading, ResizableBar, Search};
 
 use super::candidate::Candidate;
 use super::facts::Facts;
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use crate::arguments::show_bytes;
 
 pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
@@ -32,13 +32,13 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
             if largest <= bar.now_bytes {
                 return Some(finding(
                     "bar-largest",
-                    Weight::Fine,
+                    Severity::Fine,
                     format!("{address} BAR {index}: {size}, its largest"),
                 ));
             }
             let seen = format!("{address} BAR {index}: {size}, and could be {}", show_bytes(largest));
             let why = "What the BAR does not show cannot be lent.";
-            let found = finding("bar-small", Weight::Hint, seen).why(why);
+            let found = finding("bar-small", Severity::Hint, seen).why(why);
             Some(match resize(facts, candidate, bar, largest) {
                 Some(step) => found.step(step),
                 None => found,
@@ -47,7 +47,7 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
         Search::Unread => {
             let offered = facts.resizable.get(&address).is_some_and(|bars| bars.contains(&index));
             let seen = format!("{address} BAR {index}: {size}, can be resized; to what, only root sees");
-            offered.then(|| finding("bar-sizes-unread", Weight::Unknown, seen))
+            offered.then(|| finding("bar-sizes-unread", Severity::Unknown, seen))
         }
         Search::Absent => None,
     }
@@ -67,7 +67,7 @@ fn resize(facts: &Facts, candidate: &Candidate, bar: &ResizableBar, size_bytes: 
         bar.index,
         show_bytes(size_bytes)
     );
-    let mut step = Step::new(Turn::ResizeBar, what);
+    let mut step = Step::new(StepOrder::ResizeBar, what);
     if !candidate.is_bound && candidate.function.driver.is_some() {
         // By the way of a VFIO driver, since that command looks whether anything hangs on it.
         step = step.command(candidate.bind_command());
@@ -106,5 +106,5 @@ fn link(function: &Function) -> Option<Finding> {
     } else {
         "It may be slow because it is idle."
     };
-    Some(Finding::new("link-narrowed", Section::Bars, Weight::Hint, seen).why(why))
+    Some(Finding::new("link-narrowed", Section::Bars, Severity::Hint, seen).why(why))
 }

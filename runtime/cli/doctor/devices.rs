@@ -5,7 +5,7 @@ use peervram::backends::{ScanOutSupport, import_support_of};
 
 use super::candidate::Candidate;
 use super::facts::{Facts, is_bound_to_vfio};
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{Pair, Path, State, importers};
 use crate::arguments::show_bytes;
 use crate::in_use::words;
@@ -27,7 +27,7 @@ pub fn examine(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Vec<F
 
 /// Where there is no device to look at.
 fn nothing(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
-    let finding = |code, seen: &str| Finding::new(code, Section::Devices, Weight::InTheWay, seen);
+    let finding = |code, seen: &str| Finding::new(code, Section::Devices, Severity::InTheWay, seen);
     if facts.topology.known().is_none() {
         let (place, what) = if facts.is_container {
             ("this is a container without /sys/bus/pci", "Run the doctor on the host of this container")
@@ -38,7 +38,7 @@ fn nothing(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
             )
         };
         let step = Step::new(
-            Turn::LookAtTheHost,
+            StepOrder::LookAtTheHost,
             format!(
                 "{what}, then give the container /sys, and /dev/dri and /dev/vfio (--device in docker and podman)."
             ),
@@ -47,7 +47,7 @@ fn nothing(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
     }
     if candidates.is_empty() && importers(facts).next().is_none() {
         let step = Step::new(
-            Turn::LookAtTheHost,
+            StepOrder::LookAtTheHost,
             "Run the doctor where the GPUs are: this machine has none with memory to lend.",
         );
         return Some(
@@ -62,26 +62,26 @@ fn device(facts: &Facts, function: &Function) -> Finding {
     let group = function.iommu_group.map(|group| format!(", group {group}")).unwrap_or_default();
     let driver = function.driver.as_deref();
     let (weight, role) = match driver {
-        _ if facts.is_silent(function.address) => (Weight::InTheWay, "does not answer".to_owned()),
+        _ if facts.is_silent(function.address) => (Severity::InTheWay, "does not answer".to_owned()),
         _ if is_bound_to_vfio(function) && function.largest_memory().is_none() => {
-            (Weight::Hint, "has no memory to lend".to_owned())
+            (Severity::Hint, "has no memory to lend".to_owned())
         }
-        _ if is_bound_to_vfio(function) => (Weight::Fine, "lends".to_owned()),
-        None => (Weight::Hint, "neither lends nor imports".to_owned()),
+        _ if is_bound_to_vfio(function) => (Severity::Fine, "lends".to_owned()),
+        None => (Severity::Hint, "neither lends nor imports".to_owned()),
         Some(_) => match import_support_of(function) {
             Some(row)
                 if row.can_import
                     && row.scan_out == ScanOutSupport::Shows
                     && !function.drm_nodes.is_empty() =>
             {
-                (Weight::Fine, "imports for scan-out".to_owned())
+                (Severity::Fine, "imports for scan-out".to_owned())
             }
             Some(row) if row.can_import && function.drm_nodes.is_empty() => {
-                (Weight::Hint, "has no DRM node to import by".to_owned())
+                (Severity::Hint, "has no DRM node to import by".to_owned())
             }
-            Some(row) if row.can_import => (Weight::Fine, "imports".to_owned()),
-            Some(row) => (Weight::Hint, format!("cannot import: {}", row.because)),
-            None => (Weight::Hint, "is not known to import".to_owned()),
+            Some(row) if row.can_import => (Severity::Fine, "imports".to_owned()),
+            Some(row) => (Severity::Hint, format!("cannot import: {}", row.because)),
+            None => (Severity::Hint, "is not known to import".to_owned()),
         },
     };
     let driver = driver.unwrap_or("no driver");
@@ -113,16 +113,19 @@ fn silent(facts: &Facts, function: &Function) -> Option<Finding> {
     let seen = format!("{address} does not answer: its configuration space is all ones");
     let why = "It fell off the bus, or a reset has left it dead. Nothing can be lent by it or to it.";
     let uses = facts.uses(address);
-    let finding = Finding::new("does-not-answer", Section::Devices, Weight::InTheWay, seen).why(why);
+    let finding = Finding::new("does-not-answer", Section::Devices, Severity::InTheWay, seen).why(why);
     let cold = "where that brings nothing, switch the machine off and on";
     Some(finding.step(if uses.is_empty() {
-        Step::new(Turn::Revive, format!("Take {address} out of the tree and look again, as root; {cold}:"))
-            .command(format!("echo 1 > /sys/bus/pci/devices/{address}/remove"))
-            .command("echo 1 > /sys/bus/pci/rescan")
+        Step::new(
+            StepOrder::Revive,
+            format!("Take {address} out of the tree and look again, as root; {cold}:"),
+        )
+        .command(format!("echo 1 > /sys/bus/pci/devices/{address}/remove"))
+        .command("echo 1 > /sys/bus/pci/rescan")
     } else {
         let words = words(uses);
         Step::new(
-            Turn::Revive,
+            StepOrder::Revive,
             format!(
                 "Take {address} out of the tree and look again, once nothing hangs on it ({words}); {cold}."
             ),
@@ -141,17 +144,17 @@ fn group(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
     let seen = format!("{address} cannot be opened: its group {group} has {others}");
     let step = match needed(facts, candidate) {
         Some(needed) => Step::new(
-            Turn::Neighbours,
+            StepOrder::Neighbours,
             format!("Put {address} into another slot: the machine needs what shares its group {group}. {needed}."),
         ),
         None => Step::new(
-            Turn::Neighbours,
+            StepOrder::Neighbours,
             format!("Have {others} leave the kernel's drivers, if you do not need them, or put {address} into another slot:"),
         )
         .command(candidate.bind_command()),
     };
     let why = "A group has one owner: user space, or the drivers of the kernel.";
-    Some(Finding::new("group-not-viable", Section::Devices, Weight::InTheWay, seen).why(why).step(step))
+    Some(Finding::new("group-not-viable", Section::Devices, Severity::InTheWay, seen).why(why).step(step))
 }
 
 /// "0000:01:00.1 (snd_hda_intel)", of all that share the group.
@@ -177,7 +180,7 @@ fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Fi
     } else {
         "no device is bound to vfio-pci, which is not loaded"
     };
-    let finding = Finding::new("nothing-bound", Section::Devices, Weight::InTheWay, seen);
+    let finding = Finding::new("nothing-bound", Section::Devices, Severity::InTheWay, seen);
     let imports = |candidate: &&Candidate| importers(facts).any(|other| other.address == candidate.address());
     let has_peer = |candidate: &&Candidate| {
         let is_peer = |pair: &&Pair| pair.path == Path::Peer && pair.state != State::Never;
@@ -213,7 +216,7 @@ fn bind(facts: &Facts, candidate: &Candidate) -> Step {
             "{address} could lend once nothing of the machine hangs on it or on its group. {needed}. Free that, or \
              use another GPU; what stands in the way of binding it:"
         );
-        return Step::new(Turn::Bind, what).command(format!("peervram bind {address} --dry-run"));
+        return Step::new(StepOrder::Bind, what).command(format!("peervram bind {address} --dry-run"));
     }
     let driver = candidate.function.driver.as_deref();
     let from = driver.map(|driver| format!(", instead of {driver}")).unwrap_or_default();
@@ -222,7 +225,7 @@ fn bind(facts: &Facts, candidate: &Candidate) -> Step {
         others => format!(", and with it {others}"),
     };
     let what = format!("Bind {address} to VFIO{from}{along}; peervram unbind undoes it:");
-    Step::new(Turn::Bind, what).command(candidate.bind_command())
+    Step::new(StepOrder::Bind, what).command(candidate.bind_command())
 }
 
 /// An Intel GPU that could import with another driver, where nothing else can.
@@ -234,12 +237,12 @@ fn wrong_driver(facts: &Facts) -> Option<Finding> {
     let id = format!("{:04x}", gpu.device_id);
     let seen = format!("nothing can import; {} could with the xe driver", gpu.address);
     let step = Step::new(
-        Turn::ImportingDriver,
+        StepOrder::ImportingDriver,
         format!(
             "Give {} the driver xe, which serves Xe GPUs and later; on the kernel's command line:",
             gpu.address
         ),
     )
     .command(format!("i915.force_probe=!{id} xe.force_probe={id}"));
-    Some(Finding::new("importer-has-other-driver", Section::Devices, Weight::Hint, seen).step(step))
+    Some(Finding::new("importer-has-other-driver", Section::Devices, Severity::Hint, seen).step(step))
 }

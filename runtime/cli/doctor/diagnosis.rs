@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::candidate::{Candidate, exports_dma_bufs};
 use super::facts::Facts;
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{Pair, Path, State};
 use super::{bars, devices, iommu, kernel, permissions, vulkan};
 
@@ -94,24 +94,24 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
         };
         let Pair { lender, how, .. } = pair;
         match pair.state {
-            State::Now => finding("pair", Weight::Fine, format!("{lender} to {importer}: {how}")),
+            State::Now => finding("pair", Severity::Fine, format!("{lender} to {importer}: {how}")),
             State::Possible => {
-                finding("pair-possible", Weight::Hint, format!("{lender} to {importer}: {how}, not yet"))
+                finding("pair-possible", Severity::Hint, format!("{lender} to {importer}: {how}, not yet"))
             }
             State::Never => {
-                finding("pair-refused", Weight::InTheWay, format!("{lender} to {importer}: {how}"))
+                finding("pair-refused", Severity::InTheWay, format!("{lender} to {importer}: {how}"))
             }
         }
     };
     let mut findings: Vec<Finding> = pairs.iter().take(PAIRS_MAX).map(line).collect();
     if let Some(more @ 1..) = pairs.len().checked_sub(PAIRS_MAX) {
         let seen = format!("and {more} pairs more, which --json lists");
-        findings.push(finding("pairs-left-out", Weight::Unknown, seen));
+        findings.push(finding("pairs-left-out", Severity::Unknown, seen));
     }
     if pairs.is_empty() && !candidates.is_empty() {
         let seen = "nothing here can import: amdgpu, xe, virtio_gpu without 3D and another VFIO device can, and CPUs by \
                     host pointer";
-        findings.push(finding("no-importer", Weight::Hint, seen.into()));
+        findings.push(finding("no-importer", Severity::Hint, seen.into()));
     }
     if let Some(refused) = by_gpu(pairs).find(|pair| pair.state == State::Never)
         && by_gpu(pairs).all(|pair| pair.state == State::Never)
@@ -119,8 +119,8 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
     {
         let what = "Put lender and importer behind one PCIe switch, or use a machine whose host bridge the \
                     kernel trusts (AMD Zen, Intel servers). The whole story:";
-        let step =
-            Step::new(Turn::Slots, what).command(format!("peervram route {} {importer}", refused.lender));
+        let step = Step::new(StepOrder::Slots, what)
+            .command(format!("peervram route {} {importer}", refused.lender));
         if let Some(finding) = findings.iter_mut().find(|finding| finding.code == "pair-refused") {
             finding.step = Some(step);
         }
@@ -144,15 +144,16 @@ fn attempt(verdict: Verdict, pairs: &[Pair]) -> Option<Step> {
                 route.map(|(lender, importer)| format!("peervram route {lender} {importer}")),
                 read.map(|lender| format!("peervram verify {lender} vulkan")),
             ];
-            let mut step = Step::new(Turn::Try, "Try it; bytes are right only once they were compared:");
+            let mut step = Step::new(StepOrder::Try, "Try it; bytes are right only once they were compared:");
             step.commands.extend(commands.into_iter().flatten());
             (!step.commands.is_empty()).then_some(step)
         }
         Verdict::HostMemoryOnly => Some(
-            Step::new(Turn::Try, "See it work with host memory in VRAM's place:").command("peervram demo"),
+            Step::new(StepOrder::Try, "See it work with host memory in VRAM's place:")
+                .command("peervram demo"),
         ),
         Verdict::Nothing => Some(
-            Step::new(Turn::Try, "Then see it work with host memory in VRAM's place; no GPU is needed:")
+            Step::new(StepOrder::Try, "Then see it work with host memory in VRAM's place; no GPU is needed:")
                 .command("peervram demo"),
         ),
     }

@@ -35,7 +35,7 @@ impl Section {
 /// What a finding means for lending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Weight {
+pub enum Severity {
     /// As it should be.
     Fine,
     /// Could not be seen.
@@ -52,7 +52,7 @@ pub struct Finding {
     /// What kind of finding it is; stable, for programs.
     pub code: &'static str,
     pub section: Section,
-    pub weight: Weight,
+    pub weight: Severity,
     pub seen: String,
     /// Why it matters.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub fn new(code: &'static str, section: Section, weight: Weight, seen: impl Into<String>) -> Self {
+    pub fn new(code: &'static str, section: Section, weight: Severity, seen: impl Into<String>) -> Self {
         Self { code, section, weight, seen: seen.into(), why: None, step: None }
     }
 
@@ -79,7 +79,7 @@ impl Finding {
 /// kernel that exports comes before everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Turn {
+pub enum StepOrder {
     LookAtTheHost,
     Kernel,
     KernelOptions,
@@ -101,7 +101,7 @@ pub enum Turn {
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Step {
-    pub turn: Turn,
+    pub turn: StepOrder,
     pub what: String,
     /// To be pasted, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -109,7 +109,7 @@ pub struct Step {
 }
 
 impl Step {
-    pub fn new(turn: Turn, what: impl Into<String>) -> Self {
+    pub fn new(turn: StepOrder, what: impl Into<String>) -> Self {
         Self { turn, what: what.into(), commands: Vec::new() }
     }
 

@@ -4,7 +4,7 @@ use peervram::backends::topology::{Reading, Topology};
 
 use super::candidate::Candidate;
 use super::facts::Facts;
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 
 /// Words of the kernel's command line that decide about IOMMUs, routes and BARs.
 const PARAMETERS: [&str; 9] = [
@@ -32,7 +32,7 @@ fn presence(facts: &Facts, topology: &Topology, candidates: &[Candidate]) -> Fin
     groups.sort_unstable();
     groups.dedup();
     if groups.is_empty() {
-        let found = Finding::new("iommu-absent", Section::Iommu, Weight::InTheWay, "no IOMMU is in use")
+        let found = Finding::new("iommu-absent", Section::Iommu, Severity::InTheWay, "no IOMMU is in use")
             .why("VFIO gives a device to user space only behind one.");
         return if candidates.is_empty() { found } else { found.step(enable(facts)) };
     }
@@ -51,7 +51,7 @@ fn presence(facts: &Facts, topology: &Topology, candidates: &[Candidate]) -> Fin
     let names = if facts.iommus.is_empty() { "an IOMMU".to_owned() } else { names(&facts.iommus) };
     let count = groups.len();
     let seen = format!("{names}, {count} group{}{kinds}", if count == 1 { "" } else { "s" });
-    Finding::new("iommu", Section::Iommu, Weight::Fine, seen)
+    Finding::new("iommu", Section::Iommu, Severity::Fine, seen)
 }
 
 /// "dmar0" or "dmar0 to dmar7".
@@ -70,19 +70,19 @@ fn enable(facts: &Facts) -> Step {
     });
     if let Some(word) = switched_off {
         let what = format!("Take {word} off the kernel's command line, and boot again.");
-        return Step::new(Turn::Iommu, what);
+        return Step::new(StepOrder::Iommu, what);
     }
     if facts.is_cpu_of("AuthenticAMD") {
         return Step::new(
-            Turn::Iommu,
+            StepOrder::Iommu,
             "Enable the IOMMU (AMD-Vi) in the firmware, and boot again; Linux then uses it by itself.",
         );
     }
     if !facts.is_cpu_of("GenuineIntel") {
-        return Step::new(Turn::Iommu, "Enable the IOMMU (SMMU) in the firmware, and boot again.");
+        return Step::new(StepOrder::Iommu, "Enable the IOMMU (SMMU) in the firmware, and boot again.");
     }
     let step = Step::new(
-        Turn::Iommu,
+        StepOrder::Iommu,
         "Enable the IOMMU (VT-d) in the firmware, add intel_iommu=on to the kernel's command line, and \
          boot again.",
     );
@@ -102,7 +102,7 @@ fn parameters(facts: &Facts) -> Option<Finding> {
     let words: Vec<&str> =
         line.split_whitespace().filter(|word| PARAMETERS.iter().any(|name| word.starts_with(name))).collect();
     let seen = format!("booted with {}", words.join(" "));
-    (!words.is_empty()).then(|| Finding::new("kernel-parameters", Section::Iommu, Weight::Fine, seen))
+    (!words.is_empty()).then(|| Finding::new("kernel-parameters", Section::Iommu, Severity::Fine, seen))
 }
 
 fn interrupts(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
@@ -111,11 +111,11 @@ fn interrupts(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
     }
     Some(if facts.allows_unsafe_interrupts {
         let seen = "it remaps no interrupts, and VFIO was told to accept that";
-        Finding::new("interrupts-unsafe", Section::Iommu, Weight::Fine, seen)
+        Finding::new("interrupts-unsafe", Section::Iommu, Severity::Fine, seen)
     } else {
         let seen = "no interrupt is seen to go through it";
         let why = "Without interrupt remapping VFIO says EPERM, unless allow_unsafe_interrupts of \
                    vfio_iommu_type1 or iommufd is set.";
-        Finding::new("interrupts-not-remapped", Section::Iommu, Weight::Hint, seen).why(why)
+        Finding::new("interrupts-not-remapped", Section::Iommu, Severity::Hint, seen).why(why)
     })
 }

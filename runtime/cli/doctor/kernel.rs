@@ -4,7 +4,7 @@ use peervram::backends::topology::{Reading, parse_release};
 
 use super::candidate::Candidate;
 use super::facts::{Distribution, Facts};
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 
 pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
     // Whoever has nothing to lend needs no other kernel.
@@ -25,27 +25,31 @@ fn release(facts: &Facts, is_of_use: bool) -> Option<Finding> {
         finding.step(step)
     };
     let Some(number) = parse_release(text) else {
-        return Some(finding("kernel-unknown", Weight::Unknown, format!("Linux {text} is no release")));
+        return Some(finding("kernel-unknown", Severity::Unknown, format!("Linux {text} is no release")));
     };
     Some(if number < (6, 19, 0) {
         let seen = format!("Linux {text} makes no dma-bufs of VFIO memory: 6.19 and later do");
         let why = "GPUs import dma-bufs. Without, a mapped BAR goes to CPUs by host pointer, and to engines of \
                    other VFIO devices.";
-        let found = finding("kernel-too-old", Weight::InTheWay, seen).why(why);
-        newer(found, Turn::Kernel, "Boot Linux 7.1 or later; 6.19 is the least.")
+        let found = finding("kernel-too-old", Severity::InTheWay, seen).why(why);
+        newer(found, StepOrder::Kernel, "Boot Linux 7.1 or later; 6.19 is the least.")
     } else if number < (7, 1, 0) {
         let seen = format!("Linux {text} does not wait for importers when it takes memory back: 7.1 does");
         let why = "A reset may return while another GPU still reads or writes the memory.";
-        let found = finding("kernel-revoke-does-not-wait", Weight::Hint, seen).why(why);
-        newer(found, Turn::NewerKernel, "Boot Linux 7.1 or later before memory is taken back under work.")
+        let found = finding("kernel-revoke-does-not-wait", Severity::Hint, seen).why(why);
+        newer(
+            found,
+            StepOrder::NewerKernel,
+            "Boot Linux 7.1 or later before memory is taken back under work.",
+        )
     } else if (number.0, number.1) == (7, 1) && text.contains("-rc") {
         let seen = format!("Linux {text} may hang when a device is closed whose memory is off");
         let why =
             "Early 7.1 release candidates count a reference twice there and wait for ever; 7.1 is right.";
-        let found = finding("kernel-close-hangs", Weight::Hint, seen).why(why);
-        newer(found, Turn::NewerKernel, "Boot a released Linux 7.1 or later.")
+        let found = finding("kernel-close-hangs", Severity::Hint, seen).why(why);
+        newer(found, StepOrder::NewerKernel, "Boot a released Linux 7.1 or later.")
     } else {
-        finding("kernel", Weight::Fine, format!("Linux {text} makes dma-bufs of VFIO memory"))
+        finding("kernel", Severity::Fine, format!("Linux {text} makes dma-bufs of VFIO memory"))
     })
 }
 
@@ -62,7 +66,7 @@ fn options(facts: &Facts, is_of_use: bool) -> Option<Finding> {
     let options = match &facts.kernel_options {
         Reading::Known(options) => options,
         Reading::Unread(why) => {
-            return Some(finding("kernel-options-unread", Weight::Unknown, format!("its options: {why}")));
+            return Some(finding("kernel-options-unread", Severity::Unknown, format!("its options: {why}")));
         }
     };
     let has = |name: &str| options.contains_key(name);
@@ -80,12 +84,12 @@ fn options(facts: &Facts, is_of_use: bool) -> Option<Finding> {
     if !lacks.is_empty() {
         let found = finding(
             "kernel-options-missing",
-            Weight::InTheWay,
+            Severity::InTheWay,
             format!("it was built without {}", lacks.join(", ")),
         )
         .why("VFIO gives a device to user space; P2PDMA lets others reach its memory.");
         let step = Step::new(
-            Turn::KernelOptions,
+            StepOrder::KernelOptions,
             format!("Boot a kernel with {}; Debian's 7.3 has all that is needed.", lacks.join(", ")),
         );
         return Some(if is_of_use { found.step(step) } else { found });
@@ -99,5 +103,5 @@ fn options(facts: &Facts, is_of_use: bool) -> Option<Finding> {
     if !absent.is_empty() {
         seen.push_str(&format!("; without {}, which nothing here hangs on", absent.join(", ")));
     }
-    Some(finding("kernel-options", Weight::Fine, seen))
+    Some(finding("kernel-options", Severity::Fine, seen))
 }

@@ -68,8 +68,11 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         Ok(topology) => Reading::Known(topology),
         Err(error) => Reading::Unread(error.why().to_owned()),
     };
-    let elsewhere =
-        read::Elsewhere { kernel_release: vfio::kernel_release(), topology, vulkan: vulkan_process::ask() };
+    let elsewhere = read::ProcessFacts {
+        kernel_release: vfio::kernel_release(),
+        topology,
+        vulkan: vulkan_process::ask(),
+    };
     let facts = read::read(Path::new("/"), elsewhere);
     let diagnosis = Diagnosis::of(&facts);
     if json {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::diagnosis::Diagnosis;
 use super::facts::Facts;
-use super::finding::{Finding, Section, Weight};
+use super::finding::{Finding, Section, Severity};
 
 /// As wide as a terminal is at least.
 const WIDTH: usize = 80;
@@ -36,12 +36,12 @@ pub fn print(facts: &Facts, diagnosis: &Diagnosis, output: &mut impl Write) -> i
     steps(diagnosis, output)
 }
 
-fn mark(weight: Weight) -> &'static str {
+fn mark(weight: Severity) -> &'static str {
     match weight {
-        Weight::Fine => "  ok   ",
-        Weight::Unknown => "  ?    ",
-        Weight::Hint => "  hint ",
-        Weight::InTheWay => "  NO   ",
+        Severity::Fine => "  ok   ",
+        Severity::Unknown => "  ?    ",
+        Severity::Hint => "  hint ",
+        Severity::InTheWay => "  NO   ",
     }
 }
 

@@ -4,7 +4,7 @@ use peervram::backends::topology::Place;
 
 use super::candidate::Candidate;
 use super::facts::{DeviceFile, Facts};
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{importers, is_node_usable};
 use crate::arguments::show_bytes;
 
@@ -23,7 +23,7 @@ pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
     findings
 }
 
-fn finding(code: &'static str, weight: Weight, seen: impl Into<String>) -> Finding {
+fn finding(code: &'static str, weight: Severity, seen: impl Into<String>) -> Finding {
     Finding::new(code, Section::Permissions, weight, seen)
 }
 
@@ -41,11 +41,11 @@ fn lender(candidate: &Candidate) -> Option<Finding> {
         let seen = format!("{address}: its files below /dev/vfio are not here");
         let group = candidate.function.iommu_group.unwrap_or_default();
         let step = Step::new(
-            Turn::Permissions,
+            StepOrder::Permissions,
             "Load vfio-pci and vfio_iommu_type1; a container is given the files when it is started:",
         )
         .command(format!("docker run --device /dev/vfio/vfio --device /dev/vfio/{group} ..."));
-        return Some(finding("vfio-files-missing", Weight::InTheWay, seen).step(step));
+        return Some(finding("vfio-files-missing", Severity::InTheWay, seen).step(step));
     }
     let closed: Vec<String> = (files.iter().filter(|file| !file.is_usable))
         .map(|file| {
@@ -56,14 +56,14 @@ fn lender(candidate: &Candidate) -> Option<Finding> {
     let seen = format!("{address}: you may not open {}", closed.join(", "));
     let why = "Whoever opens it has all of the device: its DMA, its reset, its memory.";
     let step = Step::new(
-        Turn::Permissions,
+        StepOrder::Permissions,
         "Run as root, or let the group render own VFIO devices, and join it (log in again):",
     )
     .command(r#"printf '%s\n' 'SUBSYSTEM=="vfio|vfio-dev", GROUP="render", MODE="0660"' \"#)
     .command(r#"  'KERNEL=="iommu", GROUP="render", MODE="0660"' \"#)
     .command("  > /etc/udev/rules.d/70-peervram.rules")
     .command("udevadm control --reload && udevadm trigger && usermod -aG render USER");
-    Some(finding("vfio-files-closed", Weight::InTheWay, seen).why(why).step(step))
+    Some(finding("vfio-files-closed", Severity::InTheWay, seen).why(why).step(step))
 }
 
 /// GPUs that could import, but not for this user.
@@ -77,12 +77,12 @@ fn nodes(facts: &Facts) -> Option<Finding> {
         None => format!("{}: no node of it is in /dev/dri", addresses.join(", ")),
     };
     let step = match node {
-        Some(_) => Step::new(Turn::Permissions, "Join the groups video and render (log in again):")
+        Some(_) => Step::new(StepOrder::Permissions, "Join the groups video and render (log in again):")
             .command("usermod -aG video,render USER"),
-        None => Step::new(Turn::Permissions, "Give the container /dev/dri when it is started:")
+        None => Step::new(StepOrder::Permissions, "Give the container /dev/dri when it is started:")
             .command("docker run --device /dev/dri ..."),
     };
-    Some(finding("drm-nodes-closed", Weight::InTheWay, seen).step(step))
+    Some(finding("drm-nodes-closed", Severity::InTheWay, seen).step(step))
 }
 
 fn usable(facts: &Facts) -> Option<Finding> {
@@ -90,7 +90,7 @@ fn usable(facts: &Facts) -> Option<Finding> {
         .filter(|file| !file.path.ends_with("kmsg") && !file.path.ends_with("udmabuf"))
         .map(|file| file.path.display().to_string())
         .collect();
-    (!paths.is_empty()).then(|| finding("files", Weight::Fine, format!("may open {}", paths.join(", "))))
+    (!paths.is_empty()).then(|| finding("files", Severity::Fine, format!("may open {}", paths.join(", "))))
 }
 
 fn host_memory(facts: &Facts) -> Option<Finding> {
@@ -98,7 +98,7 @@ fn host_memory(facts: &Facts) -> Option<Finding> {
     if facts.file("/dev/udmabuf").is_some_and(|file| file.is_usable) {
         return Some(finding(
             "udmabuf",
-            Weight::Fine,
+            Severity::Fine,
             "may open /dev/udmabuf: host memory is lent as a dma-buf",
         ));
     }
@@ -107,7 +107,7 @@ fn host_memory(facts: &Facts) -> Option<Finding> {
         None => "no /dev/udmabuf: host memory is lent as a memfd",
     };
     // Only lavapipe takes a memfd for a dma-buf. It matters to whoever imports into something else.
-    importer.then(|| finding("udmabuf-absent", Weight::Hint, format!("{seen}, which lavapipe alone takes")))
+    importer.then(|| finding("udmabuf-absent", Severity::Hint, format!("{seen}, which lavapipe alone takes")))
 }
 
 /// What counts: pages that a device is given by type1, unless they are reserved ones, as BARs are
@@ -120,12 +120,13 @@ fn memlock(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
     let rule = "BARs and dma-bufs do not count, only host memory that VFIO devices reach";
     Some(match facts.memlock_bytes {
         Some(limit) if limit < LITTLE_BYTES && !facts.is_root() => {
-            let step = Step::new(Turn::Memlock, "Raise the limit of locked memory (log in again):")
+            let step = Step::new(StepOrder::Memlock, "Raise the limit of locked memory (log in again):")
                 .command("echo '* - memlock 1048576' > /etc/security/limits.d/70-peervram.conf");
-            finding("memlock-low", Weight::Hint, format!("memlock {}: {rule}", show_bytes(limit))).step(step)
+            finding("memlock-low", Severity::Hint, format!("memlock {}: {rule}", show_bytes(limit)))
+                .step(step)
         }
-        Some(limit) => finding("memlock", Weight::Fine, format!("memlock {}: {rule}", show_bytes(limit))),
-        None => finding("memlock", Weight::Fine, format!("memlock without a limit: {rule}")),
+        Some(limit) => finding("memlock", Severity::Fine, format!("memlock {}: {rule}", show_bytes(limit))),
+        None => finding("memlock", Severity::Fine, format!("memlock without a limit: {rule}")),
     })
 }
 
@@ -144,7 +145,10 @@ fn unread(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
     if no_log {
         what.push("the kernel's log (why it refused a route)");
     }
-    let step = Step::new(Turn::LookAsRoot, "Run the doctor as root once, to see what was not read:")
+    let step = Step::new(StepOrder::LookAsRoot, "Run the doctor as root once, to see what was not read:")
         .command("sudo peervram doctor");
-    Some(finding("unread", Weight::Unknown, format!("not read without root: {}", what.join("; "))).step(step))
+    Some(
+        finding("unread", Severity::Unknown, format!("not read without root: {}", what.join("; ")))
+            .step(step),
+    )
 }

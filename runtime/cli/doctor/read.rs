@@ -20,15 +20,15 @@ use crate::in_use::InUse;
 use crate::pci_names::PciNames;
 
 /// What is not found below a root: what the kernel says of this process, and what is read elsewhere.
-pub struct Elsewhere {
+pub struct ProcessFacts {
     pub kernel_release: String,
     pub topology: Reading<Topology>,
     pub vulkan: Vulkan,
 }
 
 /// The facts of a machine whose `sys`, `proc`, `dev` and `etc` are below `root`.
-pub fn read(root: &Path, elsewhere: Elsewhere) -> Facts {
-    let Elsewhere { kernel_release, topology, vulkan } = elsewhere;
+pub fn read(root: &Path, of_process: ProcessFacts) -> Facts {
+    let ProcessFacts { kernel_release, topology, vulkan } = of_process;
     let mut facts = Facts {
         kernel_options: kernel_config::read(root, &kernel_release),
         command_line: command_line(root),
@@ -179,12 +179,12 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let elsewhere = Elsewhere {
+        let of_process = ProcessFacts {
             kernel_release: "7.3.4".into(),
             topology: Reading::Unread("none".into()),
             vulkan: Vulkan::Missing { why: "none".into() },
         };
-        read(root.path(), elsewhere)
+        read(root.path(), of_process)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::candidate::Candidate;
 use super::diagnosis::{Diagnosis, Verdict};
 use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice, is_bound_to_vfio};
-use super::finding::{Finding, Step, Turn, Weight};
+use super::finding::{Finding, Severity, Step, StepOrder};
 use super::kernel_config::OPTIONS;
 use super::page;
 use super::pair::{Pair, Path, State};
@@ -247,11 +247,11 @@ fn empty_container() -> Facts {
     facts
 }
 
-fn turns(diagnosis: &Diagnosis) -> Vec<Turn> {
+fn turns(diagnosis: &Diagnosis) -> Vec<StepOrder> {
     diagnosis.what_to_do.iter().map(|step| step.turn).collect()
 }
 
-fn step(diagnosis: &Diagnosis, turn: Turn) -> &Step {
+fn step(diagnosis: &Diagnosis, turn: StepOrder) -> &Step {
     let found = diagnosis.what_to_do.iter().find(|step| step.turn == turn);
     found.unwrap_or_else(|| panic!("no {turn:?} in {:#?}", diagnosis.what_to_do))
 }
@@ -270,9 +270,9 @@ fn a_machine_that_works_has_nothing_in_the_way() {
     let diagnosis = Machine::working().diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::CanLend);
     let not_fine: Vec<_> =
-        diagnosis.findings.iter().filter(|finding| finding.weight != Weight::Fine).collect();
+        diagnosis.findings.iter().filter(|finding| finding.weight != Severity::Fine).collect();
     assert!(not_fine.is_empty(), "{not_fine:#?}");
-    assert_eq!(turns(&diagnosis), [Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Try]);
     assert!(diagnosis.headline.contains(LENDER), "{}", diagnosis.headline);
     let paths: Vec<_> = diagnosis.pairs.iter().map(|pair| (pair.path, pair.state)).collect();
     assert_eq!(paths, [(Path::Peer, State::Now), (Path::HostPointer, State::Now)]);
@@ -322,7 +322,7 @@ fn venus_imports_nothing_of_others() {
 fn an_old_kernel_comes_first_and_leaves_host_pointers() {
     let old = |machine: &mut Machine| machine.facts.kernel_release = "6.12.57+deb13-amd64".into();
     let diagnosis = Machine::working().with(old).diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Kernel, Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Kernel, StepOrder::Try]);
     assert!(diagnosis.what_to_do[0].commands[0].contains("trixie-backports"));
     // By host pointer it works all the same.
     assert_eq!(diagnosis.verdict, Verdict::CanLend);
@@ -330,7 +330,7 @@ fn an_old_kernel_comes_first_and_leaves_host_pointers() {
     let without = |machine: &mut Machine| machine.facts.vulkan = Vulkan::Missing { why: "none".into() };
     let diagnosis = Machine::working().with(old).with(without).diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::Nothing);
-    assert_eq!(turns(&diagnosis)[..2], [Turn::Kernel, Turn::Vulkan]);
+    assert_eq!(turns(&diagnosis)[..2], [StepOrder::Kernel, StepOrder::Vulkan]);
 }
 
 #[test]
@@ -342,13 +342,13 @@ fn known_faults_of_kernels_are_hints() {
     ] {
         let diagnosis =
             Machine::working().with(|machine| machine.facts.kernel_release = release.into()).diagnosis();
-        assert_eq!(finding(&diagnosis, code).weight, Weight::Hint, "{release}");
-        assert_eq!(turns(&diagnosis), [Turn::NewerKernel, Turn::Try], "{release}");
+        assert_eq!(finding(&diagnosis, code).weight, Severity::Hint, "{release}");
+        assert_eq!(turns(&diagnosis), [StepOrder::NewerKernel, StepOrder::Try], "{release}");
         assert_eq!(diagnosis.verdict, Verdict::CanLend);
     }
     let diagnosis =
         Machine::working().with(|machine| machine.facts.kernel_release = "7.1.2".into()).diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Try]);
 }
 
 #[test]
@@ -362,10 +362,10 @@ fn missing_options_are_named_and_needless_ones_are_not_asked_for() {
             .diagnosis()
     };
     let diagnosis = without(&["PCI_P2PDMA", "VFIO_PCI_DMABUF"]);
-    assert!(step(&diagnosis, Turn::KernelOptions).what.contains("PCI_P2PDMA"));
-    assert_eq!(turns(&without(&["IOMMUFD", "VFIO_DEVICE_CDEV", "UDMABUF"])), [Turn::Try]);
-    assert_eq!(turns(&without(&["VFIO_GROUP"])), [Turn::Try]);
-    assert_eq!(turns(&without(&["VFIO_GROUP", "IOMMUFD"])), [Turn::KernelOptions, Turn::Try]);
+    assert!(step(&diagnosis, StepOrder::KernelOptions).what.contains("PCI_P2PDMA"));
+    assert_eq!(turns(&without(&["IOMMUFD", "VFIO_DEVICE_CDEV", "UDMABUF"])), [StepOrder::Try]);
+    assert_eq!(turns(&without(&["VFIO_GROUP"])), [StepOrder::Try]);
+    assert_eq!(turns(&without(&["VFIO_GROUP", "IOMMUFD"])), [StepOrder::KernelOptions, StepOrder::Try]);
 }
 
 /// Nothing bound, so that the IOMMU is asked for before the binding.
@@ -376,29 +376,29 @@ fn two_unbound() -> Machine {
 #[test]
 fn an_absent_iommu_comes_before_binding_and_is_enabled_as_the_cpu_wants() {
     let diagnosis = two_unbound().without_iommu().diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Iommu, Turn::Bind, Turn::Try]);
-    assert!(step(&diagnosis, Turn::Iommu).what.contains("AMD-Vi"));
-    assert!(step(&diagnosis, Turn::Iommu).commands.is_empty());
+    assert_eq!(turns(&diagnosis), [StepOrder::Iommu, StepOrder::Bind, StepOrder::Try]);
+    assert!(step(&diagnosis, StepOrder::Iommu).what.contains("AMD-Vi"));
+    assert!(step(&diagnosis, StepOrder::Iommu).commands.is_empty());
 
     let diagnosis = two_unbound().without_iommu().intel().diagnosis();
-    assert!(step(&diagnosis, Turn::Iommu).commands[0].contains("intel_iommu=on"));
+    assert!(step(&diagnosis, StepOrder::Iommu).commands[0].contains("intel_iommu=on"));
     let fedora = |machine: &mut Machine| machine.facts.distribution.ids = vec!["fedora".into()];
     let diagnosis = two_unbound().without_iommu().intel().with(fedora).diagnosis();
-    assert!(step(&diagnosis, Turn::Iommu).commands[0].starts_with("grubby"));
+    assert!(step(&diagnosis, StepOrder::Iommu).commands[0].starts_with("grubby"));
 
     let off = |machine: &mut Machine| {
         machine.facts.command_line = Reading::Known("quiet intel_iommu=off".into());
     };
     let diagnosis = two_unbound().without_iommu().intel().with(off).diagnosis();
-    assert!(step(&diagnosis, Turn::Iommu).what.contains("Take intel_iommu=off"));
+    assert!(step(&diagnosis, StepOrder::Iommu).what.contains("Take intel_iommu=off"));
 }
 
 #[test]
 fn of_two_gpus_the_one_that_cannot_import_is_bound() {
     let diagnosis = two_unbound().neighbour(LENDER, "snd_hda_intel").diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
-    assert_eq!(turns(&diagnosis), [Turn::Bind, Turn::Try]);
-    let bind = step(&diagnosis, Turn::Bind);
+    assert_eq!(turns(&diagnosis), [StepOrder::Bind, StepOrder::Try]);
+    let bind = step(&diagnosis, StepOrder::Bind);
     assert_eq!(bind.commands, [format!("sudo peervram bind {LENDER}")]);
     assert!(bind.what.contains("instead of nvidia"), "{}", bind.what);
     assert!(
@@ -409,21 +409,23 @@ fn of_two_gpus_the_one_that_cannot_import_is_bound() {
     assert!(!has(&diagnosis, "group-not-viable"), "that is said of devices that are bound");
     // The screen's GPU lends only if it must.
     let twice = Machine::bare().gpu(LENDER, "amdgpu", 256).gpu(IMPORTER, "amdgpu", 256);
-    assert!(step(&twice.in_use(LENDER, Use::BootDisplay).diagnosis(), Turn::Bind).what.contains(IMPORTER));
+    assert!(
+        step(&twice.in_use(LENDER, Use::BootDisplay).diagnosis(), StepOrder::Bind).what.contains(IMPORTER)
+    );
 }
 
 #[test]
 fn the_only_gpu_is_not_given_away() {
     let only = Machine::bare().gpu(LENDER, "amdgpu", 256);
     let diagnosis = only.in_use(LENDER, Use::BootDisplay).diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Try]);
     assert!(finding(&diagnosis, "nothing-bound").why.as_ref().unwrap().contains("no pair"));
 }
 
 #[test]
 fn a_small_bar_is_resized_before_it_is_bound() {
     let diagnosis = two_unbound().without_iommu().resizable(LENDER).diagnosis();
-    assert_eq!(turns(&diagnosis), [Turn::Iommu, Turn::Bind, Turn::ResizeBar, Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Iommu, StepOrder::Bind, StepOrder::ResizeBar, StepOrder::Try]);
     let folder = format!("/sys/bus/pci/devices/{LENDER}");
     // 16 GiB is 2^14 MiB. What has a driver of the kernel's is bound by the command that looks first.
     let expected = [
@@ -432,18 +434,18 @@ fn a_small_bar_is_resized_before_it_is_bound() {
         format!("echo 14 > {folder}/resource1_resize"),
         format!("echo {LENDER} > /sys/bus/pci/drivers_probe"),
     ];
-    assert_eq!(step(&diagnosis, Turn::ResizeBar).commands, expected);
+    assert_eq!(step(&diagnosis, StepOrder::ResizeBar).commands, expected);
     let needed = two_unbound().resizable(LENDER).in_use(LENDER, Use::BootDisplay).diagnosis();
-    assert!(has(&needed, "bar-small") && !turns(&needed).contains(&Turn::ResizeBar));
+    assert!(has(&needed, "bar-small") && !turns(&needed).contains(&StepOrder::ResizeBar));
 
     let diagnosis = Machine::working().resizable(LENDER).diagnosis();
-    let commands = &step(&diagnosis, Turn::ResizeBar).commands;
+    let commands = &step(&diagnosis, StepOrder::ResizeBar).commands;
     assert!(commands[0].contains("unbind") && commands[2].contains("drivers_probe"), "{commands:?}");
-    assert_eq!(finding(&diagnosis, "bar-small").weight, Weight::Hint);
+    assert_eq!(finding(&diagnosis, "bar-small").weight, Severity::Hint);
 
     let diagnosis = Machine::working().resizable(LENDER).unprivileged().diagnosis();
-    assert_eq!(finding(&diagnosis, "bar-sizes-unread").weight, Weight::Unknown);
-    assert!(!turns(&diagnosis).contains(&Turn::ResizeBar));
+    assert_eq!(finding(&diagnosis, "bar-sizes-unread").weight, Severity::Unknown);
+    assert!(!turns(&diagnosis).contains(&StepOrder::ResizeBar));
 }
 
 fn mounted() -> Use {
@@ -475,12 +477,13 @@ fn what_the_machine_needs_is_named_and_no_command_takes_it() {
     ];
     for used in uses {
         let words = used.to_string();
-        for (machine, turn) in [(Machine::working(), Turn::Neighbours), (two_unbound(), Turn::Bind)] {
+        for (machine, turn) in [(Machine::working(), StepOrder::Neighbours), (two_unbound(), StepOrder::Bind)]
+        {
             let bare = machine.clone().neighbour(LENDER, "ahci").diagnosis();
             assert!(step(&bare, turn).commands[0].contains("peervram bind"), "{:?}", step(&bare, turn));
             let diagnosis = machine.neighbour(LENDER, "ahci").in_use(neighbour, used.clone()).diagnosis();
             takes_nothing(&diagnosis, LENDER);
-            if turn == Turn::Neighbours {
+            if turn == StepOrder::Neighbours {
                 let step = step(&diagnosis, turn);
                 assert!(step.what.contains(&words) && step.what.contains(neighbour), "{}", step.what);
                 assert!(finding(&diagnosis, "group-not-viable").seen.contains("0000:01:00.1 (ahci)"));
@@ -492,7 +495,7 @@ fn what_the_machine_needs_is_named_and_no_command_takes_it() {
     }
     // Where there is no other, what hangs on it is named.
     let only = two_unbound().in_use(LENDER, Use::BootDisplay).in_use(IMPORTER, mounted()).diagnosis();
-    let bind = step(&only, Turn::Bind);
+    let bind = step(&only, StepOrder::Bind);
     assert_eq!(bind.commands, [format!("peervram bind {LENDER} --dry-run")]);
     assert!(bind.what.contains("display of the firmware"), "{}", bind.what);
 }
@@ -502,7 +505,10 @@ fn a_neighbour_in_another_slot_goes_along_only_if_it_is_asked_for() {
     let mut machine = Machine::working().neighbour(LENDER, "nvme");
     machine.at("0000:01:00.1").function.address = "0000:03:00.0".parse().unwrap();
     let diagnosis = machine.diagnosis();
-    assert_eq!(step(&diagnosis, Turn::Neighbours).commands, [format!("sudo peervram bind {LENDER} --group")]);
+    assert_eq!(
+        step(&diagnosis, StepOrder::Neighbours).commands,
+        [format!("sudo peervram bind {LENDER} --group")]
+    );
 }
 
 #[test]
@@ -512,7 +518,7 @@ fn a_device_that_answers_ones_neither_lends_nor_imports() {
         let pair = diagnosis.pairs.iter().find(|pair| pair.path == Path::Peer).unwrap();
         assert!(pair.state != State::Now && pair.how.contains(dead), "{pair:?}");
         assert!(finding(&diagnosis, "does-not-answer").seen.contains(dead));
-        let revive = step(&diagnosis, Turn::Revive);
+        let revive = step(&diagnosis, StepOrder::Revive);
         assert_eq!(
             revive.commands,
             [format!("echo 1 > /sys/bus/pci/devices/{dead}/remove"), "echo 1 > /sys/bus/pci/rescan".into()]
@@ -521,8 +527,8 @@ fn a_device_that_answers_ones_neither_lends_nor_imports() {
         assert_eq!(diagnosis.verdict == Verdict::CanLend, dead == IMPORTER);
         let open = Use::Open { node: "/dev/dri/card1".into(), by: "812 Xorg".into() };
         let diagnosis = Machine::working().silent(dead).in_use(dead, open).diagnosis();
-        assert!(step(&diagnosis, Turn::Revive).commands.is_empty());
-        assert!(step(&diagnosis, Turn::Revive).what.contains("812 Xorg"));
+        assert!(step(&diagnosis, StepOrder::Revive).commands.is_empty());
+        assert!(step(&diagnosis, StepOrder::Revive).what.contains("812 Xorg"));
     }
 }
 
@@ -548,7 +554,7 @@ fn who_crowds_a_group_is_named() {
     let diagnosis = Machine::working().neighbour(LENDER, "e1000e").diagnosis();
     let seen = &finding(&diagnosis, "group-not-viable").seen;
     assert!(seen.contains("0000:01:00.1 (e1000e)"), "{seen}");
-    assert_eq!(step(&diagnosis, Turn::Neighbours).commands, [format!("sudo peervram bind {LENDER}")]);
+    assert_eq!(step(&diagnosis, StepOrder::Neighbours).commands, [format!("sudo peervram bind {LENDER}")]);
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     for harmless in ["vfio-pci", "pcieport", "pci-stub"] {
         let diagnosis = Machine::working().neighbour(LENDER, harmless).diagnosis();
@@ -565,7 +571,7 @@ fn without_root_it_names_what_is_closed_and_asks_for_one_rule() {
     assert!(finding(&diagnosis, "vfio-files-closed").seen.contains("/dev/vfio/1 (uid 0, gid 0, 600)"));
     assert!(finding(&diagnosis, "drm-nodes-closed").seen.contains("/dev/dri/card2"));
     assert!(finding(&diagnosis, "unread").seen.contains("configuration space"));
-    let expected = [Turn::Permissions, Turn::Permissions, Turn::LookAsRoot, Turn::Try];
+    let expected = [StepOrder::Permissions, StepOrder::Permissions, StepOrder::LookAsRoot, StepOrder::Try];
     assert_eq!(turns(&diagnosis), expected, "one rule for both devices: {:#?}", diagnosis.what_to_do);
     assert!(!has(&Machine::working().diagnosis(), "unread"), "root reads all");
     // Nor would root read more of what does not answer.
@@ -587,10 +593,10 @@ fn a_container_that_was_given_no_devices_is_told_how() {
 fn a_refused_route_asks_for_other_slots_unless_another_pair_works() {
     let diagnosis = Machine::working().intel().gpu("0000:03:00.0", "xe", 256).diagnosis();
     assert!(diagnosis.pairs.iter().filter(|pair| pair.state == State::Never).count() == 2);
-    assert_eq!(turns(&diagnosis).iter().filter(|turn| **turn == Turn::Slots).count(), 1);
-    assert!(step(&diagnosis, Turn::Slots).commands[0].starts_with("peervram route"));
+    assert_eq!(turns(&diagnosis).iter().filter(|turn| **turn == StepOrder::Slots).count(), 1);
+    assert!(step(&diagnosis, StepOrder::Slots).commands[0].starts_with("peervram route"));
     assert_eq!(diagnosis.verdict, Verdict::CanLend, "a CPU still imports it");
-    assert!(!turns(&Machine::working().diagnosis()).contains(&Turn::Slots));
+    assert!(!turns(&Machine::working().diagnosis()).contains(&StepOrder::Slots));
 }
 
 #[test]
@@ -601,7 +607,7 @@ fn a_missing_vulkan_is_installed_as_the_distribution_does_it() {
             machine.facts.vulkan = Vulkan::Missing { why: "no loader".into() };
             machine.facts.distribution.ids = ids;
         });
-        step(&machine.diagnosis(), Turn::Vulkan).clone()
+        step(&machine.diagnosis(), StepOrder::Vulkan).clone()
     };
     assert!(without(&["ubuntu", "debian"]).commands[0].starts_with("apt install libvulkan1"));
     assert!(without(&["fedora"]).commands[0].starts_with("dnf"));
@@ -614,23 +620,23 @@ fn a_broken_vulkan_is_not_a_missing_one() {
     let broken = |machine: &mut Machine| machine.facts.vulkan = Vulkan::Broken { why: "signal 11".into() };
     let diagnosis = Machine::working().with(broken).diagnosis();
     assert!(finding(&diagnosis, "vulkan-broken").seen.contains("signal 11"));
-    assert!(step(&diagnosis, Turn::Vulkan).commands[0].contains("VK_LOADER_DEBUG"));
+    assert!(step(&diagnosis, StepOrder::Vulkan).commands[0].contains("VK_LOADER_DEBUG"));
     assert_eq!(diagnosis.verdict, Verdict::CanLend, "a GPU imports without Vulkan");
 }
 
 #[test]
 fn an_intel_gpu_that_cannot_import_is_told_of_xe() {
     let diagnosis = Machine::bare().gpu(LENDER, "vfio-pci", 256).gpu(IMPORTER, "i915", 256).diagnosis();
-    assert!(step(&diagnosis, Turn::ImportingDriver).commands[0].contains("xe.force_probe=744c"));
+    assert!(step(&diagnosis, StepOrder::ImportingDriver).commands[0].contains("xe.force_probe=744c"));
     let other = Machine::working().gpu("0000:03:00.0", "i915", 256).diagnosis();
-    assert!(!turns(&other).contains(&Turn::ImportingDriver), "amdgpu imports already");
+    assert!(!turns(&other).contains(&StepOrder::ImportingDriver), "amdgpu imports already");
 }
 
 #[test]
 fn an_empty_container_is_told_what_it_can_still_do() {
     let diagnosis = Diagnosis::of(&empty_container());
     assert_eq!(diagnosis.verdict, Verdict::Nothing);
-    assert_eq!(turns(&diagnosis), [Turn::LookAtTheHost, Turn::Vulkan, Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::LookAtTheHost, StepOrder::Vulkan, StepOrder::Try]);
     assert!(diagnosis.pairs.is_empty());
 }
 
@@ -639,7 +645,7 @@ fn a_machine_without_a_gpu_is_not_asked_for_a_kernel() {
     let old = |machine: &mut Machine| machine.facts.kernel_release = "6.1.0".into();
     let diagnosis = Machine::bare().without_iommu().with(old).diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
-    assert_eq!(turns(&diagnosis), [Turn::LookAtTheHost, Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::LookAtTheHost, StepOrder::Try]);
 }
 
 #[test]
@@ -656,9 +662,9 @@ fn little_lockable_memory_and_narrow_links_are_hints() {
             });
         })
         .diagnosis();
-    assert_eq!(finding(&diagnosis, "memlock-low").weight, Weight::Hint);
+    assert_eq!(finding(&diagnosis, "memlock-low").weight, Severity::Hint);
     assert!(finding(&diagnosis, "link-narrowed").seen.contains("x4, of"));
-    assert_eq!(turns(&diagnosis), [Turn::Memlock, Turn::Try]);
+    assert_eq!(turns(&diagnosis), [StepOrder::Memlock, StepOrder::Try]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which Vulkan devices there are, and what they can import.
 
 use super::facts::{Distribution, Facts, Vulkan, VulkanDevice};
-use super::finding::{Finding, Section, Step, Turn, Weight};
+use super::finding::{Finding, Section, Severity, Step, StepOrder};
 
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let finding = |code, weight, seen: String| Finding::new(code, Section::Vulkan, weight, seen);
@@ -13,16 +13,18 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
             } else {
                 format!("no Vulkan: {why}")
             };
-            let found = finding("vulkan-missing", Weight::InTheWay, seen)
+            let found = finding("vulkan-missing", Severity::InTheWay, seen)
                 .why("Vulkan checks and paints lent memory; Mesa's lavapipe does it on any CPU.");
             vec![found.step(install(&facts.distribution))]
         }
         Vulkan::Broken { why } => {
-            let step =
-                Step::new(Turn::Vulkan, "Find the Vulkan driver that is broken, and remove or update it:")
-                    .command("VK_LOADER_DEBUG=all vulkaninfo --summary");
+            let step = Step::new(
+                StepOrder::Vulkan,
+                "Find the Vulkan driver that is broken, and remove or update it:",
+            )
+            .command("VK_LOADER_DEBUG=all vulkaninfo --summary");
             vec![
-                finding("vulkan-broken", Weight::InTheWay, format!("Vulkan does not answer: {why}"))
+                finding("vulkan-broken", Severity::InTheWay, format!("Vulkan does not answer: {why}"))
                     .step(step),
             ]
         }
@@ -53,7 +55,7 @@ fn device(device: &VulkanDevice) -> Finding {
     }
     let what = can.join(", ");
     let name = device.name.split(" (").next().unwrap_or_default();
-    let weight = if can_import { Weight::Fine } else { Weight::Hint };
+    let weight = if can_import { Severity::Fine } else { Severity::Hint };
     let seen = format!("{name}, {place} ({}): {what}", device.driver);
     Finding::new("vulkan-device", Section::Vulkan, weight, seen)
 }
@@ -73,7 +75,7 @@ fn install(distribution: &Distribution) -> Step {
     } else {
         let what = "Install the Vulkan loader and Mesa's drivers: libvulkan1 and mesa-vulkan-drivers on Debian, \
                     vulkan-loader and mesa-vulkan-drivers on Fedora.";
-        return Step::new(Turn::Vulkan, what);
+        return Step::new(StepOrder::Vulkan, what);
     };
-    Step::new(Turn::Vulkan, "Install the Vulkan loader and Mesa's drivers:").command(command)
+    Step::new(StepOrder::Vulkan, "Install the Vulkan loader and Mesa's drivers:").command(command)
 }

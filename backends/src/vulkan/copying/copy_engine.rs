@@ -40,7 +40,7 @@ const STAGING_BYTES: u64 = 4 << 20;
 
 /// What does the copying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Means {
+pub(crate) enum CopyMethod {
     /// Copy commands on the queue that only transfers.
     TransferQueue,
     /// Copy commands on the queue that the device was made with.
@@ -51,13 +51,13 @@ pub(crate) enum Means {
 /// One of a device's engines. Its objects are made at first use.
 pub(crate) struct CopyEngine {
     device: LogicalDevice,
-    means: Means,
+    method: CopyMethod,
     at_work: Mutex<Option<AtWork>>,
 }
 
 struct AtWork {
     device: LogicalDevice,
-    means: Means,
+    method: CopyMethod,
     commands: Commands,
     pipeline: Lazy<Pipeline>,
     staging: Lazy<Staging>,
@@ -71,8 +71,8 @@ struct AtWork {
 pub(crate) type Side<'a> = (&'a Arc<RawBuffer>, u64);
 
 impl CopyEngine {
-    pub(crate) fn new(device: LogicalDevice, means: Means) -> Self {
-        Self { device, means, at_work: Mutex::default() }
+    pub(crate) fn new(device: LogicalDevice, method: CopyMethod) -> Self {
+        Self { device, method, at_work: Mutex::default() }
     }
 
     /// The device that it is of.
@@ -82,10 +82,10 @@ impl CopyEngine {
 
     /// What does the copying, in words.
     pub(crate) fn name(&self) -> &'static str {
-        match self.means {
-            Means::TransferQueue => "transfer queue",
-            Means::Commands => "copy commands",
-            Means::Shader => "compute shader",
+        match self.method {
+            CopyMethod::TransferQueue => "transfer queue",
+            CopyMethod::Commands => "copy commands",
+            CopyMethod::Shader => "compute shader",
         }
     }
 
@@ -138,7 +138,7 @@ impl CopyEngine {
             Some(at_work) => Ok(at_work),
             None => Ok(at_work.insert(AtWork {
                 device: self.device.clone(),
-                means: self.means,
+                method: self.method,
                 commands: Commands::new(&self.device, self.only_transfers())?,
                 pipeline: Lazy::new(),
                 staging: Lazy::new(),
@@ -149,11 +149,11 @@ impl CopyEngine {
     }
 
     fn only_transfers(&self) -> bool {
-        self.means == Means::TransferQueue
+        self.method == CopyMethod::TransferQueue
     }
 
     fn check_words(&self, all_bytes: u64) -> Result<()> {
-        if self.means == Means::Shader && !all_bytes.is_multiple_of(4) {
+        if self.method == CopyMethod::Shader && !all_bytes.is_multiple_of(4) {
             let why = "a shader copies words: offsets and length are multiples of four";
             return Err(Error::new(Kind::InvalidInput, TRIED, why));
         }
@@ -256,9 +256,11 @@ impl AtWork {
         length_bytes: u64,
         deadline: Instant,
     ) -> Result<Option<Duration>> {
-        match self.means {
-            Means::TransferQueue | Means::Commands => self.by_command(from, to, length_bytes, deadline),
-            Means::Shader => self.by_shader(from, to, length_bytes, deadline),
+        match self.method {
+            CopyMethod::TransferQueue | CopyMethod::Commands => {
+                self.by_command(from, to, length_bytes, deadline)
+            }
+            CopyMethod::Shader => self.by_shader(from, to, length_bytes, deadline),
         }
     }
 

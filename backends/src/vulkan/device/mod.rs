@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ash::vk::{self, Handle};
 use ash::{ext, khr};
 
-use crate::vulkan::copying::copy_engine::{CopyEngine, Means};
+use crate::vulkan::copying::copy_engine::{CopyEngine, CopyMethod};
 use crate::vulkan::discovery::physical_device::PhysicalDevice;
 use crate::vulkan::logical::device::LogicalDevice;
 use crate::vulkan::logical::queue::Queue;
@@ -210,14 +210,15 @@ impl Device {
         let logical = self.logical;
         // Every family that draws or computes copies, too.
         let computes = logical.queue(false).family.queue_flags.contains(vk::QueueFlags::COMPUTE);
-        let has = |means: &Means| match means {
-            Means::TransferQueue => logical.has_transfer_queue(),
-            Means::Commands => true,
-            Means::Shader => computes,
+        let has = |method: &CopyMethod| match method {
+            CopyMethod::TransferQueue => logical.has_transfer_queue(),
+            CopyMethod::Commands => true,
+            CopyMethod::Shader => computes,
         };
         // The one for bulk copies first: staged copies and verification take it.
-        let means = [Means::TransferQueue, Means::Commands, Means::Shader].into_iter().filter(has);
-        let engines = means.map(|means| CopyEngine::new(logical.clone(), means)).collect();
+        let methods =
+            [CopyMethod::TransferQueue, CopyMethod::Commands, CopyMethod::Shader].into_iter().filter(has);
+        let engines = methods.map(|method| CopyEngine::new(logical.clone(), method)).collect();
         Self { engines: Some(engines), logical }
     }
 

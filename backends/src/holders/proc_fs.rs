@@ -1,4 +1,4 @@
-//! `Machine`: the files of /proc and /sys that a census reads.
+//! `ProcFs`: the files of /proc and /sys that a census reads.
 //!
 //! Reads and passes on; what it comes to is decided in the census. Processes that end between two
 //! reads hold nothing any more and are passed over. Below another root than `/` it reads a copy, which
@@ -34,7 +34,7 @@ fn look_with_more(is_root: bool) -> &'static str {
     }
 }
 
-pub(super) struct Machine {
+pub(super) struct ProcFs {
     root: PathBuf,
 }
 
@@ -65,7 +65,7 @@ struct Unidentified {
     may_be: Option<Held>,
 }
 
-impl Machine {
+impl ProcFs {
     pub(super) fn at(root: &Path) -> Self {
         Self { root: root.to_owned() }
     }
