@@ -230,6 +230,12 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_shown_with_its_reason() {
+        let place = Place { offset_bytes: 8192, length_bytes: 4096, name: "start".into() };
+        assert_eq!(place.to_string(), "start: 0x2000+0x1000");
+    }
+
+    #[test]
     fn full_is_everything_once() {
         let mut next = 0;
         for place in full(PIECE_BYTES * 2 + PAGE) {

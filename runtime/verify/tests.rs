@@ -498,6 +498,24 @@ fn a_path_is_tested_once_until_something_changes() {
 }
 
 #[test]
+fn an_old_look_through_the_window_is_enough_only_where_nobody_sees_more() {
+    for owner_has_engine in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, pair) = (Store::at(folder.path()), Pair::new(Setup { owner_has_engine, ..GOOD }));
+        let old = pair.verify(Direction::Read, &Limits { by_cpu: true, ..limits() }).unwrap();
+        assert_eq!(old.tests[0].observer, Observer::OwnerCpuThroughBar);
+        store.keep(old.clone());
+        let access = pair.attachment.enter(Direction::Read).unwrap();
+        let target = pair.attachment.target(&access);
+        let (_, now) =
+            certified_or_tested(Some(&store), &target, Direction::Read, &Limits::default()).unwrap();
+        let is_seen_by_more = now.tests.iter().any(|test| test.observer == Observer::OwnerEngine);
+        assert_eq!(is_seen_by_more, owner_has_engine);
+        assert_eq!(now == old, !owner_has_engine, "tested again for nothing, or not at all");
+    }
+}
+
+#[test]
 fn an_attachment_that_asks_is_tested_and_takes_no_path_that_lies() {
     for (importer, direction, is_taken) in [
         (Wrong::Nothing, Direction::Both, true),

@@ -169,6 +169,9 @@ fn where_reading_as_root_would_tell_no_more_something_else_is_said() {
     // What sleeps in a captured machine is captured once more.
     let asleep = captured(with_bridge(Some(ENDPOINT.hex())).asleep("00:02.0"));
     assert!(recommended(&asleep).unwrap().what.contains("Wake it, and capture the machine again"));
+    // To capture it again as it is would tell no more.
+    let kinds: Vec<_> = asleep.route("01:00.0", "01:00.1").fixes.iter().map(|fix| fix.kind).collect();
+    assert_eq!(kinds, [FixKind::WakeDevice]);
 }
 
 #[test]
