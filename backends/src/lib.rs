@@ -24,6 +24,7 @@ pub mod host;
 mod image;
 mod import_support;
 mod importer;
+mod kernel_log;
 mod mapping;
 mod not_closed;
 pub mod pci;
@@ -49,6 +50,7 @@ pub use import_support::{
     Governor, ImportSupport, ScanOutSupport, import_modes, import_support, import_support_of,
 };
 pub use importer::{Importer, OnRevoke};
+pub use kernel_log::{KERNEL_LOG, KernelLog, Logged};
 pub use mapping::{Mapping, Source};
 pub use not_closed::NotClosed;
 pub use pci::PciAddress;

@@ -1,14 +1,11 @@
 //! `KernelMessages`: what the kernel said about a pair when it decided, out of its log.
 //!
-//! Reads `/dev/kmsg` once, from the oldest message on, without waiting, and changes nothing. Who may not read
+//! The log is read once, from the oldest message on, without waiting. Who may not read
 //! it is told so; a log that has run over has lost its oldest messages.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
 
-use peervram_backends::PciAddress;
-use rustix::fs::OFlags;
+use peervram_backends::{KERNEL_LOG, KernelLog, Logged, PciAddress};
 
 /// What the kernel says of peer-to-peer transfers: `calc_map_type_and_dist` and `__host_bridge_whitelist` in
 /// `drivers/pci/p2pdma.c`.
@@ -17,11 +14,6 @@ const PEER_TO_PEER: [&str; 4] =
 
 /// The kernel's words when it refuses a pair.
 const REFUSAL: &str = "cannot be used for peer-to-peer DMA";
-
-/// Longer than any record, `PRINTK_MESSAGE_MAX`.
-const RECORD_BYTES: usize = 8192;
-/// No log has more; a reader that is fed forever ends all the same.
-const RECORDS_MAX: usize = 1 << 20;
 
 /// What the kernel said of peer-to-peer transfers, or why that is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +25,9 @@ pub struct KernelMessages {
 impl KernelMessages {
     /// The messages of this machine since its boot.
     pub fn read() -> Self {
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        let opened = OpenOptions::new().read(true).custom_flags(flags).open("/dev/kmsg");
-        match opened.and_then(read_lines) {
+        match KernelLog::from_oldest().and_then(|mut log| lines_of(&mut log)) {
             Ok(lines) => Self { lines, unread: None },
-            Err(error) => Self::not_read(format!("/dev/kmsg: {error}")),
+            Err(error) => Self::not_read(format!("{KERNEL_LOG}: {error}")),
         }
     }
 
@@ -90,35 +80,21 @@ fn is_about_peers(line: &str) -> bool {
     PEER_TO_PEER.iter().any(|words| line.contains(words))
 }
 
-fn read_lines(mut device: impl Read) -> std::io::Result<Vec<String>> {
+/// Those of the log that are about peers.
+fn lines_of(log: &mut KernelLog<impl Read>) -> io::Result<Vec<String>> {
     let mut lines = Vec::new();
-    let mut record = [0; RECORD_BYTES];
-    for _ in 0..RECORDS_MAX {
-        match device.read(&mut record) {
-            Ok(0) => break,
-            Ok(length) => lines.extend(message_in(&record[..length]).filter(|line| is_about_peers(line))),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            // Overwritten before it was read; the next read goes on behind it.
-            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error),
+    for logged in log.unread() {
+        match logged? {
+            Logged::Message(line) if is_about_peers(&line) => lines.push(line),
+            Logged::Message(_) | Logged::Lost => {}
         }
     }
     Ok(lines)
 }
 
-/// The text of a record: "priority,sequence,time,flags;text\n KEY=value...". What programs wrote there, of
-/// another facility than 0, is no word of the kernel's.
-fn message_in(record: &[u8]) -> Option<String> {
-    let record = String::from_utf8_lossy(record);
-    let (head, rest) = record.split_once(';')?;
-    let priority: u32 = head.split(',').next()?.parse().ok()?;
-    (priority >> 3 == 0).then(|| rest.lines().next().unwrap_or_default().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn address(text: &str) -> PciAddress {
         text.parse().unwrap()
@@ -146,10 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn records_are_taken_apart() {
-        let kernel = b"4,7,1,-;pci 0000:02:00.0: ACS redirect is set\n SUBSYSTEM=pci\n";
-        assert_eq!(message_in(kernel).as_deref(), Some("pci 0000:02:00.0: ACS redirect is set"));
-        assert_eq!(message_in(b"12,8,1,-;peer-to-peer DMA, says a program"), None);
+    fn only_what_is_about_peers_is_kept_of_the_log() {
+        let record = b"4,7,1,-;pci 0000:02:00.0: ACS redirect is set\n SUBSYSTEM=pci\n";
+        assert_eq!(
+            lines_of(&mut KernelLog::of(&record[..])).unwrap(),
+            ["pci 0000:02:00.0: ACS redirect is set"]
+        );
+        let record = b"4,7,1,-;pci 0000:02:00.0: BAR 0\n";
+        assert!(lines_of(&mut KernelLog::of(&record[..])).unwrap().is_empty());
     }
 
     #[test]
@@ -157,12 +137,5 @@ mod tests {
         let messages = KernelMessages::not_read("/dev/kmsg: Permission denied");
         assert!(messages.unread().unwrap().contains("denied"));
         assert!(messages.about(address("01:00.0"), address("02:00.0")).is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn any_record_is_survived(record in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = message_in(&record);
-        }
     }
 }

@@ -1,14 +1,12 @@
 //! `FaultWatch`: what the kernel's log says of two devices while they are tested.
 //!
-//! An IOMMU that stops a transfer tells the kernel and nobody else; the copy may look fine. The log is read
-//! from `/dev/kmsg`, which mostly only root may. The kernel writes down few of many faults (ratelimited).
+//! An IOMMU that stops a transfer tells the kernel and nobody else; the copy may look fine. The kernel writes
+//! down few of many faults (ratelimited).
 
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
 use std::time::Duration;
 
-use peervram_backends::PciAddress;
+use peervram_backends::{KERNEL_LOG, KernelLog, Logged, PciAddress};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
@@ -42,61 +40,48 @@ impl Faults {
 
 /// The kernel's log, from now on.
 pub(crate) struct FaultWatch {
-    log: std::io::Result<File>,
+    log: io::Result<KernelLog>,
     devices: Vec<PciAddress>,
 }
 
 impl FaultWatch {
     /// Begins to watch for `devices`.
     pub fn begin(devices: impl IntoIterator<Item = PciAddress>) -> Self {
-        let open = || {
-            let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-            let mut log = File::options().read(true).custom_flags(flags).open("/dev/kmsg")?;
-            log.seek(SeekFrom::End(0))?;
-            Ok(log)
-        };
-        Self { log: open(), devices: devices.into_iter().collect() }
+        Self { log: KernelLog::from_now(), devices: devices.into_iter().collect() }
     }
 
     /// The faults logged since the watch began.
     pub fn end(self) -> Faults {
         let mut log = match self.log {
             Ok(log) => log,
-            Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
+            Err(error) => return not_watched(&error),
         };
         crate::sync::pause(SETTLE);
-        said_of(&self.devices, |record| log.read(record))
+        said_of(&self.devices, &mut log)
     }
 }
 
-/// The faults of `devices` among the log records that `read` returns one at a time.
-fn said_of(devices: &[PciAddress], mut read: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> Faults {
+/// The faults of `devices` in what is unread of a log.
+fn said_of(devices: &[PciAddress], log: &mut KernelLog<impl Read>) -> Faults {
     let mut said = Vec::new();
-    let mut record = [0; 8192];
-    loop {
-        match read(&mut record) {
-            Ok(length) => said.extend(
-                message_in(&record[..length])
-                    .filter(|message| devices.iter().any(|&device| is_fault_of(message, device))),
-            ),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            // Overwritten before it was read; the next read goes on behind it.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-            Err(error) => return Faults::NotWatched(format!("/dev/kmsg cannot be read: {error}")),
+    for logged in log.unread() {
+        match logged {
+            Ok(Logged::Message(message)) => {
+                let message = clean(&message.chars().take(KEPT_CHARS).collect::<String>());
+                if devices.iter().any(|&device| is_fault_of(&message, device)) {
+                    said.push(message);
+                }
+            }
+            Ok(Logged::Lost) => {}
+            Err(error) => return not_watched(&error),
         }
     }
     said.truncate(KEPT);
     Faults::Watched(said)
 }
 
-/// The text of a record, "priority,sequence,time,flags;text". What programs wrote there has a facility (the
-/// upper bits of the priority) that is not the kernel's, 0.
-fn message_in(record: &[u8]) -> Option<String> {
-    let record = String::from_utf8_lossy(record);
-    let (head, rest) = record.split_once(';')?;
-    let priority: u32 = head.split(',').next()?.parse().ok()?;
-    (priority >> 3 == 0)
-        .then(|| clean(&rest.lines().next().unwrap_or_default().chars().take(KEPT_CHARS).collect::<String>()))
+fn not_watched(error: &io::Error) -> Faults {
+    Faults::NotWatched(format!("{KERNEL_LOG} cannot be read: {error}"))
 }
 
 /// Whether a message tells of a transfer of `device` that was stopped, or arrived broken.
@@ -118,6 +103,7 @@ fn is_fault_of(message: &str, device: PciAddress) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::ErrorKind;
 
     #[test]
     fn faults_of_a_device_are_told_from_other_messages() {
@@ -150,23 +136,19 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_programs_say_is_not_the_kernels_word() {
-        assert_eq!(message_in(b"3,1,2,-;DMAR: fault\n KEY=value\n").as_deref(), Some("DMAR: fault"));
-        assert_eq!(message_in(b"12,1,2,-;DMAR: fault\n"), None);
-        assert_eq!(message_in(b"\xff\xfe"), None);
+    /// One record for each read.
+    struct Records<'a>(std::slice::Iter<'a, Result<&'a str, ErrorKind>>);
+
+    impl Read for Records<'_> {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let record = (*self.0.next().unwrap_or(&Err(ErrorKind::WouldBlock)))?;
+            into[..record.len()].copy_from_slice(record.as_bytes());
+            Ok(record.len())
+        }
     }
 
     fn said(records: &[Result<&str, ErrorKind>]) -> Faults {
-        let mut records = records.iter();
-        said_of(&["0000:02:00.0".parse().unwrap()], |into| match records.next() {
-            Some(Ok(record)) => {
-                into[..record.len()].copy_from_slice(record.as_bytes());
-                Ok(record.len())
-            }
-            Some(Err(kind)) => Err((*kind).into()),
-            None => Err(ErrorKind::WouldBlock.into()),
-        })
+        said_of(&["0000:02:00.0".parse().unwrap()], &mut KernelLog::of(Records(records.iter())))
     }
 
     /// A hole in the log is no end of it.

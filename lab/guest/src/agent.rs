@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::guest;
-use crate::kernel_log::{self, KernelLog};
+use crate::kernel_log::{self, NewMessages};
 use crate::program::{Happening, Program};
 use crate::test::{Test, validated};
 use crate::tests;
@@ -37,7 +37,7 @@ struct Agent {
     queue: Receiver<Happening>,
     sender: Sender<Happening>,
     program: Arc<Mutex<Option<UnixStream>>>,
-    log: KernelLog,
+    log: NewMessages,
 }
 
 /// Serves the host on a serial port until that closes.
@@ -48,7 +48,7 @@ pub fn run(port: &str) -> Result<()> {
         .open(port)
         .with_context(|| format!("opening the channel {port}"))?;
     let (sender, queue) = mpsc::channel();
-    let agent = Agent { port, queue, sender, program: Arc::default(), log: KernelLog::open()? };
+    let agent = Agent { port, queue, sender, program: Arc::default(), log: NewMessages::from_now()? };
     agent.listen_to_programs()?;
     agent.listen_to_host()?;
     let uptime = std::fs::read_to_string("/proc/uptime")?;
@@ -171,7 +171,7 @@ impl Agent {
         if let Some(said) = validation_log::messages() {
             *verdict = failed(with(verdict, &said));
         }
-        let messages = match self.log.new_messages() {
+        let messages = match self.log.read() {
             Ok(messages) => messages,
             Err(error) => {
                 *verdict = failed(format!("{error:#}"));

@@ -12,7 +12,7 @@ use crate::card::{CardDriver, MEMORY};
 use crate::crossing::PATIENCE;
 use crate::guest::Guest;
 use crate::holder::Hold;
-use crate::kernel_log::KernelLog;
+use crate::kernel_log::NewMessages;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
@@ -23,7 +23,7 @@ pub const TESTS: &[Test] = &[
 
 /// What a lender and one of its importers look like after an error of the port.
 fn after_port_error(guest: &Guest, severity: Severity, row: &str) -> Result<(vfio::Device, CardDriver)> {
-    let log = KernelLog::open()?;
+    let log = NewMessages::from_now()?;
     let card = guest.card()?;
     let device = card.open()?;
     let driver = CardDriver::start(&device)?;
@@ -76,7 +76,7 @@ fn fatal_port_error_leaves_memory_off(guest: &Guest) -> Verdict {
 
 /// All slots at once: the kernel gives each five seconds to be thought better of.
 fn taking_out_waits_for_the_user(guest: &Guest) -> Verdict {
-    let log = KernelLog::open()?;
+    let log = NewMessages::from_now()?;
     let card = guest.card()?;
     let device = card.open()?;
     let driver = CardDriver::start(&device)?;
@@ -114,13 +114,13 @@ fn taking_out_waits_for_the_user(guest: &Guest) -> Verdict {
 }
 
 /// Waits until the kernel has said something.
-fn wait_for(log: &KernelLog, words: &str) -> Result<()> {
+fn wait_for(log: &NewMessages, words: &str) -> Result<()> {
     let start = Instant::now();
     let mut said = Vec::new();
     while !said.iter().any(|message: &String| message.contains(words)) {
         ensure!(start.elapsed() < PATIENCE, "the kernel never says {words:?}, but {said:#?}");
         thread::sleep(Duration::from_millis(20));
-        said.extend(log.new_messages()?);
+        said.extend(log.read()?);
     }
     Ok(())
 }
