@@ -292,6 +292,11 @@ impl Function {
         matches!(self.class >> 16, 0x03 | 0x12)
     }
 
+    /// Whether it is bound to vfio-pci or a variant of it.
+    pub fn is_bound_to_vfio(&self) -> bool {
+        self.driver.as_deref().is_some_and(is_vfio_driver)
+    }
+
     /// The BAR that is VRAM, if any is: the largest memory BAR, a prefetchable one before others, of a page
     /// or more.
     pub fn largest_memory(&self) -> Option<&Bar> {

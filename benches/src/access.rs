@@ -15,7 +15,7 @@ use peervram::backends::{
 use peervram::{Attachment, Direction, Lender, Outcome, Trust};
 
 use crate::report::{Report, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// What an access may take, in nanoseconds, on the CPU itself.
 const LIMIT_NS: f64 = 60.0;

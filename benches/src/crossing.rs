@@ -24,7 +24,7 @@ use peervram::{Lender, LentDevice, Trust};
 use crate::machine::Machine;
 use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// What peervram may add to the raw calls.
 pub const LIMIT: f64 = 1.10;

@@ -23,7 +23,7 @@ use peervram_model_driver::{ModelGpu, REGISTER_BAR, VRAM_BAR};
 
 use crate::machine::Machine;
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// What the driver may cost more than no driver.
 const LIMIT: f64 = 1.05;

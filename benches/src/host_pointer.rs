@@ -12,7 +12,7 @@ use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, Importer, RawB
 use peervram::{Lender, Path, Trust};
 
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// What 256 MiB may cost more than 4 KiB.
 const LIMIT: f64 = 1.5;

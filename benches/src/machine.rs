@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use peervram::backends::PciAddress;
 use peervram::backends::drm::Node;
 use peervram::backends::host::HostMemory;
 use peervram::backends::pci::Function;
-use peervram::backends::{PciAddress, page_size_bytes};
 
 /// How much host memory stands in for VRAM: what the largest benchmark wants.
 const HOST_BYTES: u64 = 256 << 20;
@@ -41,7 +41,7 @@ impl Machine {
             None => Function::all().unwrap_or_default().into_iter().find(lends),
         };
         let Some(function) = function else { return Ok(Machine::Host) };
-        let Some(region) = largest_memory_bar(&function) else {
+        let Some(region) = function.largest_memory().map(|bar| bar.index) else {
             bail!("{} has no memory BAR of a page or more; name another with --lender", function.address);
         };
         let node = node.map_or_else(find_node, Ok);
@@ -64,14 +64,7 @@ pub fn host_memory() -> Result<HostMemory> {
 }
 
 fn lends(function: &Function) -> bool {
-    function.driver.as_deref().is_some_and(|driver| driver.contains("vfio"))
-        && largest_memory_bar(function).is_some()
-}
-
-/// Prefetchable ones first, as VRAM is.
-pub fn largest_memory_bar(function: &Function) -> Option<u32> {
-    let memory = function.bars.iter().filter(|bar| bar.is_memory && bar.size_bytes >= page_size_bytes());
-    memory.max_by_key(|bar| (bar.is_prefetchable, bar.size_bytes)).map(|bar| bar.index)
+    function.is_bound_to_vfio() && function.largest_memory().is_some()
 }
 
 /// A node whose driver can import, by what is known of drivers.

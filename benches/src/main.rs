@@ -17,7 +17,6 @@ mod nvgrace;
 mod pinned;
 mod report;
 mod revoke;
-mod samples;
 mod staged;
 
 use std::num::NonZero;
@@ -28,14 +27,10 @@ use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use peervram::Lender;
 use peervram::backends::{PciAddress, vfio};
+use peervram_programs::{CANNOT_RUN_HERE, FAILED};
 
 use machine::Machine;
 use report::Report;
-
-/// Something was tried and went wrong, or a figure is over its limit.
-const FAILED: u8 = 1;
-/// Nothing of what was asked for can be measured here.
-const CANNOT_RUN_HERE: u8 = 4;
 
 /// Measures what lending memory costs and prints one table.
 ///

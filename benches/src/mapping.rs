@@ -8,7 +8,7 @@ use peervram::LentDevice;
 use peervram::backends::{DmaRange, DmaRanges, Exporter, Mapping, Region, page_size_bytes};
 
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 const MIB: u64 = 1 << 20;
 

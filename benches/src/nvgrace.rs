@@ -13,10 +13,10 @@ use peervram::backends::{
 use peervram::{Lender, nvgrace};
 
 use crate::crossing::{LIMIT, PATIENCE, TURN, take_by_library};
-use crate::machine::{Machine, largest_memory_bar};
+use crate::machine::Machine;
 use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 const WHAT: &str = "nvgrace";
 
@@ -32,7 +32,7 @@ pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
         functions
             .iter()
             .find(is_it)
-            .and_then(|function| Some((function.address, largest_memory_bar(function)?)))
+            .and_then(|function| Some((function.address, function.largest_memory()?.index)))
     };
     let (coherent, plain) = (bound(nvgrace::DRIVER), bound("vfio-pci"));
     let (Some((coherent, _)), Some(plain), Ok(node)) = (coherent, plain, node) else {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use peervram::backends::vfio::kernel_release;
 use serde::Serialize;
 
-use crate::samples::Samples;
+use peervram_programs::{Samples, Table, UNBROKEN};
 
 /// Everything that was measured in one run.
 #[derive(Debug, Serialize)]
@@ -172,31 +172,16 @@ impl Report {
 
     /// Prints the table.
     pub fn print(&self, output: &mut impl Write) -> io::Result<()> {
-        let mut lines = vec![
-            ["what", "median", "against", "median", "ratio", "spread", "limit", "verdict"].map(String::from),
-        ];
-        lines.extend(self.rows.iter().map(Row::cells));
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+        // Words stand at the left, figures at the right.
+        let heading = ["what", "median", "against", "median", "ratio", "spread", "limit", "verdict"];
+        let mut table = Table::new(&heading).with_figures_in([1, 3, 4, 5, 6]);
+        self.rows.iter().for_each(|row| table.row(row.cells()));
         writeln!(
             output,
             "{}; Linux {}, {} CPUs; {} rounds of {} cycles, medians; spread: of the rounds\n",
             self.lender, self.kernel_release, self.cpus, self.rounds, self.cycles
         )?;
-        for (number, line) in lines.iter().enumerate() {
-            let mut text = String::new();
-            for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
-                // Words to the left, figures to the right.
-                text += &match column {
-                    0 | 2 | 7 => format!("{cell:width$}  "),
-                    _ => format!("{cell:>width$}  "),
-                };
-            }
-            writeln!(output, "{}", text.trim_end())?;
-            if number == 0 {
-                writeln!(output, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * (widths.len() - 1)))?;
-            }
-        }
+        table.print(output, UNBROKEN)?;
         for skip in &self.skipped {
             writeln!(output, "\nskipped: {}: {}", skip.what, skip.why)?;
         }

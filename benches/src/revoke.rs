@@ -21,7 +21,7 @@ use peervram::{Export, Lender, Trust};
 use crate::machine::Machine;
 use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// What peervram may add to the raw call.
 const LIMIT: f64 = 1.2;

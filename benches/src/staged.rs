@@ -24,7 +24,7 @@ use peervram_model_driver::{ImportingGpu, ModelGpu, REGISTER_BAR, VRAM_BAR};
 use crate::descriptors::may_be_model;
 use crate::machine::Machine;
 use crate::report::{Report, Round, Unit};
-use crate::samples::Samples;
+use peervram_programs::Samples;
 
 /// One after the other takes at least one and a half times as long.
 const LIMIT: f64 = 1.0 / 1.5;

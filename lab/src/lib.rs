@@ -30,5 +30,4 @@ pub use machine::{Machine, tree};
 pub use progress::Progress;
 pub use root::{cache, host};
 pub use run::{report, routes, suite};
-pub use vm::picture::Picture;
-pub use vm::{Exit, Vm, change, link, picture, validation, wire};
+pub use vm::{Exit, Vm, change, link, validation, wire};

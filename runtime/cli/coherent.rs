@@ -12,10 +12,9 @@ use peervram::backends::pci::Function;
 use peervram::backends::topology::{ConfigSpace, Search};
 use peervram::nvgrace::{DRIVER, Device, Memory, Part};
 use peervram::{Error, Result};
+use peervram_programs::bytes;
 use peervram_programs::note;
 use serde::Serialize;
-
-use super::arguments::show_bytes;
 
 // include/uapi/linux/pci_regs.h
 const PCI_EXT_CAP_ID_ATS: u16 = 0x0f;
@@ -94,7 +93,7 @@ impl CoherentReport {
         Some(format!(
             "region {}, {}, {} and {}",
             usable.region,
-            show_bytes(usable.length_bytes),
+            bytes::in_words(usable.length_bytes),
             usable.used_for,
             usable.cpu_access
         ))
@@ -117,10 +116,10 @@ impl CoherentReport {
                 output,
                 "    region {}  {:>8}  {}, {}; {} reported, peer-to-peer as BAR {}",
                 memory.region,
-                show_bytes(memory.length_bytes),
+                bytes::in_words(memory.length_bytes),
                 memory.used_for,
                 memory.cpu_access,
-                show_bytes(memory.reported_bytes),
+                bytes::in_words(memory.reported_bytes),
                 memory.provider_bar
             )?;
         }

@@ -8,12 +8,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use peervram::backends::import_support_of;
-use peervram::backends::pci::{Function, Link, is_vfio_driver};
+use peervram::backends::pci::{Function, Link};
 use peervram::backends::vfio;
-use peervram_programs::{columns, lines};
+use peervram_programs::{bytes, columns, lines};
 use serde::Serialize;
 
-use super::arguments::show_bytes;
 use super::coherent::CoherentReport;
 use super::ending::print_json;
 use super::pci_names::PciNames;
@@ -107,11 +106,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
 
 /// Whether people ask about it: a GPU, a device bound to VFIO, one with a DRM node.
 pub fn matters(function: &Function) -> bool {
-    function.is_gpu() || is_vfio(function) || !function.drm_nodes.is_empty()
-}
-
-fn is_vfio(function: &Function) -> bool {
-    function.driver.as_deref().is_some_and(is_vfio_driver)
+    function.is_gpu() || function.is_bound_to_vfio() || !function.drm_nodes.is_empty()
 }
 
 fn report(function: &Function, names: &PciNames, open: bool) -> DeviceReport {
@@ -164,7 +159,7 @@ pub fn nothing_to_lend(function: &Function) -> Option<String> {
     }
     let largest_bytes = function.largest_memory().map_or(0, |memory| memory.size_bytes);
     (!function.is_gpu() && largest_bytes < LEAST_VRAM_BYTES)
-        .then(|| format!("it is no GPU, and its largest memory BAR has {}", show_bytes(largest_bytes)))
+        .then(|| format!("it is no GPU, and its largest memory BAR has {}", bytes::in_words(largest_bytes)))
 }
 
 fn can_lend(function: &Function) -> Verdict {
@@ -175,16 +170,16 @@ fn can_lend(function: &Function) -> Verdict {
     let Some(memory) = function.largest_memory() else {
         return no("it has no memory BAR of a page or more".into(), None);
     };
-    if let Some(why) = nothing_to_lend(function).filter(|_| !is_vfio(function)) {
+    if let Some(why) = nothing_to_lend(function).filter(|_| !function.is_bound_to_vfio()) {
         return no(why, None);
     }
     if let Err(error) = vfio::check_kernel_exports_dma_bufs() {
         return no(error.why().to_owned(), error.next_step().map(str::to_owned));
     }
-    if !is_vfio(function) && memory.size_bytes < LEAST_VRAM_BYTES {
-        return no(format!("its largest memory BAR has {}", show_bytes(memory.size_bytes)), None);
+    if !function.is_bound_to_vfio() && memory.size_bytes < LEAST_VRAM_BYTES {
+        return no(format!("its largest memory BAR has {}", bytes::in_words(memory.size_bytes)), None);
     }
-    if !is_vfio(function) {
+    if !function.is_bound_to_vfio() {
         let because = match &function.driver {
             Some(driver) => format!("it is bound to {driver}"),
             None => "it is bound to no driver".into(),
@@ -197,7 +192,7 @@ fn can_lend(function: &Function) -> Verdict {
         };
         return no(because, Some(next));
     }
-    let because = format!("BAR {}, {}", memory.index, show_bytes(memory.size_bytes));
+    let because = format!("BAR {}, {}", memory.index, bytes::in_words(memory.size_bytes));
     Verdict { can: true, because, next: None }
 }
 
@@ -221,7 +216,7 @@ fn can_import(function: &Function) -> Verdict {
             no("it is bound to no driver".into(), Some("bind it to its graphics driver".into()))
         }
         None => no("it is no graphics device, and is bound to no driver".into(), None),
-        Some(_) if is_vfio(function) => no("it is bound to VFIO, which lends".into(), None),
+        Some(_) if function.is_bound_to_vfio() => no("it is bound to VFIO, which lends".into(), None),
         Some("virtio-pci") if function.drm_nodes.is_empty() => no("it is no graphics device".into(), None),
         Some(driver) => match import_support_of(function) {
             Some(row) => Verdict { can: row.can_import, because: row.because.into(), next: None },
@@ -262,7 +257,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
                 (true, false) => "memory",
                 (true, true) => "memory, prefetchable",
             };
-            writeln!(output, "  BAR {}   {:>8}  {kind}", bar.index, show_bytes(bar.size_bytes))?;
+            writeln!(output, "  BAR {}   {:>8}  {kind}", bar.index, bytes::in_words(bar.size_bytes))?;
         }
         if let Some(link) = &device.link {
             write!(output, "  link    {} x{}", link.speed, link.width_lanes)?;

@@ -4,12 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use peervram::{Error, Kind};
+use peervram_programs::{CANNOT_RUN_HERE, USAGE};
 use serde::Serialize;
-
-/// Wrong usage, as clap has it.
-const USAGE: u8 = 2;
-/// The machine, not the request, stands in the way.
-pub const CANNOT_RUN_HERE: u8 = 4;
 
 /// An error for programs. `code` is stable.
 #[derive(Serialize)]

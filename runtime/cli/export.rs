@@ -9,10 +9,11 @@ use anyhow::Context;
 use clap::Args;
 use peervram::backends::{Aperture, PciAddress, RawBytes, vfio};
 use peervram::{Error, Kind, Lender};
+use peervram_programs::bytes;
 use peervram_programs::say;
 use serde::Serialize;
 
-use super::arguments::{MemoryArguments, show_bytes};
+use super::arguments::MemoryArguments;
 use super::ending::print_json;
 use super::opened::Opened;
 
@@ -83,7 +84,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
             say!(
                 "{}: {} of region {} in {} range(s), dma-buf inode {}, exported in {:.0} us by {}",
                 report.device,
-                show_bytes(report.size_bytes),
+                bytes::in_words(report.size_bytes),
                 report.region,
                 report.ranges,
                 report.inode,

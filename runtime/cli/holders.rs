@@ -11,10 +11,9 @@ use peervram::backends::PciAddress;
 use peervram::backends::holders::{Attached, Buffer, Census, Device, Exporter, Holder, Unread};
 use peervram::backends::pci::{Function, is_vfio_driver};
 use peervram::{Error, Kind, Result};
-use peervram_programs::{Table, columns, lines};
+use peervram_programs::{Table, bytes, columns, lines};
 use serde::Serialize;
 
-use super::arguments::show_bytes;
 use super::ending::print_json;
 
 /// Say who holds a VFIO device and the dma-bufs of its memory.
@@ -257,7 +256,7 @@ fn print_device(device: &DeviceReport, output: &mut impl Write, width: usize) ->
             let mark = if buffer.is_certain { "" } else { " ?" };
             table.row([
                 format!("{}{mark}", buffer.inode),
-                show_bytes(buffer.size_bytes),
+                bytes::in_words(buffer.size_bytes),
                 buffer.references.to_string(),
                 match &buffer.attached {
                     None => "unknown".to_owned(),

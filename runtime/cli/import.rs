@@ -14,10 +14,10 @@ use peervram::backends::vulkan::{Buffer, Engine, Instance, Selector};
 use peervram::backends::{Aperture, DmaBuf, ImageLayout, Importer, PciAddress, RawBytes};
 use peervram::verify::Figure;
 use peervram::{Attachment, Direction, Error, Kind, Lender, Mover, Path, Result, Trust};
-use peervram_programs::{note, say};
+use peervram_programs::{bytes, note, say};
 use serde::Serialize;
 
-use super::arguments::{MemoryArguments, PictureSize, show_bytes};
+use super::arguments::{MemoryArguments, PictureSize};
 use super::ending::{ErrorReport, print_json};
 use super::opened::Opened;
 use super::picture::{of_bytes, save};
@@ -334,7 +334,7 @@ pub fn wait_for_enter(what: &str) -> Result<()> {
 fn print(report: &Report) {
     say!(
         "{} of {} imported by {} in {:.0} us",
-        show_bytes(report.size_bytes),
+        bytes::in_words(report.size_bytes),
         report.exporter,
         report.importer,
         report.attach_us

@@ -14,10 +14,10 @@ use peervram::backends::vulkan::{Instance, Selector};
 use peervram::backends::{Aperture, DmaRanges, Exporter, PciAddress, RawBytes};
 use peervram::verify::{Certificate, Faults, Limits, Listing, Observer, Progress, Store};
 use peervram::{Attachment, Direction, Error, Kind, Lender, Result, Trust, backends};
-use peervram_programs::{Table, columns};
+use peervram_programs::{Table, bytes, columns};
 use serde::Serialize;
 
-use super::arguments::{MemoryArguments, parse_bytes, show_bytes};
+use super::arguments::{MemoryArguments, parse_bytes};
 use super::ending::{ErrorReport, print_json};
 use super::import::Target;
 use super::opened::Opened;
@@ -286,7 +286,7 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
         let figure = test.figure.map_or("-".into(), |figure| {
             format!(
                 "{} in {:.0} us, {:.1} MB/s",
-                show_bytes(figure.size_bytes),
+                bytes::in_words(figure.size_bytes),
                 figure.time_ns as f64 / 1e3,
                 figure.mb_per_s()
             )
@@ -294,7 +294,7 @@ fn print(report: &Report, output: &mut impl Write) -> io::Result<()> {
         table.row([
             test.direction.to_string(),
             test.engine.clone(),
-            show_bytes(test.copied_bytes),
+            bytes::in_words(test.copied_bytes),
             figure,
             if test.passed() { "right" } else { "WRONG" }.into(),
             test.observer.to_string(),

@@ -20,7 +20,8 @@ use crate::build::{self, cargo};
 use crate::figures::{Figure, Figures};
 use crate::lab::{self, Setup};
 use crate::peer_copy;
-use crate::terminal::{Exit, FAILED, Steps, USAGE};
+use crate::terminal::{FAILED, Steps};
+use peervram_programs::usage;
 
 /// The longest that a benchmark is between two words.
 const SILENCE_LIMIT: Duration = Duration::from_secs(300);
@@ -113,7 +114,7 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
     if arguments.what.iter().any(|what| what == peer_copy::NAME) {
         let reason = format!("{} is measured by itself, in a machine of its own", peer_copy::NAME);
         if arguments.what.len() > 1 || arguments.here || arguments.machine.is_some() {
-            bail!(Exit { code: USAGE, reason });
+            bail!(usage(reason));
         }
         let files = peer_copy::Files { json: arguments.json.clone(), html: arguments.html.clone() };
         let steps = Steps::default();
@@ -131,7 +132,7 @@ pub fn run(arguments: &Bench) -> Result<ExitCode> {
     if let Some(unknown) = arguments.what.iter().find(|what| known().all(|known| known != what.as_str())) {
         let reason =
             format!("no benchmark {unknown:?}; there are {}", known().collect::<Vec<_>>().join(", "));
-        bail!(Exit { code: USAGE, reason });
+        bail!(usage(reason));
     }
     if let Some(file) = &arguments.json {
         fs::write(file, "").with_context(|| format!("writing {}", file.display()))?;

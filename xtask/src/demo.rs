@@ -5,9 +5,9 @@ use clap::Args;
 use peervram_lab::Vm;
 use peervram_lab::host::{self, Missing};
 use peervram_lab::machines;
-use peervram_lab::picture::Picture;
 use peervram_lab::progress::step;
 use peervram_lab::wire::{self, Stream};
+use peervram_programs::picture::Picture;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
@@ -17,9 +17,9 @@ use std::time::Duration;
 use crate::build;
 use crate::in_guest::Devices;
 use crate::lab::{self, Setup};
-use crate::png;
-use crate::terminal::{self, Exit, FAILED, Steps, USAGE};
+use crate::terminal::{self, FAILED, Steps};
 use crate::validation;
+use peervram_programs::usage;
 
 /// Longest silence of the program in the guest: a shader is compiled by an emulated CPU.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
@@ -101,7 +101,7 @@ fn here(arguments: &Arguments) -> Result<ExitCode> {
 fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     let Some(machine) = machines::named(&arguments.machine) else {
         let reason = format!("no machine {:?}; `cargo xtask lab list` shows them", arguments.machine);
-        bail!(Exit { code: USAGE, reason });
+        bail!(usage(reason));
     };
     let steps = Steps::default();
     let lab = lab::open(&arguments.setup, &steps)?;
@@ -162,16 +162,15 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
 fn compare(vm: &Vm, arguments: &Arguments, name: &str, screen: &Picture, screen_name: &str) -> Result<bool> {
     let folder = &arguments.folder;
     fs::copy(vm.shared_folder().join(name), folder.join(name)).with_context(|| format!("fetching {name}"))?;
-    let memory = png::read(&folder.join(name))?;
-    png::write(&folder.join(screen_name), screen)?;
-    let same_size = (memory.width, memory.height) == (screen.width, screen.height);
-    let wrong = memory.rgb.chunks(3).zip(screen.rgb.chunks(3)).filter(|(a, b)| a != b).count();
-    let equal = same_size && wrong == 0;
+    let memory = Picture::load(&folder.join(name)).with_context(|| format!("reading {name}"))?;
+    screen.save(&folder.join(screen_name)).with_context(|| format!("writing {screen_name}"))?;
+    let wrong = screen.count_differing(&memory);
+    let equal = wrong == 0;
     peervram_programs::say!(
         "{}: {} x {} pixels on the screen, {}",
         folder.join(screen_name).display(),
-        screen.width,
-        screen.height,
+        screen.width(),
+        screen.height(),
         if equal {
             format!("all equal to {name} in VRAM")
         } else {

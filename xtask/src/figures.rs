@@ -4,6 +4,7 @@
 //! lines of JSON that they print for it: a report of `peervram-benches`, or a single row.
 
 use anyhow::{Context, Result};
+use peervram_programs::{Table, UNBROKEN};
 use serde::Deserialize;
 use std::io::{self, Write};
 
@@ -72,19 +73,10 @@ impl Figures {
 
     /// Prints the table.
     pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut lines =
-            vec![["what", "against", "median", "spread", "limit", "verdict", "where"].map(String::from)];
-        lines.extend(self.0.iter().map(|(figure, place)| figure.cells(place)));
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
-        for line in &lines {
-            let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-                2..=4 => format!("{cell:>width$}"),
-                _ => format!("{cell:width$}"),
-            });
-            writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-        }
-        Ok(())
+        let heading = ["what", "against", "median", "spread", "limit", "verdict", "where"];
+        let mut table = Table::new(&heading).with_figures_in(2..=4).without_rule();
+        self.0.iter().for_each(|(figure, place)| table.row(figure.cells(place)));
+        table.print(out, UNBROKEN)
     }
 }
 

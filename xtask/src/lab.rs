@@ -18,7 +18,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::build;
-use crate::terminal::{self, CANNOT_RUN_HERE, Exit, FAILED, Steps, USAGE};
+use crate::terminal::{self, FAILED, Steps};
+use peervram_programs::{cannot, usage};
 
 /// How long a program in a guest may say nothing.
 const SILENCE_LIMIT: Duration = Duration::from_secs(600);
@@ -168,7 +169,7 @@ pub fn run(task: Task) -> Result<ExitCode> {
             let machines = with_kernel(name)?;
             check_architecture()?;
             terminal::install(&host::missing(), setup.yes)?;
-            for (machine, kernel) in peervram_lab::kernels(&machines, &steps).map_err(cannot)? {
+            for (machine, kernel) in peervram_lab::kernels(&machines, &steps).map_err(lab_cannot)? {
                 peervram_programs::say!(
                     "{}: Linux {}, {}",
                     machine.name,
@@ -195,7 +196,7 @@ pub fn open<'a>(setup: &Setup, steps: &'a Steps) -> Result<Lab<'a>> {
     check_architecture()?;
     let programs = build::lab_programs()?;
     terminal::install(&host::missing(), setup.yes)?;
-    let lab = Lab::open(programs, steps).map_err(cannot)?;
+    let lab = Lab::open(programs, steps).map_err(lab_cannot)?;
     let gbm = build::with_gbm(lab.root(), "peervram-lab-gbm", "peervram-lab-gbm")?;
     Ok(lab.with_program(gbm))
 }
@@ -205,18 +206,18 @@ fn check_architecture() -> Result<()> {
         return Ok(());
     }
     let reason = "the lab needs an x86-64 Linux machine".into();
-    bail!(Exit { code: CANNOT_RUN_HERE, reason })
+    bail!(cannot(reason))
 }
 
-fn cannot(error: anyhow::Error) -> anyhow::Error {
+fn lab_cannot(error: anyhow::Error) -> anyhow::Error {
     let reason = format!("the lab cannot run here: {error:#}");
-    Exit { code: CANNOT_RUN_HERE, reason }.into()
+    cannot(reason).into()
 }
 
 /// Runs the plans and writes what came of each to `out`, reasons and counts at the end.
 pub fn run_plans(lab: &Lab, plans: &[Plan], pace: &Pace, out: impl io::Write) -> Result<Vec<Outcome>> {
     let mut text = Text::new(out);
-    let outcomes = suite::run_all(lab, plans, pace.machines(), &mut text).map_err(cannot)?;
+    let outcomes = suite::run_all(lab, plans, pace.machines(), &mut text).map_err(lab_cannot)?;
     text.finish()?;
     Ok(outcomes)
 }
@@ -231,7 +232,7 @@ fn run_tests(arguments: &Run, steps: &Steps) -> Result<ExitCode> {
             arguments.choice.filter,
             machines.iter().map(|machine| machine.name).collect::<Vec<_>>().join(", ")
         );
-        bail!(Exit { code: USAGE, reason });
+        bail!(usage(reason));
     }
     let out: Box<dyn io::Write> =
         if arguments.json { Box::new(io::stderr()) } else { Box::new(peervram_programs::output()) };
@@ -293,6 +294,6 @@ pub fn named(name: &str) -> Result<&'static Machine> {
     machines::named(name).ok_or_else(|| {
         let all = machines::all().map(|machine| machine.name).collect::<Vec<_>>();
         let reason = format!("no machine {name:?}; there are {}", all.join(", "));
-        Exit { code: USAGE, reason }.into()
+        usage(reason).into()
     })
 }

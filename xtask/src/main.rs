@@ -14,7 +14,6 @@ mod lab;
 mod mutants;
 mod page;
 mod peer_copy;
-mod png;
 mod quick;
 mod routes;
 mod sample;

@@ -22,8 +22,8 @@ use std::time::Duration;
 use crate::build::{self, SAMPLES, cargo};
 use crate::in_guest::Devices;
 use crate::lab::{self, Setup};
-use crate::png;
-use crate::terminal::{Exit, FAILED, Steps, USAGE};
+use crate::terminal::{FAILED, Steps};
+use peervram_programs::usage;
 
 /// Longest silence of a sample: a shader is compiled by an emulated CPU.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
@@ -58,7 +58,7 @@ impl Arguments {
             samples.retain(|sample| sample.name == *name);
             if samples.is_empty() {
                 let reason = format!("no sample {name:?}; there are {}", names.join(", "));
-                bail!(Exit { code: USAGE, reason });
+                bail!(usage(reason));
             }
         }
         if let Some(machine) = &self.machine {
@@ -184,7 +184,7 @@ impl Sample {
                 match (stream, line.strip_prefix(SCREENDUMP)) {
                     (Stream::Stdout, Some(name)) => {
                         let file = self.picture(name)?;
-                        png::write(Path::new(&file), &vm.screendump()?)?;
+                        vm.screendump()?.save(Path::new(&file)).with_context(|| format!("writing {file}"))?;
                         peervram_programs::say!("  picture: {file}");
                         return vm.input("");
                     }

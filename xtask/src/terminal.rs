@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use peervram_lab::Progress;
 use peervram_lab::host::{self, Missing};
-use std::fmt;
+pub use peervram_programs::FAILED;
+use peervram_programs::{Ending, cannot};
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,36 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Something was tried and went wrong, or a test failed.
-pub const FAILED: u8 = 1;
-/// The words on the command line make no sense.
-pub const USAGE: u8 = 2;
-/// This machine lacks what the task needs.
-pub const CANNOT_RUN_HERE: u8 = 4;
-
 /// How often a long step speaks where there is no terminal.
 const SPEAK_EVERY: Duration = Duration::from_secs(30);
 
-/// An error that decides the exit code.
-#[derive(Debug)]
-pub struct Exit {
-    /// The code.
-    pub code: u8,
-    /// What to say.
-    pub reason: String,
-}
-
-impl fmt::Display for Exit {
-    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str(&self.reason)
-    }
-}
-
-impl std::error::Error for Exit {}
-
 /// The exit code of a task that ended with an error.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    ExitCode::from(error.downcast_ref::<Exit>().map_or(FAILED, |exit| exit.code))
+    ExitCode::from(error.downcast_ref::<Ending>().map_or(FAILED, |exit| exit.code))
 }
 
 /// Steps on standard error: a spinner with seconds on a terminal, plain lines elsewhere.
@@ -130,7 +107,6 @@ pub fn install(missing: &[Missing], yes: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let cannot = |reason: String| Exit { code: CANNOT_RUN_HERE, reason };
     let command = host::install_command(missing);
     let line = command.join(" ");
     peervram_programs::note!("To be installed on this machine:");

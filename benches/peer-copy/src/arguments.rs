@@ -6,13 +6,13 @@ use anyhow::Result;
 use clap::{ArgGroup, Parser};
 use peervram::Mover;
 
-use crate::ending::{Ending, usage};
 use crate::pin::Pin;
 use crate::place::Place;
 use crate::record::{Direction, Record};
 use crate::same_gpu;
 use crate::saved::Saved;
 use crate::size::{self, Size};
+use peervram_programs::{Ending, usage};
 
 /// The largest copy unless a larger one is asked for.
 const USUAL_MOST: Size = Size(1 << 30);
@@ -213,7 +213,6 @@ impl Arguments {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending;
     use clap::CommandFactory;
 
     fn parsed(words: &[&str]) -> Result<Arguments, clap::Error> {
@@ -258,7 +257,7 @@ mod tests {
         assert_eq!(sizes(&[]).unwrap().last(), Some(&(256 << 20)));
         let too_much = sizes(&["--sizes", "512M"]).unwrap_err();
         assert!(
-            too_much.code == ending::USAGE && too_much.reason.contains("the host can hold"),
+            too_much.code == peervram_programs::USAGE && too_much.reason.contains("the host can hold"),
             "{too_much}"
         );
         assert_eq!(sizes(&["--max-bytes", "64K"]), Ok(vec![4096, 16 << 10, 64 << 10]));
@@ -266,14 +265,14 @@ mod tests {
         let beyond = sizes(&["--sizes", "2G"]).unwrap_err();
         assert_eq!(
             (beyond.code, beyond.reason.as_str()),
-            (ending::USAGE, "2 GiB is more than --max-bytes, 1 GiB")
+            (peervram_programs::USAGE, "2 GiB is more than --max-bytes, 1 GiB")
         );
     }
 
     #[test]
     fn both_ways_at_once_need_two_cpus() {
         let code = |words: &[&str]| parsed(words).unwrap().check_pin().map_err(|ending| ending.code);
-        assert_eq!(code(&["--pin", "0", "--direction", "read,both"]), Err(ending::USAGE));
+        assert_eq!(code(&["--pin", "0", "--direction", "read,both"]), Err(peervram_programs::USAGE));
         for words in [&["--pin", "0,1", "--direction", "both"][..], &["--pin", "0"], &["--direction", "both"]]
         {
             assert_eq!(code(words), Ok(()), "{words:?}");

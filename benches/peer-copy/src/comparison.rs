@@ -4,7 +4,9 @@
 
 use std::io::{self, Write};
 
-use crate::matrix::{pair_title, wrapped};
+use peervram_programs::lines_within;
+
+use crate::matrix::pair_title;
 use crate::record::{Figure, Record, Verdict};
 use crate::size::Size;
 
@@ -90,7 +92,7 @@ impl<'a> Comparison<'a> {
     pub fn print(&self, name: &str, width: usize, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out)?;
         let say = |out: &mut dyn Write, text: &str| {
-            wrapped(text, width).iter().try_for_each(|line| writeln!(out, "{line}"))
+            lines_within(text, width).iter().try_for_each(|line| writeln!(out, "{line}"))
         };
         say(out, &format!("compared with {name}: bandwidth before and now, GB/s"))?;
         self.conditions().map_or(Ok(()), |text| say(out, &text))?;

@@ -11,7 +11,6 @@ mod bytes;
 mod clocks;
 mod comparison;
 mod driver;
-mod ending;
 mod host_side;
 mod link;
 mod machine;
@@ -42,12 +41,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::Parser;
 use peervram::backends::topology::Topology;
-use peervram_programs::note;
+use peervram_programs::{CANNOT_RUN_HERE, Ending, FAILED, cannot, note, usage};
 
 use arguments::{Arguments, PATHS};
 use bytes::Bytes;
 use comparison::Comparison;
-use ending::{Ending, FAILED, cannot, usage};
 use machine::Machine;
 use matrix::Matrix;
 use measure::{Measure, Wish};
@@ -67,7 +65,7 @@ fn main() -> ExitCode {
             let code = error.downcast_ref::<Ending>().map(|ending| ending.code);
             let cannot = || {
                 let kind = error.downcast_ref::<peervram::Error>().map(peervram::Error::kind);
-                kind.is_some_and(|kind| kind.cannot_run_here()).then_some(ending::CANNOT_RUN_HERE)
+                kind.is_some_and(|kind| kind.cannot_run_here()).then_some(CANNOT_RUN_HERE)
             };
             ExitCode::from(code.or_else(cannot).unwrap_or(FAILED))
         }
@@ -393,7 +391,7 @@ mod tests {
         check_machine(&here, Some(&(&name, before(&here)))).unwrap();
         check_machine(&here, None).unwrap();
         let error = check_machine(&here, Some(&(&name, before(&elsewhere)))).unwrap_err();
-        assert_eq!(error.code, ending::USAGE);
+        assert_eq!(error.code, peervram_programs::USAGE);
         assert!(error.reason.contains("\"before\" is of another machine"), "{error}");
 
         // Both of what measures and of what shows, before anything else.
@@ -419,7 +417,7 @@ mod tests {
     fn names_that_nobody_has_are_listed_against() {
         let (found, _) = place::found();
         let error = chosen(&found, &["no such thing".into()]).unwrap_err();
-        assert_eq!(error.code, ending::USAGE);
+        assert_eq!(error.code, peervram_programs::USAGE);
         assert!(error.reason.contains("there are") && error.reason.contains("host"), "{error}");
         assert_eq!(chosen(&found, &["host".into()]).unwrap()[0].name, "host");
     }

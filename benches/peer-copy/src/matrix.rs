@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use peervram_programs::lines_within;
+
 use crate::machine::Machine;
 use crate::record::{Direction, Figure, Record, Verdict, What};
 use crate::same_gpu;
@@ -130,7 +132,7 @@ impl Matrix<'_> {
         let machine = &self.record.machine;
         let mut lines = vec![format!("Linux {}, {}", machine.kernel, cpus(machine))];
         lines.extend(machine.cpu_clock.text().map(|clock| format!("CPU clock: {clock}")));
-        let lines = lines.iter().flat_map(|line| wrapped(line, self.text_width()));
+        let lines = lines.iter().flat_map(|line| lines_within(line, self.text_width()));
         lines.into_iter().try_for_each(|line| writeln!(out, "{line}"))?;
         for place in &self.record.places {
             let node = place.numa_node.map_or("no NUMA node".to_owned(), |node| format!("NUMA node {node}"));
@@ -140,7 +142,7 @@ impl Matrix<'_> {
             for clock in &place.clocks {
                 text.push_str(&format!("; {}", clock.text()));
             }
-            for (number, line) in wrapped(&text, self.text_width() - 15).into_iter().enumerate() {
+            for (number, line) in lines_within(&text, self.text_width() - 15).into_iter().enumerate() {
                 let name = if number == 0 { place.name.as_str() } else { "" };
                 writeln!(out, "  {name:<12} {line}")?;
             }
@@ -156,7 +158,7 @@ impl Matrix<'_> {
         }
         writeln!(out)?;
         let title = "largest copies in GB/s, by the fastest way that was right; rows lend";
-        wrapped(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        lines_within(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
         let across = ((self.width.saturating_sub(LENDER_WIDTH)) / IMPORTER_WIDTH).max(1);
         for importers in importers.chunks(across) {
             write!(out, "{:<12} {:<5}", "", "")?;
@@ -219,7 +221,9 @@ impl Matrix<'_> {
                 way.clear();
                 writeln!(out)?;
                 let title = pair_title(figure);
-                wrapped(&title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+                lines_within(&title, self.text_width())
+                    .iter()
+                    .try_for_each(|line| writeln!(out, "{line}"))?;
                 if index == 0 && !is_narrow {
                     writeln!(
                         out,
@@ -240,7 +244,9 @@ impl Matrix<'_> {
             if is_narrow {
                 let this = format!("{}, {}, {}", what.path, what.engine, what.direction);
                 if way != this {
-                    wrapped(&this, self.width - 1).iter().try_for_each(|line| writeln!(out, " {line}"))?;
+                    lines_within(&this, self.width - 1)
+                        .iter()
+                        .try_for_each(|line| writeln!(out, " {line}"))?;
                     way = this;
                 }
                 writeln!(out, "  {size:>7} {value:>9} {range:<13} {verdict}")?;
@@ -259,7 +265,7 @@ impl Matrix<'_> {
                     "{} of {} bytes wrong, first at {:#x}: {}",
                     wrong.wrong_bytes, wrong.of_bytes, wrong.first_wrong_bytes, wrong.looks_like
                 );
-                let lines = wrapped(&text, self.text_width() - 6);
+                let lines = lines_within(&text, self.text_width() - 6);
                 lines.iter().try_for_each(|line| writeln!(out, "      {line}"))?;
             }
         }
@@ -315,7 +321,7 @@ impl Matrix<'_> {
         if !record.figures.is_empty() {
             writeln!(out)?;
             for note in notes {
-                wrapped(&note, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+                lines_within(&note, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
             }
         }
         self.outliers(out)?;
@@ -359,9 +365,9 @@ impl Matrix<'_> {
             return Ok(());
         }
         writeln!(out)?;
-        wrapped(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        lines_within(title, self.text_width()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
         for item in items {
-            wrapped(item, self.text_width() - 4).iter().enumerate().try_for_each(|(number, line)| {
+            lines_within(item, self.text_width() - 4).iter().enumerate().try_for_each(|(number, line)| {
                 writeln!(out, "{}{line}", if number == 0 { "  " } else { "    " })
             })?;
         }
@@ -405,29 +411,6 @@ fn shares(figure: &Figure) -> String {
         (Some(link), None) => percent(link),
         _ => String::new(),
     }
-}
-
-/// Lines of at most `width` characters, broken at spaces where there are any.
-pub fn wrapped(text: &str, width: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split_whitespace() {
-        let mut rest: Vec<char> = word.chars().collect();
-        loop {
-            let line = lines.last_mut().expect("there is always one");
-            let space = usize::from(!line.is_empty());
-            let room = width.saturating_sub(line.chars().count() + space);
-            if rest.len() <= room {
-                line.push_str(&" ".repeat(space));
-                line.extend(rest);
-                break;
-            }
-            if line.is_empty() {
-                line.extend(rest.drain(..width.min(rest.len())));
-            }
-            lines.push(String::new());
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -532,7 +515,7 @@ mod tests {
 
     #[test]
     fn long_words_are_broken() {
-        assert_eq!(wrapped("ab cdefgh i", 4), ["ab", "cdef", "gh i"]);
-        assert_eq!(wrapped("", 4), [""]);
+        assert_eq!(lines_within("ab cdefgh i", 4), ["ab", "cdef", "gh i"]);
+        assert_eq!(lines_within("", 4), [""]);
     }
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use rustix::io::Errno;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use crate::ending::{Ending, usage};
+use peervram_programs::{Ending, usage};
 
 /// Which CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +70,7 @@ pub fn stay_on(cpu: usize) -> Result<(), Ending> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::USAGE;
+    use peervram_programs::USAGE;
 
     #[test]
     fn a_cpu_that_is_not_there_is_usage() {

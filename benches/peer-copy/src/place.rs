@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use peervram::backends::host::HostMemory;
-use peervram::backends::pci::{Function, is_vfio_driver};
+use peervram::backends::pci::Function;
 use peervram::backends::vulkan::{self, Instance, Selector};
 use peervram::backends::{
     Aperture, DmaRange, DmaRanges, Exporter, Importer, Mapping, Owner, PciAddress, RawBytes, page_size_bytes,
@@ -61,8 +61,7 @@ pub fn found() -> (Vec<Found>, Vec<String>) {
     let (mut places, mut troubles) = (Vec::new(), Vec::new());
     // A machine without a PCI bus has no VFIO device.
     for function in Function::all().unwrap_or_default() {
-        let is_bound = function.driver.as_deref().is_some_and(is_vfio_driver);
-        if is_bound && function.largest_memory().is_some() {
+        if function.is_bound_to_vfio() && function.largest_memory().is_some() {
             let about = about(&function);
             let name = function.address.to_string();
             places.push(Found { name, about, kind: FoundKind::Vfio(Box::new(function)) });

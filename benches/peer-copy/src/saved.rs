@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::ending::{Ending, usage};
 use crate::record::{Record, SCHEMA, VERSION};
 use crate::schema;
+use peervram_programs::{Ending, usage};
 
 /// Where records are kept.
 #[derive(Debug)]
@@ -121,8 +121,8 @@ pub fn parse(text: &str) -> Result<Record, Ending> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ending::USAGE;
     use crate::record::tests::example;
+    use peervram_programs::USAGE;
 
     #[test]
     fn what_is_kept_is_read_back() {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use peervram_programs::bytes;
+
 /// The largest that anybody asks for by accident.
 const MOST_BYTES: u64 = 1 << 40;
 
@@ -35,13 +37,7 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        let (shift, unit) = match self.0 {
-            bytes if bytes >= 1 << 30 && bytes.is_multiple_of(1 << 30) => (30, "GiB"),
-            bytes if bytes >= 1 << 20 && bytes.is_multiple_of(1 << 20) => (20, "MiB"),
-            bytes if bytes.is_multiple_of(1 << 10) => (10, "KiB"),
-            _ => (0, "B"),
-        };
-        formatter.pad(&format!("{} {unit}", self.0 >> shift))
+        formatter.pad(&bytes::in_words(self.0))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Medians throughout: on a shared machine a few of any hundred times are interruptions. Those are named, not
 //! thrown away.
 
+use peervram_programs::Samples;
 use serde::{Deserialize, Serialize};
 
 /// How many outliers are named; a run with more has no middle to speak of.
@@ -43,32 +44,26 @@ pub struct Outlier {
 impl Spread {
     /// Of times in the order in which they were taken; none where there are none.
     pub fn of(times_ns: &[f64]) -> Option<Spread> {
-        let mut sorted = times_ns.to_vec();
-        sorted.sort_unstable_by(f64::total_cmp);
-        let (&least_ns, &most_ns) = (sorted.first()?, sorted.last()?);
-        let (low, high) = (percentile(&sorted, 25.0), percentile(&sorted, 75.0));
+        if times_ns.is_empty() {
+            return None;
+        }
+        let times: Samples = times_ns.iter().copied().collect();
+        let (low, high) = (times.percentile(25.0), times.percentile(75.0));
         let margin = 1.5 * (high - low);
         let is_outside = |ns: f64| ns < low - margin || ns > high + margin;
         let outside = times_ns.iter().enumerate().filter(|(_, ns)| is_outside(**ns));
         let outliers: Vec<Outlier> = outside.map(|(index, &ns)| Outlier { number: index + 1, ns }).collect();
         Some(Spread {
-            count: sorted.len(),
-            median_ns: percentile(&sorted, 50.0),
-            p10_ns: percentile(&sorted, 10.0),
-            p90_ns: percentile(&sorted, 90.0),
-            least_ns,
-            most_ns,
+            count: times_ns.len(),
+            median_ns: times.median(),
+            p10_ns: times.percentile(10.0),
+            p90_ns: times.percentile(90.0),
+            least_ns: times.least(),
+            most_ns: times.most(),
             outlier_count: outliers.len(),
             outliers: outliers.into_iter().take(NAMED).collect(),
         })
     }
-}
-
-/// Between the two nearest, in proportion. `sorted` has at least one.
-fn percentile(sorted: &[f64], percent: f64) -> f64 {
-    let place = percent / 100.0 * (sorted.len() - 1) as f64;
-    let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    below + (above - below) * place.fract()
 }
 
 #[cfg(test)]

@@ -91,9 +91,8 @@ fn pictures() -> Result<[Picture; 2]> {
 fn check_screen(link: &Link, picture: &Picture) -> Result<()> {
     let screen = link.screendump()?;
     let size = (picture.width(), picture.height());
-    ensure!((screen.width, screen.height) == size, "the screen is {screen:?}, the picture {picture:?}");
-    let expected = picture.to_rgb();
-    let wrong = screen.rgb.chunks(3).zip(expected.chunks(3)).filter(|(a, b)| a != b).count();
+    ensure!((screen.width(), screen.height()) == size, "the screen is {screen:?}, the picture {picture:?}");
+    let wrong = screen.count_differing(picture);
     ensure!(wrong == 0, "{wrong} of {} pixels on the screen are others", size.0 * size.1);
     Ok(())
 }

@@ -9,7 +9,6 @@ use peervram::backends::{
     page_size_bytes, vfio,
 };
 use peervram::{Error, Export, Kind, Lender};
-use peervram_lab::picture::Picture as Screendump;
 use peervram_programs::picture::Picture;
 
 use crate::guest::Guest;
@@ -111,14 +110,13 @@ impl<D: Lends> Crossing<D> {
 }
 
 /// Compares a screendump with a picture, pixel by pixel.
-pub fn check_screen(screen: &Screendump, picture: &Picture) -> Result<()> {
+pub fn check_screen(screen: &Picture, picture: &Picture) -> Result<()> {
     let (width, height) = (picture.width(), picture.height());
     ensure!(
-        (screen.width, screen.height) == (width, height),
+        (screen.width(), screen.height()) == (width, height),
         "the screen is {screen:?}, the picture {picture:?}"
     );
-    let expected = picture.to_rgb();
-    let wrong = screen.rgb.chunks(3).zip(expected.chunks(3)).filter(|(a, b)| a != b).count();
+    let wrong = screen.count_differing(picture);
     ensure!(wrong == 0, "{wrong} of {} pixels on the screen differ from what was written", width * height);
     Ok(())
 }

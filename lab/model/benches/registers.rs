@@ -15,6 +15,7 @@ use peervram_model::device::Device;
 use peervram_model::protocol::{Header, command};
 use peervram_model::registers as map;
 use peervram_model::server::serve;
+use peervram_programs::Samples;
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 const REQUEST_BYTES: usize = 32;
@@ -64,10 +65,9 @@ fn pin() {
 }
 
 /// Median, tenth and ninetieth percentile.
-fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    let at = |part: f64| values[((values.len() - 1) as f64 * part) as usize];
-    (at(0.5), at(0.1), at(0.9))
+fn spread(values: Vec<f64>) -> (f64, f64, f64) {
+    let values: Samples = values.into_iter().collect();
+    (values.median(), values.percentile(10.0), values.percentile(90.0))
 }
 
 /// Reads of four bytes, one after another; per second.

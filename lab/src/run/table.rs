@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use peervram_programs::UNBROKEN;
+
 use crate::vm::wire::Cell;
 
 /// The cell of a test that did not get that far, or did not run.
@@ -50,22 +52,15 @@ impl Table<'_> {
 
 impl Display for Table<'_> {
     fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
-        let head = std::iter::once(self.name).chain(self.columns.iter().copied());
-        let mut lines: Vec<Vec<&str>> = vec![head.collect()];
+        let head: Vec<&str> = std::iter::once(self.name).chain(self.columns.iter().copied()).collect();
+        let mut table = peervram_programs::Table::new(&head).without_rule().indented(2);
         for &row in &self.rows {
             let texts = self.columns.iter().map(|column| self.text(row, column));
-            lines.push(std::iter::once(row).chain(texts).collect());
+            table.row(std::iter::once(row).chain(texts).map(str::to_owned));
         }
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..=self.columns.len()).map(width).collect();
-        for line in &lines {
-            let mut text = String::new();
-            for (word, &width) in line.iter().zip(&widths) {
-                text += &format!("  {word:width$}");
-            }
-            writeln!(formatter, "{}", text.trim_end())?;
-        }
-        Ok(())
+        let mut text = Vec::new();
+        table.print(&mut text, UNBROKEN).map_err(|_| fmt::Error)?;
+        formatter.write_str(&String::from_utf8_lossy(&text))
     }
 }
 

@@ -11,8 +11,8 @@ use std::io::BufReader;
 use std::os::unix::net::UnixStream;
 
 use crate::vm::change::Change;
-use crate::vm::picture::Picture;
 use crate::vm::wire::{self, Event, Order};
+use peervram_programs::picture::Picture;
 
 /// A connection to the agent of the guest that this program runs in.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Link {
         let path = picture.map_err(|reason| anyhow::anyhow!("no screendump: {reason}"))?;
         let bytes = std::fs::read(&path).with_context(|| format!("reading {path}"))?;
         std::fs::remove_file(&path).ok();
-        Picture::from_ppm(&bytes).with_context(|| format!("reading {path}"))
+        Picture::of_ppm(&bytes).with_context(|| format!("reading {path}"))
     }
 
     /// Asks the model GPU that is the row's device of that number, on its host's side.

@@ -6,7 +6,6 @@
 pub mod change;
 pub mod link;
 pub(crate) mod model;
-pub mod picture;
 pub(crate) mod qemu;
 mod qmp;
 pub mod validation;
@@ -27,9 +26,9 @@ use crate::lab::share;
 use crate::machine::Facts;
 use crate::vm::change::Change;
 use crate::vm::model::Model;
-use crate::vm::picture::Picture;
 use crate::vm::qemu::Qemu;
 use crate::vm::wire::{Cell, Event, Order, Stream, Verdict};
+use peervram_programs::picture::Picture;
 
 /// From QEMU's start to the agent's first word. Ten times what a quiet host needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -228,7 +227,7 @@ impl Vm {
         let file = self.shared_folder().join(name);
         let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
         fs::remove_file(&file).ok();
-        Picture::from_ppm(&bytes)
+        Ok(Picture::of_ppm(&bytes)?)
     }
 
     fn dump(&mut self) -> Result<String> {

@@ -3,10 +3,11 @@
 use peervram::backends::pci::Function;
 use peervram::backends::topology::{Reading, ResizableBar, Search};
 
+use peervram_programs::bytes;
+
 use super::candidate::Candidate;
 use super::facts::Facts;
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
-use crate::arguments::show_bytes;
 
 pub fn examine(facts: &Facts, candidates: &[Candidate]) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
@@ -19,7 +20,7 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
     let address = candidate.address();
     let place = facts.topology.known()?.place(address)?;
     let finding = |code, weight, seen: String| Finding::new(code, Section::Bars, weight, seen);
-    let size = show_bytes(candidate.memory.size_bytes);
+    let size = bytes::in_words(candidate.memory.size_bytes);
     let index = candidate.memory.index;
     let bars = match &place.config {
         Reading::Known(config) if !config.is_all_ones() => config.resizable_bars(),
@@ -36,7 +37,7 @@ fn bar(facts: &Facts, candidate: &Candidate) -> Option<Finding> {
                     format!("{address} BAR {index}: {size}, its largest"),
                 ));
             }
-            let seen = format!("{address} BAR {index}: {size}, and could be {}", show_bytes(largest));
+            let seen = format!("{address} BAR {index}: {size}, and could be {}", bytes::in_words(largest));
             let why = "What the BAR does not show cannot be lent.";
             let found = finding("bar-small", Severity::Hint, seen).why(why);
             Some(match resize(facts, candidate, bar, largest) {
@@ -65,7 +66,7 @@ fn resize(facts: &Facts, candidate: &Candidate, bar: &ResizableBar, size_bytes: 
         "Resize BAR {} of {address} to {}, while it has no driver; if the kernel says no, enable Above 4G \
          Decoding and Resizable BAR in the firmware:",
         bar.index,
-        show_bytes(size_bytes)
+        bytes::in_words(size_bytes)
     );
     let mut step = Step::new(StepOrder::ResizeBar, what);
     if !candidate.is_bound && candidate.function.driver.is_some() {

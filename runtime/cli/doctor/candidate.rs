@@ -4,7 +4,7 @@ use peervram::backends::PciAddress;
 use peervram::backends::pci::{Bar, Function, blocks_its_group};
 use peervram::backends::topology::parse_release;
 
-use super::facts::{DeviceFile, Facts, is_bound_to_vfio};
+use super::facts::{DeviceFile, Facts};
 use crate::devices::LEAST_VRAM_BYTES;
 use crate::in_use::Use;
 
@@ -41,7 +41,7 @@ impl<'a> Candidate<'a> {
 
     fn new(facts: &'a Facts, function: &'a Function) -> Option<Self> {
         let memory = function.largest_memory()?;
-        let is_bound = is_bound_to_vfio(function);
+        let is_bound = function.is_bound_to_vfio();
         let is_dull = function.driver.as_deref().is_some_and(|driver| NOT_WORTH_LENDING.contains(&driver));
         let is_worth_it = function.is_gpu() && memory.size_bytes >= LEAST_VRAM_BYTES && !is_dull;
         if !is_bound && !is_worth_it {

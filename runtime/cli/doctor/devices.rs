@@ -3,11 +3,12 @@
 use peervram::backends::pci::Function;
 use peervram::backends::{ScanOutSupport, import_support_of};
 
+use peervram_programs::bytes;
+
 use super::candidate::Candidate;
-use super::facts::{Facts, is_bound_to_vfio};
+use super::facts::Facts;
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{Pair, Path, State, importers};
-use crate::arguments::show_bytes;
 use crate::in_use::words;
 
 /// More of a name would take more than a line.
@@ -63,10 +64,10 @@ fn device(facts: &Facts, function: &Function) -> Finding {
     let driver = function.driver.as_deref();
     let (weight, role) = match driver {
         _ if facts.is_silent(function.address) => (Severity::InTheWay, "does not answer".to_owned()),
-        _ if is_bound_to_vfio(function) && function.largest_memory().is_none() => {
+        _ if function.is_bound_to_vfio() && function.largest_memory().is_none() => {
             (Severity::Hint, "has no memory to lend".to_owned())
         }
-        _ if is_bound_to_vfio(function) => (Severity::Fine, "lends".to_owned()),
+        _ if function.is_bound_to_vfio() => (Severity::Fine, "lends".to_owned()),
         None => (Severity::Hint, "neither lends nor imports".to_owned()),
         Some(_) => match import_support_of(function) {
             Some(row)
@@ -86,8 +87,8 @@ fn device(facts: &Facts, function: &Function) -> Finding {
     };
     let driver = driver.unwrap_or("no driver");
     let memory = match function.largest_memory() {
-        Some(bar) if is_bound_to_vfio(function) || function.is_gpu() => {
-            format!(", BAR {} of {}", bar.index, show_bytes(bar.size_bytes))
+        Some(bar) if function.is_bound_to_vfio() || function.is_gpu() => {
+            format!(", BAR {} of {}", bar.index, bytes::in_words(bar.size_bytes))
         }
         _ => String::new(),
     };

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use peervram::backends::PciAddress;
-use peervram::backends::pci::{Function, is_vfio_driver};
+use peervram::backends::pci::Function;
 use peervram::backends::topology::{Reading, Topology};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -108,7 +108,7 @@ impl Facts {
     /// The functions that matter: GPUs, devices bound to VFIO, devices with a DRM node.
     pub fn functions(&self) -> impl Iterator<Item = &Function> {
         self.all_functions().filter(|function| {
-            function.is_gpu() || is_bound_to_vfio(function) || !function.drm_nodes.is_empty()
+            function.is_gpu() || function.is_bound_to_vfio() || !function.drm_nodes.is_empty()
         })
     }
 
@@ -160,11 +160,6 @@ impl Facts {
         let cpu = self.topology.known().and_then(|topology| topology.cpu.known());
         cpu.and_then(|cpu| cpu.vendor.as_deref()) == Some(vendor)
     }
-}
-
-/// Whether a function can be opened by VFIO.
-pub fn is_bound_to_vfio(function: &Function) -> bool {
-    function.driver.as_deref().is_some_and(is_vfio_driver)
 }
 
 /// In the format of captured trees, which other machines can look at.

@@ -31,7 +31,8 @@ use serde::Serialize;
 
 use self::diagnosis::{Diagnosis, Verdict};
 use self::facts::Facts;
-use super::ending::{CANNOT_RUN_HERE, print_json};
+use super::ending::print_json;
+use peervram_programs::CANNOT_RUN_HERE;
 
 /// Look at the whole machine: what works, what stands in the way, what to do.
 ///

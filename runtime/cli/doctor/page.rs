@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use peervram_programs::behind;
+
 use super::diagnosis::Diagnosis;
 use super::facts::Facts;
 use super::finding::{Finding, Section, Severity};
@@ -17,7 +19,7 @@ pub fn print(facts: &Facts, diagnosis: &Diagnosis, output: &mut impl Write) -> i
     };
     writeln!(output, "peervram doctor: Linux {}, as {user}", facts.kernel_release)?;
     writeln!(output)?;
-    wrapped(output, "", &diagnosis.headline)?;
+    behind(output, WIDTH, "", &diagnosis.headline)?;
     for section in Section::ALL {
         let findings: Vec<&Finding> =
             diagnosis.findings.iter().filter(|finding| finding.section == section).collect();
@@ -27,9 +29,9 @@ pub fn print(facts: &Facts, diagnosis: &Diagnosis, output: &mut impl Write) -> i
         writeln!(output)?;
         writeln!(output, "{}", section.title())?;
         for finding in findings {
-            wrapped(output, mark(finding.weight), &finding.seen)?;
+            behind(output, WIDTH, mark(finding.weight), &finding.seen)?;
             if let Some(why) = &finding.why {
-                wrapped(output, "       ", why)?;
+                behind(output, WIDTH, "       ", why)?;
             }
         }
     }
@@ -52,7 +54,7 @@ fn steps(diagnosis: &Diagnosis, output: &mut impl Write) -> io::Result<()> {
     writeln!(output)?;
     writeln!(output, "What to do, most useful first")?;
     for (number, step) in diagnosis.what_to_do.iter().enumerate() {
-        wrapped(output, &format!("  {}. ", number + 1), &step.what)?;
+        behind(output, WIDTH, &format!("  {}. ", number + 1), &step.what)?;
         for command in &step.commands {
             writeln!(output, "       {command}")?;
         }
@@ -63,28 +65,6 @@ fn steps(diagnosis: &Diagnosis, output: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes words behind `first`, and further lines below the first word. What is longer than a line, a path
-/// to be pasted, is not broken.
-fn wrapped(output: &mut impl Write, first: &str, text: &str) -> io::Result<()> {
-    let indent = " ".repeat(first.chars().count());
-    let mut line = first.to_owned();
-    let mut is_empty = true;
-    for word in text.split_whitespace() {
-        let space = usize::from(!is_empty);
-        if !is_empty && line.chars().count() + space + word.chars().count() > WIDTH {
-            writeln!(output, "{line}")?;
-            line = indent.clone();
-            is_empty = true;
-        }
-        if !is_empty {
-            line.push(' ');
-        }
-        line.push_str(word);
-        is_empty = false;
-    }
-    writeln!(output, "{line}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +72,7 @@ mod tests {
     #[test]
     fn long_lines_are_wrapped_below_their_first_word() {
         let mut page = Vec::new();
-        wrapped(&mut page, "  ok   ", &"word ".repeat(20)).unwrap();
+        behind(&mut page, WIDTH, "  ok   ", &"word ".repeat(20)).unwrap();
         let page = String::from_utf8(page).unwrap();
         let lines: Vec<&str> = page.lines().collect();
         assert_eq!(lines.len(), 2);
@@ -104,7 +84,7 @@ mod tests {
     fn what_is_longer_than_a_line_stays_whole() {
         let mut page = Vec::new();
         let path = "/dev/".repeat(30);
-        wrapped(&mut page, "  1. ", &format!("open {path}")).unwrap();
+        behind(&mut page, WIDTH, "  1. ", &format!("open {path}")).unwrap();
         assert!(String::from_utf8(page).unwrap().contains(&path));
     }
 }

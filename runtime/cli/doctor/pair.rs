@@ -7,7 +7,7 @@ use peervram::backends::topology::{Expected, MapType, Reason, Verdict};
 use serde::Serialize;
 
 use super::candidate::{Candidate, exports_dma_bufs};
-use super::facts::{Facts, is_bound_to_vfio};
+use super::facts::Facts;
 
 /// A lender and an importer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,7 +110,7 @@ impl Pair {
     }
 
     fn by_address_space(facts: &Facts, candidate: &Candidate, other: &Candidate) -> Self {
-        let is_ready = candidate.is_ready() && other.is_ready() && is_bound_to_vfio(other.function);
+        let is_ready = candidate.is_ready() && other.is_ready() && other.function.is_bound_to_vfio();
         // An iommufd maps the dma-buf; a container maps the mapped BAR, on any kernel.
         let how = if exports_dma_bufs(facts) && other.by_cdev.is_some() {
             "into its address space, one range"

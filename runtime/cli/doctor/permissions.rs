@@ -2,11 +2,12 @@
 
 use peervram::backends::topology::Place;
 
+use peervram_programs::bytes;
+
 use super::candidate::Candidate;
 use super::facts::{DeviceFile, Facts};
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{importers, is_node_usable};
-use crate::arguments::show_bytes;
 
 /// Below this not even a driver's queues fit. The kernel's default is 8 MiB; it was 64 KiB.
 const LITTLE_BYTES: u64 = 1 << 20;
@@ -122,10 +123,12 @@ fn memlock(facts: &Facts, candidates: &[Candidate]) -> Option<Finding> {
         Some(limit) if limit < LITTLE_BYTES && !facts.is_root() => {
             let step = Step::new(StepOrder::Memlock, "Raise the limit of locked memory (log in again):")
                 .command("echo '* - memlock 1048576' > /etc/security/limits.d/70-peervram.conf");
-            finding("memlock-low", Severity::Hint, format!("memlock {}: {rule}", show_bytes(limit)))
+            finding("memlock-low", Severity::Hint, format!("memlock {}: {rule}", bytes::in_words(limit)))
                 .step(step)
         }
-        Some(limit) => finding("memlock", Severity::Fine, format!("memlock {}: {rule}", show_bytes(limit))),
+        Some(limit) => {
+            finding("memlock", Severity::Fine, format!("memlock {}: {rule}", bytes::in_words(limit)))
+        }
         None => finding("memlock", Severity::Fine, format!("memlock without a limit: {rule}")),
     })
 }

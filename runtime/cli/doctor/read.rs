@@ -14,7 +14,7 @@ use peervram::backends::topology::{Reading, Topology};
 use rustix::fs::Access;
 use rustix::process::Resource;
 
-use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, is_bound_to_vfio};
+use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan};
 use super::kernel_config;
 use crate::in_use::InUse;
 use crate::pci_names::PciNames;
@@ -63,7 +63,7 @@ fn read_functions(root: &Path, facts: &mut Facts) {
     let functions: Vec<_> = facts.functions().cloned().collect();
     for function in functions {
         let address = function.address;
-        if is_bound_to_vfio(&function)
+        if function.is_bound_to_vfio()
             && let Some(name) = names(root, &format!("{}/vfio-dev", folder(address))).into_iter().next()
         {
             facts.vfio_devices.insert(address, name);

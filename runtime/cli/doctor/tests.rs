@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::candidate::Candidate;
 use super::diagnosis::{Diagnosis, Verdict};
-use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice, is_bound_to_vfio};
+use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice};
 use super::finding::{Finding, Severity, Step, StepOrder};
 use super::kernel_config::OPTIONS;
 use super::page;
@@ -83,7 +83,7 @@ impl Machine {
             is_memory: true,
             is_prefetchable: true,
         }];
-        if !is_bound_to_vfio(&place.function) {
+        if !place.function.is_bound_to_vfio() {
             place.function.drm_nodes = vec![format!("card{bus}"), format!("renderD{}", 128 + bus)];
         }
         place.iommu_domain = Some("DMA-FQ".into());
@@ -172,7 +172,7 @@ impl Machine {
         self.facts.topology = Reading::Known(Topology::from_json(&tree.to_string()).unwrap());
         let mut paths = vec!["/dev/vfio/vfio".to_owned(), "/dev/kmsg".into(), "/dev/udmabuf".into()];
         for function in self.places.iter().map(|place| &place.function) {
-            let group = function.iommu_group.filter(|_| is_bound_to_vfio(function));
+            let group = function.iommu_group.filter(|_| function.is_bound_to_vfio());
             paths.extend(group.map(|group| format!("/dev/vfio/{group}")));
             paths.extend(function.drm_nodes.iter().map(|name| format!("/dev/dri/{name}")));
         }

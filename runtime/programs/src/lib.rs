@@ -1,4 +1,4 @@
-//! What this project's programs share.
+//! What this project's programs share: printing, endings, figures.
 //!
 //! [`output()`] is standard output. A reader that goes away (`head`, `less`, a script that has read enough) changes
 //! nothing but what is read: the program goes on, writes the files that it was asked for, and ends with the exit code
@@ -7,19 +7,24 @@
 //!
 //! [`say!`] and [`note!`] stand for `println!` and `eprintln!`, which panic where nobody reads; clippy refuses those two
 //! (`print_stdout`, `print_stderr`) in the whole workspace. [`Table`], [`lines`] and [`labelled`] lay text out for
-//! [`columns`].
+//! [`columns`]. [`Ending`] is an error with an exit code, [`Samples`] what was measured, [`bytes`] a size in words.
 
 #![forbid(unsafe_code)]
 
+pub mod bytes;
+mod ending;
 mod output;
 #[cfg(feature = "picture")]
 pub mod picture;
+mod samples;
 mod table;
 mod text;
 
+pub use ending::{CANNOT_RUN_HERE, Ending, FAILED, USAGE, cannot, usage};
 pub use output::{Output, end, is_terminal, output, output_failed};
-pub use table::Table;
-pub use text::{labelled, lines};
+pub use samples::Samples;
+pub use table::{Table, UNBROKEN};
+pub use text::{behind, labelled, lines, lines_within};
 
 /// What a line has at most where nothing is known of the terminal, and on wider ones: longer lines are not read well.
 pub const MOST_COLUMNS: usize = 100;

@@ -4,7 +4,7 @@
 //! pattern, so a wrong stride, offset or byte order shows at once.
 
 use std::fs::File;
-use std::io::{self, BufWriter, ErrorKind};
+use std::io::{self, BufReader, BufWriter, ErrorKind};
 use std::path::Path;
 
 /// A picture in memory: XRGB8888, rows without gaps, four bytes a pixel, blue first.
@@ -34,6 +34,61 @@ impl Picture {
         Ok(Self { width, height, bytes })
     }
 
+    /// Takes three bytes a pixel, red first, for a picture.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] unless there are exactly as many.
+    pub fn of_rgb(width: u32, height: u32, rgb: &[u8]) -> io::Result<Self> {
+        let (pixels, rest) = rgb.as_chunks::<3>();
+        if !rest.is_empty() {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                format!("{} bytes are no pixels", rgb.len()),
+            ));
+        }
+        let bytes = pixels.iter().flat_map(|&[red, green, blue]| [blue, green, red, 0]).collect();
+        Self::new(width, height, bytes)
+    }
+
+    /// Reads a binary PPM ("P6"), which is what QEMU writes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidData`] where it is another file.
+    pub fn of_ppm(bytes: &[u8]) -> io::Result<Self> {
+        let wrong = |why: String| io::Error::new(ErrorKind::InvalidData, why);
+        let mut position = 0;
+        let mut word = || -> Option<&str> {
+            let rest = &bytes[position..];
+            let start = rest.iter().position(|byte| !byte.is_ascii_whitespace())?;
+            let length = rest[start..].iter().position(|byte| byte.is_ascii_whitespace())?;
+            // One white-space character ends a word; pixels may begin right after it.
+            position += start + length + 1;
+            std::str::from_utf8(&rest[start..start + length]).ok()
+        };
+        let (Some(magic), Some(width), Some(height), Some(most)) = (word(), word(), word(), word()) else {
+            return Err(wrong("the picture's header is cut off".into()));
+        };
+        if (magic, most) != ("P6", "255") {
+            return Err(wrong(format!("{magic:?} with the maximum {most} is no binary PPM of 255")));
+        }
+        let number =
+            |text: &str| text.parse().map_err(|_| wrong(format!("{text:?} is no size of a picture")));
+        Self::of_rgb(number(width)?, number(height)?, &bytes[position..])
+    }
+
+    /// Reads a PNG file of three bytes a pixel.
+    ///
+    /// # Errors
+    /// What the file system says, or that it is another file.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        let mut reader = png::Decoder::new(BufReader::new(File::open(path)?)).read_info()?;
+        let (width, height) = (reader.info().width, reader.info().height);
+        let length = reader.output_buffer_size();
+        let mut rgb = vec![0; length.ok_or_else(|| io::Error::from(ErrorKind::OutOfMemory))?];
+        reader.next_frame(&mut rgb)?;
+        Self::of_rgb(width, height, &rgb)
+    }
+
     /// The test card: a shaded sphere over a grid, colour bars below, a frame one pixel wide.
     pub fn test_card(width: u32, height: u32) -> Self {
         let bytes = (0..height)
@@ -55,6 +110,23 @@ impl Picture {
     /// Its pixels, row by row, four bytes each: blue, green, red, unused.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The pixel at a place, red, green and blue; panics outside the picture.
+    pub fn pixel(&self, x: u32, y: u32) -> [u8; 3] {
+        assert!(x < self.width && y < self.height, "pixel {x},{y} of {self:?}");
+        let start = (y as usize * self.width as usize + x as usize) * 4;
+        [self.bytes[start + 2], self.bytes[start + 1], self.bytes[start]]
+    }
+
+    /// How many of its pixels another one of the same size shows otherwise, the unused byte left out; all of them where
+    /// the sizes differ.
+    pub fn count_differing(&self, other: &Self) -> usize {
+        if (self.width, self.height) != (other.width, other.height) {
+            return self.bytes.len() / 4;
+        }
+        let (ours, theirs) = (self.bytes.as_chunks::<4>().0, other.bytes.as_chunks::<4>().0);
+        ours.iter().zip(theirs).filter(|(a, b)| a[..3] != b[..3]).count()
     }
 
     /// Its pixels as red, green and blue, without the unused byte.
@@ -143,11 +215,37 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("card.png");
         picture.save(&path).unwrap();
-        let decoder = png::Decoder::new(std::io::BufReader::new(File::open(&path).unwrap()));
+        let decoder = png::Decoder::new(BufReader::new(File::open(&path).unwrap()));
         let mut reader = decoder.read_info().unwrap();
         let mut rgb = vec![0; reader.output_buffer_size().unwrap()];
         reader.next_frame(&mut rgb).unwrap();
         assert_eq!(rgb, picture.to_rgb());
+        assert_eq!(Picture::load(&path).unwrap(), picture);
+    }
+
+    #[test]
+    fn a_ppm_is_read() {
+        let picture = Picture::of_ppm(b"P6\n2 1\n255\n\x01\x02\x03\n\x05\x06").unwrap();
+        assert_eq!((picture.width(), picture.height()), (2, 1));
+        assert_eq!((picture.pixel(0, 0), picture.pixel(1, 0)), ([1, 2, 3], [10, 5, 6]));
+    }
+
+    #[test]
+    fn what_is_no_ppm_is_refused() {
+        for bytes in [&b""[..], b"P6", b"P6 2 1 255 \x01", b"P5 1 1 255 \x01", b"P6 1 1 65535 "] {
+            assert!(Picture::of_ppm(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn pixels_that_differ_are_counted() {
+        let [card, mut other] = [(); 2].map(|()| Picture::test_card(8, 8));
+        assert_eq!(card.count_differing(&other), 0);
+        other.bytes[4 * 9] ^= 1;
+        // Nobody sees the unused byte.
+        other.bytes[4 * 20 + 3] ^= 1;
+        assert_eq!(card.count_differing(&other), 1);
+        assert_eq!(card.count_differing(&Picture::test_card(8, 4)), 64);
     }
 
     #[test]

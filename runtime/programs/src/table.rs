@@ -6,6 +6,8 @@ use crate::text::lines;
 
 /// Between two columns.
 const GAP: usize = 2;
+/// The width of a table whose lines are never broken.
+pub const UNBROKEN: usize = usize::MAX;
 /// A column is not made narrower than this.
 const LEAST_WIDTH: usize = 8;
 
@@ -13,12 +15,34 @@ const LEAST_WIDTH: usize = 8;
 #[derive(Debug)]
 pub struct Table {
     rows: Vec<Vec<String>>,
+    right: Vec<usize>,
+    has_rule: bool,
+    indent: usize,
 }
 
 impl Table {
     /// A table without rows.
     pub fn new(heading: &[&str]) -> Self {
-        Self { rows: vec![heading.iter().map(|&cell| cell.to_owned()).collect()] }
+        let heading = heading.iter().map(|&cell| cell.to_owned()).collect();
+        Self { rows: vec![heading], right: Vec::new(), has_rule: true, indent: 0 }
+    }
+
+    /// With figures in those columns: they stand at the right.
+    pub fn with_figures_in(mut self, columns: impl IntoIterator<Item = usize>) -> Self {
+        self.right.extend(columns);
+        self
+    }
+
+    /// Without the line below the heading.
+    pub fn without_rule(mut self) -> Self {
+        self.has_rule = false;
+        self
+    }
+
+    /// That many columns further in.
+    pub fn indented(mut self, columns: usize) -> Self {
+        self.indent = columns;
+        self
     }
 
     /// Adds a row.
@@ -29,20 +53,24 @@ impl Table {
     /// Prints it in lines of at most `width` columns: each column is as wide as its widest cell, and where that is too
     /// much, the widest ones have their words in several lines. Only a single word may stand out.
     pub fn print(&self, output: &mut impl Write, width: usize) -> io::Result<()> {
-        let widths = self.widths(width);
+        let widths = self.widths(width.saturating_sub(self.indent));
+        let indent = " ".repeat(self.indent);
         for (number, row) in self.rows.iter().enumerate() {
             let cells: Vec<Vec<String>> =
-                row.iter().zip(&widths).map(|(cell, &width)| lines(cell, width)).collect();
+                row.iter().zip(&widths).map(|(cell, &width)| in_lines(cell, width)).collect();
             for line in 0..cells.iter().map(Vec::len).max().unwrap_or(0) {
-                let mut text = String::new();
-                for (cell, &width) in cells.iter().zip(&widths) {
+                let mut text = indent.clone();
+                for (column, (cell, &width)) in cells.iter().zip(&widths).enumerate() {
                     let part = cell.get(line).map_or("", String::as_str);
-                    text.push_str(&format!("{part:width$}{:GAP$}", ""));
+                    text += &match self.right.contains(&column) {
+                        true => format!("{part:>width$}{:GAP$}", ""),
+                        false => format!("{part:width$}{:GAP$}", ""),
+                    };
                 }
                 writeln!(output, "{}", text.trim_end())?;
             }
-            if number == 0 {
-                writeln!(output, "{}", "-".repeat(total(&widths)))?;
+            if number == 0 && self.has_rule {
+                writeln!(output, "{indent}{}", "-".repeat(total(&widths)))?;
             }
         }
         Ok(())
@@ -68,6 +96,11 @@ impl Table {
     }
 }
 
+/// A cell that fits stays as it was written.
+fn in_lines(cell: &str, width: usize) -> Vec<String> {
+    if cell.chars().count() <= width { vec![cell.to_owned()] } else { lines(cell, width) }
+}
+
 fn total(widths: &[usize]) -> usize {
     widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
 }
@@ -87,6 +120,14 @@ mod tests {
         let mut table = Table::new(&["step", "check"]);
         table.row(["one".into(), "ok: equal".into()]);
         assert_eq!(printed(&table, 100), "step  check\n---------------\none   ok: equal\n");
+    }
+
+    #[test]
+    fn figures_stand_at_the_right_and_a_rule_and_an_indent_are_choices() {
+        let mut table = Table::new(&["what", "time"]).with_figures_in([1]).without_rule().indented(2);
+        table.row(["a".into(), "1.5 ns".into()]);
+        table.row(["b".into(), "12.5 ns".into()]);
+        assert_eq!(printed(&table, UNBROKEN), "  what     time\n  a      1.5 ns\n  b     12.5 ns\n");
     }
 
     #[test]

@@ -71,7 +71,7 @@ fn screen_can_be_dumped(guest: &Guest) -> Verdict {
     let node = guest.virtio_gpu_node()?;
     ensure!(node.exists(), "{} is missing", node.display());
     let picture = guest.screendump()?;
-    ensure!(picture.width >= 640 && picture.height >= 480, "the screen is {picture:?}");
+    ensure!(picture.width() >= 640 && picture.height() >= 480, "the screen is {picture:?}");
     Ok(())
 }
 

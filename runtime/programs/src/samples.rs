@@ -1,4 +1,4 @@
-//! `Samples`: times of one thing, and the middle of them.
+//! `Samples`: times of one thing, the middle of them, and how far they lie apart.
 //!
 //! Medians throughout: on a shared machine a few of any hundred times are interruptions.
 
@@ -29,14 +29,18 @@ impl Samples {
 
     /// The median; not a number where there are none.
     pub fn median(&self) -> f64 {
+        self.percentile(50.0)
+    }
+
+    /// What so many of a hundred are smaller than, between the two nearest in proportion; not a number where there
+    /// are none.
+    pub fn percentile(&self, percent: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        match sorted.len() {
-            0 => f64::NAN,
-            length if length.is_multiple_of(2) => (sorted[middle - 1] + sorted[middle]) / 2.0,
-            _ => sorted[middle],
-        }
+        let place = percent / 100.0 * sorted.len().saturating_sub(1) as f64;
+        let at = |place: f64| sorted.get(place as usize).copied().unwrap_or(f64::NAN);
+        let (below, above) = (at(place.floor()), at(place.ceil()));
+        below + (above - below) * place.fract()
     }
 
     /// The smallest.
@@ -67,5 +71,13 @@ mod tests {
         let even: Samples = [4.0, 1.0, 2.0, 90.0].into_iter().collect();
         assert_eq!(even.median(), 3.0);
         assert!(Samples::default().median().is_nan());
+    }
+
+    #[test]
+    fn percentiles_lie_between_neighbours() {
+        let two: Samples = [20.0, 10.0].into_iter().collect();
+        assert_eq!([10.0, 50.0, 90.0].map(|percent| two.percentile(percent)), [11.0, 15.0, 19.0]);
+        let many: Samples = (0..=10).map(f64::from).collect();
+        assert_eq!([0.0, 10.0, 25.0, 100.0].map(|percent| many.percentile(percent)), [0.0, 1.0, 2.5, 10.0]);
     }
 }

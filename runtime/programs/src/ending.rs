@@ -1,16 +1,16 @@
-//! `Ending`: an error that decides the exit code.
+//! `Ending`: an error that decides the exit code. Every program here ends by the same codes.
 
 use std::fmt;
 use std::path::Path;
 
-/// Something was tried and went wrong, or bytes were wrong.
+/// Something was tried and went wrong, a test failed, or bytes were wrong.
 pub const FAILED: u8 = 1;
-/// The words on the command line make no sense here.
+/// The words on the command line make no sense; clap has the same.
 pub const USAGE: u8 = 2;
-/// This machine has nothing to measure.
+/// The machine, not the request, stands in the way.
 pub const CANNOT_RUN_HERE: u8 = 4;
 
-/// Why it ends, and with which code.
+/// Why a program ends, and with which code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ending {
     /// The exit code.
@@ -21,8 +21,8 @@ pub struct Ending {
 
 impl Ending {
     /// Says which file it is of.
-    pub fn of_file(self, file: &Path) -> Ending {
-        Ending { reason: format!("{}: {self}", file.display()), ..self }
+    pub fn of_file(self, file: &Path) -> Self {
+        Self { reason: format!("{}: {self}", file.display()), ..self }
     }
 }
 
