@@ -2,12 +2,13 @@
 //! small, and what building a mapping or using memory takes; what a driver costs against none; what two engines at once are worth. Ratios within
 //! one run, by medians; no figure of another machine.
 //!
-//! [`machine`] finds the devices, [`crossing`], [`revoke`], [`nvgrace`], [`descriptors`], [`access`], [`host_pointer`],
+//! [`machine`] finds the devices, [`crossing`] (with [`counter`]), [`revoke`], [`nvgrace`], [`descriptors`], [`access`], [`host_pointer`],
 //! [`mapping`] and [`staged`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
 //! machine; it runs as well where there is a real device, or none.
 #![forbid(unsafe_code)]
 
 mod access;
+mod counter;
 mod crossing;
 mod descriptors;
 mod host_pointer;
@@ -29,6 +30,7 @@ use peervram::Lender;
 use peervram::backends::{PciAddress, vfio};
 use peervram_programs::{CANNOT_RUN_HERE, FAILED};
 
+use crossing::{Clock, Programs};
 use machine::Machine;
 use report::Report;
 
@@ -62,6 +64,12 @@ struct Arguments {
     /// benches/raw/crossing.c, compiled: what crossings are compared with
     #[arg(long, value_name = "PROGRAM")]
     raw: Option<PathBuf>,
+    /// benches/raw/count.c, compiled: what counts a crossing's instructions, system calls and allocations
+    #[arg(long, value_name = "PROGRAM")]
+    count: Option<PathBuf>,
+    /// The clock counts instructions, one for each nanosecond: QEMU's -icount shift=0
+    #[arg(long)]
+    instruction_clock: bool,
     /// How often both sides of a ratio take their turn
     #[arg(long, default_value = "15")]
     rounds: NonZero<usize>,
@@ -125,7 +133,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     report.lender = machine.to_string();
 
     if chosen.contains(&What::Crossing) {
-        crossing::measure(&machine, arguments.raw.as_deref(), &mut report)?;
+        let programs = Programs { raw: arguments.raw.as_deref(), count: arguments.count.as_deref() };
+        let clock = if arguments.instruction_clock { Clock::Instructions } else { Clock::Time };
+        crossing::measure(&machine, programs, clock, &mut report)?;
     }
     if chosen.contains(&What::Revoke) {
         revoke::measure(&machine, &mut report)?;

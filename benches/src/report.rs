@@ -68,6 +68,8 @@ struct Figure {
     most: f64,
     /// In the same unit.
     limit: Option<f64>,
+    /// Whether less than the limit is wrong, too.
+    exactly: bool,
     verdict: Option<Verdict>,
     /// The median of each round.
     rounds: Vec<f64>,
@@ -82,6 +84,19 @@ pub enum Unit {
     /// Nanoseconds for each MiB of memory.
     #[serde(rename = "ns/MiB")]
     NsPerMib,
+    /// Instructions that a CPU executed.
+    #[serde(rename = "instructions")]
+    Instructions,
+    /// Calls of a function or of the kernel.
+    #[serde(rename = "calls")]
+    Calls,
+}
+
+/// What a count may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Limit {
+    AtMost(f64),
+    Exactly(f64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -134,23 +149,33 @@ impl Report {
             ratio_least: ratios.least(),
             ratio_most: ratios.most(),
             limit,
-            verdict: limit.map(|limit| Verdict::of(ratio, limit)),
+            verdict: limit.map(|limit| Limit::AtMost(limit).verdict(ratio)),
             rounds,
         }));
     }
 
     /// Adds a row of `what` by itself: a median for each of `rounds`, whose median may be `limit` at most.
     pub fn figure(&mut self, what: impl Into<String>, unit: Unit, rounds: Vec<f64>, limit: Option<f64>) {
+        self.add(what.into(), unit, rounds, limit.map(Limit::AtMost));
+    }
+
+    /// Adds a row of `what`, counted in each of `rounds`, whose median keeps to `limit`.
+    pub fn count(&mut self, what: impl Into<String>, unit: Unit, rounds: Vec<f64>, limit: Limit) {
+        self.add(what.into(), unit, rounds, Some(limit));
+    }
+
+    fn add(&mut self, what: String, unit: Unit, rounds: Vec<f64>, limit: Option<Limit>) {
         let of_rounds: Samples = rounds.iter().copied().collect();
         let ours = of_rounds.median();
         self.rows.push(Row::Figure(Figure {
-            what: what.into(),
+            what,
             unit,
             ours,
             least: of_rounds.least(),
             most: of_rounds.most(),
-            limit,
-            verdict: limit.map(|limit| Verdict::of(ours, limit)),
+            limit: limit.map(Limit::figure),
+            exactly: matches!(limit, Some(Limit::Exactly(_))),
+            verdict: limit.map(|limit| limit.verdict(ours)),
             rounds,
         }));
     }
@@ -236,16 +261,29 @@ impl Unit {
             Unit::Ns if figure < 1e3 => format!("{figure:.1} ns"),
             Unit::Ns => format!("{:.1} us", figure / 1e3),
             Unit::NsPerMib => format!("{figure:.0} ns/MiB"),
+            Unit::Instructions | Unit::Calls => format!("{figure:.0}"),
         }
     }
 }
 
-impl Verdict {
-    fn of(figure: f64, limit: f64) -> Verdict {
-        // Not a number, were there one, is no pass.
-        if figure <= limit { Verdict::Ok } else { Verdict::Over }
+impl Limit {
+    fn figure(self) -> f64 {
+        match self {
+            Limit::AtMost(figure) | Limit::Exactly(figure) => figure,
+        }
     }
 
+    fn verdict(self, found: f64) -> Verdict {
+        // Not a number, were there one, is no pass.
+        let is_kept = match self {
+            Limit::AtMost(most) => found <= most,
+            Limit::Exactly(figure) => found == figure,
+        };
+        if is_kept { Verdict::Ok } else { Verdict::Over }
+    }
+}
+
+impl Verdict {
     fn word(self) -> &'static str {
         match self {
             Verdict::Ok => "ok",
@@ -289,6 +327,18 @@ mod tests {
         assert!(text.contains("50.0 ns-4.0 us  60.0 ns  ok"), "{text}");
         report.figure("a", Unit::Ns, vec![61.0], Some(60.0));
         assert!(report.is_over());
+    }
+
+    #[test]
+    fn a_count_that_is_exact_may_be_neither_more_nor_less() {
+        for (found, is_over) in [(4.0, true), (5.0, false), (6.0, true)] {
+            let mut report = Report::new(1, 1);
+            report.count("a", Unit::Calls, vec![found], Limit::Exactly(5.0));
+            assert_eq!(report.is_over(), is_over, "{found}");
+            let mut report = Report::new(1, 1);
+            report.count("a", Unit::Instructions, vec![found], Limit::AtMost(5.0));
+            assert_eq!(report.is_over(), found > 5.0, "{found}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::root::cache;
 use crate::root::{Purpose, Root};
 use crate::vm::Vm;
 use crate::vm::model::Model;
-use crate::vm::qemu::Qemu;
+use crate::vm::qemu::{Clock, Qemu};
 use crate::vm::{validation, wire};
 
 /// The folder of our layer in the guest's [`wire::SHARE`].
@@ -110,9 +110,14 @@ impl<'a> Lab<'a> {
 
     /// Boots a machine and waits until its agent is up.
     pub fn boot(&self, machine: &Machine) -> Result<Vm> {
+        self.boot_by(machine, Clock::Time)
+    }
+
+    /// The same, with a clock that goes by something else than time.
+    pub fn boot_by(&self, machine: &Machine, clock: Clock) -> Result<Vm> {
         let folder = self.lay_out(machine)?;
         let models = self.start_models(machine, &folder)?;
-        let (qemu, channel) = Qemu::start(&self.root, machine, folder.path())
+        let (qemu, channel) = Qemu::start(&self.root, machine, clock, folder.path())
             .with_context(|| format!("starting machine {}", machine.name))?;
         Vm::begin(qemu, models, channel, folder, machine.facts())
             .with_context(|| format!("booting machine {}", machine.name))

@@ -37,6 +37,9 @@ pub struct Figure {
     pub limit: Option<f64>,
     #[serde(default)]
     pub more_is_better: bool,
+    /// Whether it is to be the limit, no more and no less.
+    #[serde(default)]
+    exactly: bool,
 }
 
 /// What `peervram-benches --json` prints, as far as it is read here.
@@ -95,6 +98,7 @@ impl Figure {
             most: None,
             limit: Some(limit_s),
             more_is_better: false,
+            exactly: false,
         }
     }
 
@@ -117,7 +121,11 @@ impl Figure {
     /// Whether it keeps its limit; none where it has none. What is no number keeps none.
     fn is_within(&self) -> Option<bool> {
         let (limit, figure) = (self.limit?, self.ratio.or(self.ours).unwrap_or(f64::NAN));
-        Some(if self.more_is_better { figure >= limit } else { figure <= limit })
+        Some(match () {
+            () if self.exactly => figure == limit,
+            () if self.more_is_better => figure >= limit,
+            () => figure <= limit,
+        })
     }
 
     fn show(&self, figure: f64) -> String {
@@ -125,6 +133,7 @@ impl Figure {
             _ if self.ratio.is_some() => format!("{figure:.2}"),
             Some("ns") if figure >= 1e3 => format!("{:.1} us", figure / 1e3),
             Some(unit @ "ns/MiB") => format!("{figure:.0} {unit}"),
+            Some("instructions" | "calls") => format!("{figure:.0}"),
             Some(unit) => format!("{figure:.1} {unit}"),
             None => format!("{figure:.2}"),
         }
@@ -136,7 +145,11 @@ impl Figure {
             (Some(least), Some(most)) => format!("{}-{}", self.show(least), self.show(most)),
             _ => String::new(),
         };
-        let sign = if self.more_is_better { ">=" } else { "<=" };
+        let sign = match () {
+            () if self.exactly => "=",
+            () if self.more_is_better => ">=",
+            () => "<=",
+        };
         [
             self.what.clone(),
             self.against.clone().unwrap_or_default(),
@@ -202,6 +215,9 @@ mod tests {
         assert!(over(r#"{"what":"a","ratio":0.7,"limit":0.8,"more_is_better":true}"#));
         assert!(!over(r#"{"what":"a","ratio":1.2,"limit":1.1,"more_is_better":true}"#));
         assert!(!over(r#"{"what":"a","ratio":1.2}"#));
+        assert!(over(r#"{"what":"a","ours":4,"unit":"calls","limit":5,"exactly":true}"#));
+        assert!(!over(r#"{"what":"a","ours":5,"unit":"calls","limit":5,"exactly":true}"#));
+        assert!(!over(r#"{"what":"a","ours":4,"unit":"calls","limit":5}"#));
         // What was not measured keeps no limit.
         assert!(over(r#"{"what":"a","limit":1.1}"#));
         assert!(Figures::default().read("{}", "here").is_err());

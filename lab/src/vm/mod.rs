@@ -11,6 +11,8 @@ mod qmp;
 pub mod validation;
 pub mod wire;
 
+pub use qemu::Clock;
+
 use anyhow::{Context, Result, anyhow, bail};
 use peervram_model::request::{Answer, Request};
 use std::collections::BTreeMap;

@@ -26,8 +26,6 @@ const ALWAYS: &[&str] = &[
     "-nodefaults",
     "-no-user-config",
     "-no-reboot",
-    "-accel",
-    "tcg,thread=multi",
     "-vga",
     "none",
     "-kernel",
@@ -83,6 +81,25 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off in
     rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list \
     vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
+/// What a guest's clock goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Time. Its CPUs run beside each other.
+    Time,
+    /// One nanosecond for each instruction of the guest, whatever the host does meanwhile, and on to the next timer while
+    /// nothing runs. Its CPUs take turns.
+    Instructions,
+}
+
+impl Clock {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Clock::Time => &["-accel", "tcg,thread=multi"],
+            Clock::Instructions => &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"],
+        }
+    }
+}
+
 /// A running QEMU. Dropping it ends it.
 pub struct Qemu {
     child: Child,
@@ -94,11 +111,12 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts a machine whose files are in `folder`; gives it and the guest's channel.
-    pub fn start(root: &Root, machine: &Machine, folder: &Path) -> Result<(Qemu, UnixStream)> {
+    pub fn start(root: &Root, machine: &Machine, clock: Clock, folder: &Path) -> Result<(Qemu, UnixStream)> {
         let channel = UnixListener::bind(folder.join("channel"))
             .with_context(|| format!("making a socket in {}", folder.display()))?;
         let qmp = UnixListener::bind(folder.join("qmp"))?;
         let child = command(root, machine, folder)
+            .args(clock.arguments())
             .args(CHANNELS)
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {}", machine.command_line()))
@@ -125,6 +143,7 @@ impl Qemu {
     /// Starts a machine with its console here and a shell in the guest; returns at its end.
     pub fn interact(root: &Root, machine: &Machine, folder: &Path) -> Result<()> {
         let status = command(root, machine, folder)
+            .args(Clock::Time.arguments())
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {} peervram.shell", machine.command_line()))

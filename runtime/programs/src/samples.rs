@@ -4,6 +4,10 @@
 
 use std::time::Instant;
 
+/// The least share of samples that a mode has, and how much larger the next mode begins than it ends.
+const MODE_SHARE: f64 = 0.1;
+const MODE_GAP: f64 = 1.02;
+
 /// Times in nanoseconds, or ratios.
 #[derive(Debug, Default)]
 pub struct Samples(Vec<f64>);
@@ -43,6 +47,23 @@ impl Samples {
         below + (above - below) * place.fract()
     }
 
+    /// The median of each of its modes, the smaller first: where a gap in the middle splits it, there are two.
+    pub fn modes(&self) -> (Samples, Option<Samples>) {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let least = (sorted.len() as f64 * MODE_SHARE).ceil().max(1.0) as usize;
+        let gap = |at: &usize| sorted[*at] / sorted[*at - 1];
+        let widest =
+            (least..(sorted.len() + 1).saturating_sub(least)).max_by(|a, b| gap(a).total_cmp(&gap(b)));
+        match widest.filter(|at| gap(at) > MODE_GAP) {
+            Some(at) => {
+                let upper = sorted.split_off(at);
+                (Samples(sorted), Some(Samples(upper)))
+            }
+            None => (Samples(sorted), None),
+        }
+    }
+
     /// The smallest.
     pub fn least(&self) -> f64 {
         self.0.iter().copied().fold(f64::NAN, f64::min)
@@ -63,6 +84,22 @@ impl FromIterator<f64> for Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_in_the_middle_makes_two_modes() {
+        let of = |samples: &[f64]| {
+            let (lower, upper) = samples.iter().copied().collect::<Samples>().modes();
+            (lower.median(), upper.map(|upper| upper.median()))
+        };
+        let mut two: Vec<f64> = (0..40).map(|i| 60_000.0 + f64::from(i)).collect();
+        two.extend((0..20).map(|i| 66_000.0 + f64::from(i)));
+        assert_eq!(of(&two), (60_019.5, Some(66_009.5)));
+        assert_eq!(of(&two[..40]), (60_019.5, None));
+        // A few that lie far out are no mode.
+        assert_eq!(of(&two[..43]).1, None);
+        assert!(of(&[]).0.is_nan());
+        assert_eq!(of(&[5.0]), (5.0, None));
+    }
 
     #[test]
     fn the_median_ignores_what_lies_far_out() {
