@@ -88,7 +88,7 @@ impl<I: Importer> Attachment<I> {
     /// What the path was trusted for: the tests, with when each was made and how fast its copies were. Nothing
     /// where nobody asked, and nothing for a copy, whose engines work on memory of their own and the host's.
     pub fn certificate(&self) -> Option<Certificate> {
-        self.0.last.lock().certificate.clone()
+        self.0.last.lock().certificate.as_deref().cloned()
     }
 
     /// What the application was content with.
@@ -161,7 +161,7 @@ impl<I: Importer> Attachment<I> {
 
     /// The import of the present generation; imports again where the last one is stale, which takes as
     /// long as attaching. What it gives out keeps the import alive: an importer that must be freed before
-    /// a revoke ([`OnRevoke::FreeBefore`]) is waited for until it is dropped.
+    /// a revoke ([`OnRevoke::FreeBefore`](peervram_backends::OnRevoke::FreeBefore)) is waited for until it is dropped.
     ///
     /// # Errors
     /// [`Refused`], as an [`Error`], while the memory is away; else as

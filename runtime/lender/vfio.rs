@@ -18,7 +18,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// Lends memory of a device that another process owns and gave to us ([`vfio::Device::adopt`]).
     ///
     /// The device is never touched: what its owner does with it cannot be seen here, so this lender is
-    /// [`Watch::Unwatched`]; importers whose kernel drivers are told unmap all the same. When `owner`, a
+    /// [`Watch::Unwatched`](watch::Watch::Unwatched); importers whose kernel drivers are told unmap all the same. When `owner`, a
     /// pidfd, says that the owner ended, everything is taken back and the device let go: our descriptor
     /// would keep it open.
     ///

@@ -3,7 +3,7 @@
 //! Made by the imports of [`Device`]. It holds its device, and its mapping where it was imported by
 //! host pointer; dropping it destroys the `VkBuffer`, frees the memory, and only then lets go of
 //! those. The application must have finished with the raw handles by then; an
-//! [`Engine`](super::Engine) sees to its own work.
+//! [`Engine`](crate::Engine) sees to its own work.
 //!
 //! Freeing may block: [`Resource`](crate::vulkan::memory::resource::Resource) says when.
 

@@ -123,7 +123,7 @@ impl Device {
 
     /// Gives the lock under which the application submits to the queue, so that this library may submit as well: the device
     /// has engines then, for verification and for staged copies, and [`Engine`](super::Engine) works on it. A device that
-    /// [`Instance::open_device`] made has them from the start.
+    /// [`Instance::open_device`](crate::vulkan::Instance::open_device) made has them from the start.
     ///
     /// `lock` calls what it is given, once, while nobody else uses the queue:
     ///

@@ -1,7 +1,7 @@
 //! `PhysicalDevice`: what a Vulkan driver says of one of its devices, as plain values.
 //!
-//! Read once, by [`Instance::physical_devices`](super::Instance::physical_devices) or when a
-//! [`Device`](super::Device) is taken over; holds nothing open.
+//! Read once, by [`Instance::physical_devices`](crate::vulkan::Instance::physical_devices) or when a
+//! [`Device`](crate::vulkan::Device) is taken over; holds nothing open.
 #![expect(unsafe_code, reason = "queries to the Vulkan driver")]
 
 use std::ffi::{CStr, CString};

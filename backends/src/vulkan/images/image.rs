@@ -1,11 +1,11 @@
 //! `Image`: a `VkImage` bound to imported `VkDeviceMemory`, with its pixels where the lender has them.
 //!
-//! Made by the imports of [`ImageDevice`](super::ImageDevice). Between uses it belongs to the outside, in
+//! Made by the imports of [`ImageDevice`](super::image_device::ImageDevice). Between uses it belongs to the outside, in
 //! `VK_IMAGE_LAYOUT_GENERAL`: record [`Device::record_acquire_image`] before, and
 //! [`Device::record_release_image`] after the application's own work on it. It holds its device, and its mapping
 //! where it was imported by host pointer; dropping it destroys the `VkImage` and frees the memory, after which
 //! the application's views and descriptor sets of it are dead. The application must have finished by then; an
-//! [`Engine`](super::Engine) sees to its own work.
+//! [`Engine`](crate::Engine) sees to its own work.
 //!
 //! Absent: views and samplers, which are the application's to make.
 
