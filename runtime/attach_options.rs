@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use peervram_backends::{Error, Kind};
 
+use crate::path::PathSet;
 use crate::verify::{Limits, Store};
 use crate::{Path, Trust};
 
@@ -15,7 +16,7 @@ use crate::{Path, Trust};
 pub struct AttachOptions {
     pub(crate) trust: Trust,
     pub(crate) limits: Limits,
-    pub(crate) paths: Vec<Path>,
+    pub(crate) paths: PathSet,
     /// None for the user's.
     store: Option<Arc<Store>>,
     /// What messages call the attachment, beside its importer.
@@ -25,7 +26,7 @@ pub struct AttachOptions {
 impl AttachOptions {
     /// Every path, with [`Limits::default`] and the user's certificates.
     pub fn new(trust: Trust) -> Self {
-        Self { trust, limits: Limits::default(), paths: Path::ALL.to_vec(), store: None, label: None }
+        Self { trust, limits: Limits::default(), paths: PathSet::ALL, store: None, label: None }
     }
 
     /// Tests within `limits`, where a path is to be verified.
@@ -40,7 +41,7 @@ impl AttachOptions {
     /// [`Kind::InvalidInput`].
     #[must_use]
     pub fn with_paths(mut self, paths: &[Path]) -> Self {
-        self.paths = paths.to_vec();
+        self.paths = paths.iter().copied().collect();
         self
     }
 

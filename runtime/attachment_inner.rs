@@ -29,7 +29,7 @@ pub(crate) struct AttachmentInner<I: Importer> {
     pub importer: Arc<Guarded<I>>,
     pub options: AttachOptions,
     pub gate: Arc<Gate>,
-    pub pieces: Arc<PieceLock>,
+    pub pieces: PieceLock,
     pub last: Mutex<LastImport<I>>,
     /// How many imports are alive, whoever holds them.
     imports: AtomicUsize,
@@ -37,7 +37,7 @@ pub(crate) struct AttachmentInner<I: Importer> {
     users: AtomicUsize,
 }
 
-/// The last import, and how it was come to.
+/// The last import, and how it was come to. What most imports lack is boxed: this is moved in every crossing.
 pub(crate) struct LastImport<I: Importer> {
     /// None while the memory is away, where it must be freed first.
     pub import: Option<Arc<Import<I>>>,
@@ -46,7 +46,7 @@ pub(crate) struct LastImport<I: Importer> {
     pub refused: Vec<(Path, Error)>,
     pub staging: Option<Staging>,
     /// What the path is trusted for, where that was asked.
-    pub certificate: Option<Certificate>,
+    pub certificate: Option<Box<Certificate>>,
 }
 
 impl<I: Importer> AttachmentInner<I> {
@@ -59,7 +59,7 @@ impl<I: Importer> AttachmentInner<I> {
             let gate = Arc::new(Gate::entered(generation));
             Self {
                 id,
-                pieces: Arc::new(PieceLock::new(Arc::clone(&gate), Arc::clone(&device.name))),
+                pieces: PieceLock::new(Arc::clone(&gate), Arc::clone(&device.name)),
                 gate,
                 export: Arc::clone(export),
                 importer,
@@ -129,7 +129,7 @@ impl<I: Importer> AttachmentInner<I> {
         path: Path,
         generation: u64,
     ) -> Target<'a, Guarded<I>> {
-        let (export, importer, pieces) = (&*self.export, &*self.importer, &*self.pieces);
+        let (export, importer, pieces) = (&*self.export, &*self.importer, &self.pieces);
         Target { export, importer, memory, path, pieces, generation }
     }
 

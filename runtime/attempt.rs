@@ -29,9 +29,9 @@ pub(crate) struct Attempt<'a, I: Importer> {
     /// A path that is not taken though it is right in some direction: its engine may copy.
     kept: Option<(Path, I::Memory)>,
     /// How `memory` is kept in step, where it is a copy.
-    staged: Option<Staged<Guarded<I>>>,
+    staged: Option<Box<Staged<Guarded<I>>>>,
     /// What the tests of the path at hand said.
-    certificate: Option<Certificate>,
+    certificate: Option<Box<Certificate>>,
 }
 
 impl<'a, I: Importer> Attempt<'a, I> {
@@ -49,7 +49,7 @@ impl<'a, I: Importer> Attempt<'a, I> {
         let mut attempt = Self {
             attachment,
             generation,
-            plan: Plan::new(attachment.trust(), is_device, &attachment.options.paths),
+            plan: Plan::new(attachment.trust(), is_device, attachment.options.paths),
             refused: Vec::new(),
             memory: None,
             wrong: None,
@@ -97,7 +97,7 @@ impl<'a, I: Importer> Attempt<'a, I> {
         let evidence = match tested {
             Ok((evidence, mut certificate)) => {
                 self.certificate.iter().for_each(|before| certificate.inherit(before));
-                self.certificate = Some(certificate);
+                self.certificate = Some(Box::new(certificate));
                 evidence
             }
             Err(error) => {
@@ -131,7 +131,7 @@ impl<'a, I: Importer> Attempt<'a, I> {
     fn stage(&mut self) {
         match self.try_stage() {
             Ok((memory, staged)) => {
-                (self.memory, self.staged) = (Some(memory), Some(staged));
+                (self.memory, self.staged) = (Some(memory), Some(Box::new(staged)));
                 self.plan.imported(Path::Staged);
             }
             Err(error) => self.refuse(Path::Staged, error),

@@ -20,8 +20,9 @@ pub(crate) struct ExportInner {
     revoker: Arc<Revoker>,
     device: Arc<LendingDevice>,
     aperture: Aperture,
-    /// Where the exporter cannot make a dma-buf of these ranges, the reason.
-    dma_buf: Result<DmaBuf>,
+    /// Where the exporter cannot make a dma-buf of these ranges, the reason. None once the export is closed, when nobody
+    /// else has this.
+    dma_buf: Option<Result<DmaBuf>>,
     /// The application has had the dma-buf: importers may have it that this process does not know.
     is_handed_out: AtomicBool,
 }
@@ -47,7 +48,7 @@ impl ExportInner {
             revoker: Arc::clone(revoker),
             device: Arc::clone(device),
             aperture,
-            dma_buf,
+            dma_buf: Some(dma_buf),
             is_handed_out: AtomicBool::new(false),
         }))
     }
@@ -85,20 +86,23 @@ impl ExportInner {
     /// The dma-buf, for the application: importers may have it from now on that this process does not know.
     pub fn hand_out(&self) -> Result<&DmaBuf, &Error> {
         self.is_handed_out.store(true, Ordering::Relaxed);
-        self.dma_buf.as_ref()
+        self.dma_buf_or_why().as_ref()
     }
 
     /// Takes the dma-buf out, to be closed; where there is one.
     pub fn take_dma_buf(&mut self) -> Option<DmaBuf> {
-        let closed = Error::new(Kind::Gone, "use a dma-buf", "its export was closed");
-        std::mem::replace(&mut self.dma_buf, Err(closed)).ok()
+        self.dma_buf.take().and_then(Result::ok)
+    }
+
+    fn dma_buf_or_why(&self) -> &Result<DmaBuf> {
+        self.dma_buf.as_ref().expect("the export is not closed while anybody has it")
     }
 
     /// Imports by `path`, one without a copy.
     pub fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
         match path {
             Path::Peer => {
-                let dma_buf = self.dma_buf.as_ref().map_err(Error::clone)?;
+                let dma_buf = self.dma_buf_or_why().as_ref().map_err(Error::clone)?;
                 self.check_several_ranges(importer)?;
                 importer.import(dma_buf).map_err(|error| self.point_to_route(error, importer))
             }
@@ -186,7 +190,7 @@ impl ExportedMemory for ExportInner {
     }
 
     fn inode(&self) -> Option<u64> {
-        self.dma_buf.as_ref().ok()?.inode().ok()
+        self.dma_buf_or_why().as_ref().ok()?.inode().ok()
     }
 
     fn is_handed_out(&self) -> bool {

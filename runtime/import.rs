@@ -24,7 +24,7 @@ pub struct Import<I: Importer> {
     generation: u64,
     path: Path,
     /// How `memory` is kept in step, where it is a copy.
-    staged: Option<Staged<Guarded<I>>>,
+    staged: Option<Box<Staged<Guarded<I>>>>,
 }
 
 impl<I: Importer> Import<I> {
@@ -34,7 +34,7 @@ impl<I: Importer> Import<I> {
         memory: I::Memory,
         generation: u64,
         path: Path,
-        staged: Option<Staged<Guarded<I>>>,
+        staged: Option<Box<Staged<Guarded<I>>>>,
     ) -> Self {
         attachment.add_import();
         Self { attachment: Arc::clone(attachment), memory: Some(memory), generation, path, staged }
@@ -57,7 +57,7 @@ impl<I: Importer> Import<I> {
 
     /// How bytes are copied; nothing where they are not.
     pub fn staging(&self) -> Option<&Staging> {
-        self.staged.as_ref().map(Staged::how)
+        self.staged.as_deref().map(Staged::how)
     }
 
     /// Copies what is lent to the importer's memory, where that is a copy, for an access of `generation`
@@ -70,12 +70,12 @@ impl<I: Importer> Import<I> {
     /// Returns whether what was written is in the lent memory.
     pub(crate) fn push(&self, generation: u64, direction: Direction, is_done: bool) -> bool {
         let push = |staged: &Staged<Guarded<I>>| staged.push(self.memory(), generation, direction, is_done);
-        self.staged.as_ref().is_none_or(push)
+        self.staged.as_deref().is_none_or(push)
     }
 
     /// Whether the importer's driver has the lent memory itself.
     pub(crate) fn holds_lent_memory(&self) -> bool {
-        self.staged.as_ref().is_none_or(Staged::holds_import)
+        self.staged.as_deref().is_none_or(Staged::holds_import)
     }
 
     /// Whether it shows the memory of `generation`.

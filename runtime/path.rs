@@ -40,6 +40,27 @@ impl fmt::Display for Path {
     }
 }
 
+/// Some of the paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PathSet([bool; 3]);
+
+impl PathSet {
+    /// All of them.
+    pub const ALL: Self = Self([true; 3]);
+
+    /// Whether `path` is among them.
+    pub fn contains(self, path: Path) -> bool {
+        Path::ALL.iter().zip(self.0).any(|(&one, is_in)| is_in && one == path)
+    }
+}
+
+impl FromIterator<Path> for PathSet {
+    fn from_iter<T: IntoIterator<Item = Path>>(paths: T) -> Self {
+        let paths: Vec<Path> = paths.into_iter().collect();
+        Self(Path::ALL.map(|path| paths.contains(&path)))
+    }
+}
+
 /// What an application is content with before it trusts the bytes of an attachment.
 ///
 /// That a buffer was imported proves nothing about the data path: transfers that arrive at full

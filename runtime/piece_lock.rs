@@ -10,23 +10,23 @@
 use std::sync::Arc;
 
 use crate::gate::Gate;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::MutexGuard;
 use crate::{Error, Kind, Result};
 
 const COPY: &str = "copy lent memory";
 
-/// One for each attachment.
+/// One for each attachment. A clone is the same lock, which lies in the gate.
+#[derive(Clone)]
 pub(crate) struct PieceLock {
     gate: Arc<Gate>,
-    /// Whose memory it is, for messages.
+    /// The device whose memory it is, for messages.
     device: Arc<str>,
-    lock: Mutex<()>,
 }
 
 impl PieceLock {
     /// Of an attachment with this gate, to memory of `device`.
     pub fn new(gate: Arc<Gate>, device: Arc<str>) -> Self {
-        Self { gate, device, lock: Mutex::default() }
+        Self { gate, device }
     }
 
     /// Takes the lock for one piece of an access of `generation`. The memory stays until it is given back.
@@ -34,7 +34,7 @@ impl PieceLock {
     /// # Errors
     /// [`Kind::Revoked`] where the access was torn.
     pub fn hold(&self, generation: u64) -> Result<MutexGuard<'_, ()>> {
-        let held = self.lock.lock();
+        let held = self.gate.pieces.lock();
         // After the lock was taken: who tore the access waits for the lock.
         match self.gate.generation() == generation {
             true => Ok(held),
@@ -58,7 +58,7 @@ impl PieceLock {
 
     /// Waits until no piece is moved. Who was torn before moves none afterwards.
     pub fn settle(&self) {
-        drop(self.lock.lock());
+        drop(self.gate.pieces.lock());
     }
 
     /// What somebody is told whose memory was taken back under them, or is about to be.

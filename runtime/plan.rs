@@ -20,6 +20,7 @@
 
 use peervram_backends::CpuAccess;
 
+use crate::path::PathSet;
 use crate::{Direction, Mover, Path, Trust};
 
 /// What is known of one direction of a path.
@@ -90,8 +91,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// For an importer that is a device, or a CPU. No path but `paths` is tried.
-    pub fn new(trust: Trust, is_device: bool, paths: &[Path]) -> Self {
-        let begin = |path| if paths.contains(&path) { State::Untried } else { State::Refused };
+    pub fn new(trust: Trust, is_device: bool, paths: PathSet) -> Self {
+        let begin = |path| if paths.contains(path) { State::Untried } else { State::Refused };
         let direct = Path::DIRECT.map(|path| Direct {
             path,
             state: begin(path),
@@ -209,7 +210,7 @@ mod tests {
 
     /// Carries a plan out against the truth of the paths; says which was taken.
     fn run(trust: Trust, is_device: bool, truths: [Truth; 2], can_stage: bool) -> (Option<Path>, Plan) {
-        let mut plan = Plan::new(trust, is_device, &Path::ALL);
+        let mut plan = Plan::new(trust, is_device, PathSet::ALL);
         let truth = |path| truths[usize::from(path == Path::HostPointer)];
         for _ in 0..20 {
             match plan.next() {
@@ -230,7 +231,7 @@ mod tests {
 
     /// Every step that a plan asks for, up to its end.
     fn steps(trust: Trust, is_device: bool, truths: [Truth; 2]) -> Vec<Step> {
-        let mut plan = Plan::new(trust, is_device, &Path::ALL);
+        let mut plan = Plan::new(trust, is_device, PathSet::ALL);
         let mut all = Vec::new();
         loop {
             let step = plan.next();
@@ -287,7 +288,7 @@ mod tests {
         for number in 0..8 {
             let is_named = |at: usize| number >> at & 1 == 1;
             let named: Vec<Path> = (0..3).filter(|&at| is_named(at)).map(|at| Path::ALL[at]).collect();
-            let mut plan = Plan::new(Trust::Unverified, true, &named);
+            let mut plan = Plan::new(Trust::Unverified, true, named.iter().copied().collect());
             let mut asked = Vec::new();
             loop {
                 let path = match plan.next() {
@@ -306,7 +307,7 @@ mod tests {
     #[test]
     fn what_was_said_of_one_direction_is_not_said_of_the_other() {
         for (tested, other) in [(Direction::Read, Direction::Write), (Direction::Write, Direction::Read)] {
-            let mut plan = Plan::new(Trust::Verified(Direction::Both), true, &Path::ALL);
+            let mut plan = Plan::new(Trust::Verified(Direction::Both), true, PathSet::ALL);
             assert!(!plan.is_right(Path::Peer, tested), "nothing was tested yet");
             plan.tested(Path::Peer, tested, WINDOW);
             assert!(plan.is_right(Path::Peer, tested) && !plan.is_right(Path::Peer, other));

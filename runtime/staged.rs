@@ -48,7 +48,7 @@ const BOUNCE_BYTES: usize = 64 << 10;
 pub(crate) struct Staged<I: Importer> {
     importer: Arc<I>,
     export: Arc<ExportInner>,
-    pieces: Arc<PieceLock>,
+    pieces: PieceLock,
     how: Staging,
     /// The lent memory as the importer has it, where its engine is the mover.
     peer: Option<I::Memory>,
@@ -89,7 +89,7 @@ impl<I: Importer> Staged<I> {
     pub fn new(
         importer: &Arc<I>,
         export: &Arc<ExportInner>,
-        pieces: &Arc<PieceLock>,
+        pieces: &PieceLock,
         (pull, push): (Mover, Option<Mover>),
         owner_failed: Option<Error>,
         memory: &I::Memory,
@@ -126,7 +126,7 @@ impl<I: Importer> Staged<I> {
         Ok(Self {
             importer: Arc::clone(importer),
             export: Arc::clone(export),
-            pieces: Arc::clone(pieces),
+            pieces: pieces.clone(),
             how: Staging { pull, push, in_host_memory: stage.is_some(), why_cpu },
             peer,
             bar,

@@ -8,6 +8,8 @@
 //! the page size, the end inside the region, the sum representable. One is ours: ranges may not
 //! overlap, because two views of the same bytes in one buffer are never what was meant.
 
+use std::sync::Arc;
+
 use crate::{Error, Kind, Region, Result};
 
 /// The most ranges that one dma-buf may have here.
@@ -42,7 +44,8 @@ impl DmaRange {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DmaRanges {
     region_index: u32,
-    ranges: Vec<DmaRange>,
+    /// Shared: an export, its owner's guard and whoever lends it have the same ones.
+    ranges: Arc<[DmaRange]>,
     size_bytes: u64,
 }
 
@@ -105,7 +108,7 @@ impl DmaRanges {
         }
         // Ranges that do not overlap and lie inside the region cannot sum to more than its size.
         let size_bytes = ranges.iter().map(|range| range.length_bytes).sum();
-        Ok(Self { region_index, ranges: ranges.to_vec(), size_bytes })
+        Ok(Self { region_index, ranges: ranges.into(), size_bytes })
     }
 
     /// The region they are slices of.
@@ -161,7 +164,7 @@ impl DmaRanges {
         }
         let (mut skip, mut left) = (offset_bytes, length_bytes);
         let mut pieces = Vec::new();
-        for range in &self.ranges {
+        for range in self.as_slice() {
             let part = range.length_bytes.saturating_sub(skip).min(left);
             if part > 0 {
                 pieces.push(DmaRange::new(range.offset_bytes + skip, part));

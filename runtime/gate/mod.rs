@@ -54,6 +54,8 @@ pub(crate) struct Gate {
     /// Closed, 31 bits of generation, 32 bits of accesses in flight.
     state: AtomicU64,
     slow: Mutex<SlowState>,
+    /// Held while a piece of the memory is moved: [`PieceLock`](crate::piece_lock::PieceLock).
+    pub(crate) pieces: Mutex<()>,
     idle: Condvar,
 }
 
@@ -135,6 +137,7 @@ impl Gate {
                 is_gone: false,
                 in_flight: Vec::new(),
             }),
+            pieces: Mutex::default(),
             idle: Condvar::new(),
         }
     }

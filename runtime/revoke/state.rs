@@ -1,7 +1,7 @@
 //! `RevokerState`: what the [`Revoker`](super::revoker::Revoker) keeps under its lock: the machine, the gates that
 //! it opens and closes, and the changes under way.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use crate::{Error, Kind, Result};
 #[derive(Default)]
 pub(crate) struct RevokerState {
     pub machine: Machine,
-    pub devices: HashMap<DeviceId, Arc<LendingDevice>>,
+    pub devices: BTreeMap<DeviceId, Arc<LendingDevice>>,
     /// Each attachment, with its gate. The gate keeps nothing alive: an attachment must not be dropped under the lock.
-    pub targets: HashMap<AttachmentId, (Arc<Gate>, Weak<dyn RevokeTarget>)>,
-    pub changes: HashMap<ChangeId, PendingChange>,
+    pub targets: BTreeMap<AttachmentId, (Arc<Gate>, Weak<dyn RevokeTarget>)>,
+    pub changes: BTreeMap<ChangeId, PendingChange>,
 }
 
 /// How far a change is.
