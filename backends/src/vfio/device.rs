@@ -143,10 +143,7 @@ impl Device {
     /// # Errors
     /// [`Kind::NotFound`] names the BARs that there are.
     pub fn region(&self, index: u32) -> Result<&Region> {
-        // Mostly at its own number, where no region before it is missing.
-        let at_its_number = self.regions.get(index as usize).filter(|region| region.index == index);
-        let find = || self.regions.iter().find(|region| region.index == index);
-        at_its_number.or_else(find).ok_or_else(|| {
+        self.regions.iter().find(|region| region.index == index).ok_or_else(|| {
             let bars: Vec<String> = (self.regions.iter())
                 .filter(|region| region.index < VFIO_PCI_ROM_REGION_INDEX)
                 .map(|region| region.index.to_string())
