@@ -300,7 +300,9 @@ mod tests {
 
         #[test]
         fn any_bytes_are_survived(seen in proptest::collection::vec(any::<u8>(), 1..64)) {
-            prop_assert!(find(&seen, Some(&[1, 2, 3])).is_some());
+            // Short ones may be right by chance.
+            let is_right = right().starts_with(&seen);
+            prop_assert_eq!(find(&seen, Some(&[1, 2, 3])).is_none(), is_right);
         }
     }
 }
