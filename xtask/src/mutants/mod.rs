@@ -241,6 +241,8 @@ impl Place {
         })?;
         let log = fs::File::create(out.join("log")).context("making a log in target/mutants")?;
         command.env("CARGO_TARGET_DIR", self.folder.join("build"));
+        // proptest keeps what failed in a file, to try it again first. What failed with one mutant is not the next one's.
+        command.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         steps.begin(&what);
         let start = Instant::now();
