@@ -461,6 +461,20 @@ pub(crate) mod tests {
         );
     }
 
+    /// The importer is not opened for it.
+    #[test]
+    fn the_present_state_has_the_driver_that_was_there() {
+        let mut certificate = certificate(Vec::new());
+        certificate.fingerprint.add(DRIVER, "radv Mesa 26.1.6");
+        let now = certificate.fingerprint_now();
+        assert_eq!(now.line(DRIVER), Some("radv Mesa 26.1.6"));
+        assert!(now.line("the kernel").is_some(), "{now:?}");
+        assert!(
+            now.lines().any(|(what, _)| what.contains("0000:02:00.0")),
+            "the importer is not in it: {now:?}"
+        );
+    }
+
     #[test]
     fn a_reboot_voids_unless_it_is_to_outlive_that() {
         let mut certificate = certificate(vec![tested(Direction::Read, "copy engine", ENGINE)]);

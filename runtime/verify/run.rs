@@ -271,3 +271,51 @@ fn get(host: &HostSlice) -> Result<Vec<u8>> {
     host.mapping().read(host.offset_bytes(), &mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(offset_bytes: u64, length_bytes: u64, name: &str) -> Place {
+        Place { offset_bytes, length_bytes, name: name.into() }
+    }
+
+    #[test]
+    fn places_are_cut_to_what_one_copy_takes() {
+        let far = 5 << 40;
+        let cut = pieces(&[place(4096, 2 * PIECE_BYTES + 4096, "long"), place(far, 4096, "short")]);
+        let expected = [
+            place(4096, PIECE_BYTES, "long"),
+            place(4096 + PIECE_BYTES, PIECE_BYTES, "long"),
+            place(4096 + 2 * PIECE_BYTES, 4096, "long"),
+            place(far, 4096, "short"),
+        ];
+        assert_eq!(cut, expected);
+    }
+
+    #[test]
+    fn findings_of_all_parts_are_counted_together() {
+        let time = Duration::from_micros(3);
+        let failed = |message: &str| Some(Failure::Fault { message: message.into() });
+        let mut all = Findings::default();
+        all.copied(7, time);
+        all.copied(10, time);
+        let mut part = Findings { failure: failed("first"), ..Findings::default() };
+        part.copied(40, time);
+        part.copied(30, time);
+        all.add(part);
+        all.add(Findings { failure: failed("second"), ..Findings::default() });
+        assert_eq!((all.copied_bytes, all.figure), (87, Some(Figure::new(40, time))));
+        assert_eq!(all.failure, failed("first"), "the first counts");
+    }
+
+    #[test]
+    fn each_half_of_the_host_memory_keeps_its_own_bytes() {
+        let halves = Halves::new(5000).unwrap();
+        let (owners, importers) = (halves.owners(5000).unwrap(), halves.importers(5000).unwrap());
+        put(&owners, |bytes| bytes.fill(1)).unwrap();
+        put(&importers, |bytes| bytes.fill(2)).unwrap();
+        assert_eq!(get(&owners).unwrap(), [1; 5000]);
+        assert_eq!(get(&importers).unwrap(), [2; 5000]);
+    }
+}

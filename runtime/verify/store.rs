@@ -366,7 +366,11 @@ fn write(folder: &FilePath, name: &str, certificate: &Certificate) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    use tracing::span;
 
     use super::super::certificate::Tested;
     use super::super::certificate::tests::{certificate, request, tested};
@@ -398,6 +402,7 @@ mod tests {
         let text = fs::read_to_string(&file).unwrap();
         assert!(text.contains("\"the kernel command line\": \"quiet\""), "{text}");
         let next = Store::at(folder.path());
+        assert_eq!(next.folder(), Some(folder.path()));
         assert_eq!(next.get(&good().subject), Some(good()));
         assert_eq!(next.list().unwrap().certificates.len(), 1);
         // Nothing else is left in the folder but the lock.
@@ -477,14 +482,127 @@ mod tests {
         ignored(folder.path());
     }
 
+    /// What lies behind the link is a certificate, and nobody ever writes to the pipe.
+    #[test]
+    fn a_link_and_a_pipe_are_ignored_and_not_waited_for() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = Store::at(folder.path()).keep(good()).unwrap();
+        let moved = elsewhere.path().join("moved");
+        fs::rename(&file, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &file).unwrap();
+        ignored(folder.path());
+        assert_eq!(Store::at(folder.path()).get(&good().subject), None);
+
+        fs::remove_file(&file).unwrap();
+        mkfifoat(CWD, &file, Mode::RUSR | Mode::WUSR).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        let path = folder.path().to_owned();
+        std::thread::spawn(move || send.send(ignored(&path)));
+        let why = receive.recv_timeout(Duration::from_secs(30)).expect("a pipe was waited for");
+        assert_eq!(why, "it is no ordinary file");
+    }
+
+    /// Its tests would become those of whoever is kept there.
+    #[test]
+    fn a_certificate_in_the_place_of_another_is_not_added_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let file = store.keep(good()).unwrap();
+        let mut other = good();
+        other.subject.region = 3;
+        fs::write(&file, serde_json::to_vec(&other).unwrap()).unwrap();
+        let write = certificate(vec![tested(Direction::Write, "copy engine", Observer::OwnerEngine)]);
+        store.keep(write.clone());
+        assert_eq!(store.get(&good().subject), Some(write));
+    }
+
+    /// Keeps what is logged as fields and their values.
+    #[derive(Default)]
+    struct Log(Arc<Mutex<Vec<String>>>);
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut line = event.metadata().level().to_string();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                let _ = write!(line, " {field}={value:?}");
+            });
+            self.0.lock().push(line);
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    /// The lines that `act` writes to the log.
+    fn logged(act: impl FnOnce()) -> Vec<String> {
+        let log = Log::default();
+        let lines = Arc::clone(&log.0);
+        tracing::subscriber::with_default(log, act);
+        std::mem::take(&mut *lines.lock())
+    }
+
+    #[test]
+    fn a_file_that_is_ignored_is_named_in_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path());
+        let file = store.keep(good()).unwrap();
+        fs::write(&file, "{]").unwrap();
+        let read = logged(|| assert_eq!(store.get(&good().subject), None));
+        let listed = logged(|| assert_eq!(store.list().unwrap().ignored.len(), 1));
+        for lines in [read, listed] {
+            let [line] = &lines[..] else { panic!("{lines:?}") };
+            let says = |what: &str| line.contains(what);
+            assert!(line.starts_with("WARN") && says("ignored") && says("broken"), "{line}");
+            assert!(says(file.to_str().unwrap()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_no_trouble() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(read(&folder.path().join("gone")), Err(Unread::Absent)));
+        let listing = Store::at(folder.path().join("gone")).list().unwrap();
+        assert!(listing.certificates.is_empty() && listing.ignored.is_empty());
+        // A file in the place of the folder is.
+        let file = folder.path().join("in the way");
+        fs::write(&file, "").unwrap();
+        let error = Store::at(&file).list().unwrap_err();
+        assert!(error.to_string().contains("in the way"), "{error}");
+    }
+
+    /// FNV's own examples: files and machines are called by this number in every version.
+    #[test]
+    fn the_number_in_a_name_is_fnv_1a() {
+        for (bytes, sum) in [
+            (&b""[..], 0xcbf2_9ce4_8422_2325),
+            (b"a", 0xaf63_dc4c_8601_ec8c),
+            (b"foobar", 0x8594_4171_f739_67e8),
+        ] {
+            assert_eq!(sum_of(bytes), sum, "{bytes:?}");
+        }
+    }
+
     #[test]
     fn a_folder_that_cannot_be_written_costs_only_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("in the way");
         fs::write(&file, "").unwrap();
         let store = Store::at(&file);
-        assert_eq!(store.keep(good()), None);
-        assert_eq!(store.keep(good()), None);
+        let keep = || logged(|| assert_eq!(store.keep(good()), None)).len();
+        assert_eq!([keep(), keep()], [1, 0], "it is said once");
         assert_eq!(store.get(&good().subject), Some(good()));
         assert!(store.is_said.load(Ordering::Relaxed));
         let nowhere = Store::with(None);
