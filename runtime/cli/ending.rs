@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use peervram::{Error, Kind};
+use peervram::{Error, Kind, NotAttached};
 use peervram_programs::{CANNOT_RUN_HERE, USAGE};
 use serde::Serialize;
 
@@ -49,7 +49,7 @@ pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
         Ok(code) => return code,
         Err(error) => error,
     };
-    let ours = error.downcast_ref::<Error>();
+    let ours = library_error(&error);
     let mut standard_error = std::io::stderr().lock();
     let _ = match ours {
         Some(error) if json => print_json(&serde_json::json!({ "error": ErrorReport::from(error) }))
@@ -61,6 +61,11 @@ pub fn of(result: anyhow::Result<ExitCode>, json: bool) -> ExitCode {
         None => writeln!(standard_error, "peervram: {error:#}"),
     };
     ours.map_or(ExitCode::FAILURE, code_of)
+}
+
+/// The library's error that a command ended with, if it is one: also as `attach` gives it.
+fn library_error(error: &anyhow::Error) -> Option<&Error> {
+    error.downcast_ref::<Error>().or_else(|| error.downcast_ref::<NotAttached>().map(NotAttached::error))
 }
 
 /// The exit code of an error, with --json and without.
@@ -77,4 +82,21 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     writeln!(peervram_programs::output(), "{text}")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_attachment_ends_as_any_error_of_the_library() {
+        let error = Error::new(Kind::ImporterCannot, "attach to lent memory", "it attaches statically");
+        let code = code_of(&error);
+        for error in [anyhow::Error::from(error.clone()), NotAttached::from(error).into()] {
+            let ours = library_error(&error).expect("it is the library's");
+            assert_eq!((ours.kind(), code_of(ours)), (Kind::ImporterCannot, code));
+            assert_ne!(code_of(ours), ExitCode::FAILURE);
+        }
+        assert!(library_error(&anyhow::anyhow!("another one")).is_none());
+    }
 }

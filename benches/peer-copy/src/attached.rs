@@ -62,7 +62,7 @@ impl<I: Importer> Imports for Arc<I> {
 fn why_refused(not_attached: NotAttached) -> anyhow::Error {
     match not_attached.refused() {
         [(_, error)] => error.clone().into(),
-        _ => not_attached.into(),
+        _ => peervram::Error::from(not_attached).into(),
     }
 }
 
