@@ -14,7 +14,7 @@ use crate::Result;
 use crate::sync::{self, Thread, pause};
 
 /// How long a lender that is dropped waits.
-pub(crate) const PATIENCE: RevokeOptions = RevokeOptions {
+const PATIENCE: RevokeOptions = RevokeOptions {
     timeout: Duration::from_millis(500),
     at_deadline: AtDeadline::GoOn,
     call_limit: Duration::from_millis(500),

@@ -18,8 +18,7 @@ impl Device {
     /// `buffer` is of this device and lives until the commands have completed; `stage` and
     /// `access` go together (VUID-vkCmdPipelineBarrier-pBufferMemoryBarriers-02818, -02817).
     pub unsafe fn record_acquire(&self, command_buffer: u64, buffer: &Buffer, stage: u32, access: u32) {
-        let next =
-            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let next = Use::from_raw(stage, access);
         // SAFETY: the caller vouches for it.
         unsafe { acquire(vk::CommandBuffer::from_raw(command_buffer), &buffer.raw().resource, next) };
     }
@@ -30,8 +29,7 @@ impl Device {
     /// # Safety
     /// As [`Device::record_acquire`].
     pub unsafe fn record_release(&self, command_buffer: u64, buffer: &Buffer, stage: u32, access: u32) {
-        let last =
-            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let last = Use::from_raw(stage, access);
         // SAFETY: the caller vouches for it.
         unsafe { release(vk::CommandBuffer::from_raw(command_buffer), &buffer.raw().resource, last) };
     }
@@ -51,8 +49,7 @@ impl Device {
         stage: u32,
         access: u32,
     ) {
-        let next =
-            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let next = Use::from_raw(stage, access);
         let commands = vk::CommandBuffer::from_raw(command_buffer);
         // SAFETY: the caller vouches for it.
         unsafe { acquire_image(commands, image.resource(), vk::ImageLayout::from_raw(image_layout), next) };
@@ -71,8 +68,7 @@ impl Device {
         stage: u32,
         access: u32,
     ) {
-        let last =
-            Use { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) };
+        let last = Use::from_raw(stage, access);
         let commands = vk::CommandBuffer::from_raw(command_buffer);
         // SAFETY: the caller vouches for it.
         unsafe { release_image(commands, image.resource(), vk::ImageLayout::from_raw(image_layout), last) };

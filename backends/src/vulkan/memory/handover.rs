@@ -24,6 +24,11 @@ pub(crate) struct Use {
 }
 
 impl Use {
+    /// Of `VkPipelineStageFlags` and `VkAccessFlags`, as an application gives them.
+    pub(crate) fn from_raw(stage: u32, access: u32) -> Self {
+        Self { stage: vk::PipelineStageFlags::from_raw(stage), access: vk::AccessFlags::from_raw(access) }
+    }
+
     pub(crate) const SHADER: Self = Self {
         stage: vk::PipelineStageFlags::COMPUTE_SHADER,
         access: vk::AccessFlags::from_raw(
