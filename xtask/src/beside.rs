@@ -66,7 +66,8 @@ impl Kernels {
             }
             thread::sleep(LOOK_EVERY);
         }
-        progress.end(true, begun.elapsed());
+        let is_made = matches!(self.child.try_wait(), Ok(Some(status)) if status.success());
+        progress.end(is_made, begun.elapsed());
     }
 
     /// How far the last line of the log says that it is: "...: 242 of about 2100, 123 s".

@@ -108,15 +108,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
 pub fn run_beside(arguments: &Arguments, kernels: Option<Kernels>) -> Result<ExitCode> {
     let steps = Steps::default();
     let mut run = Run::default();
+    // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
+    let wants_lab = !arguments.no_lab && !arguments.quick;
+    let lab = wants_lab.then(|| lab::open(&arguments.setup, &steps)).transpose()?;
+    let missing = [demo::missing_vulkan(), validation::missing()].concat();
+    terminal::install(&missing, arguments.setup.yes)?;
     if arguments.quick {
-        let missing = [demo::missing_vulkan(), validation::missing()].concat();
-        terminal::install(&missing, arguments.setup.yes)?;
         run_quick(&mut run)?;
     } else {
-        // Opened first: the host's tests use the kernel headers and the shader compiler in its root.
-        let lab = if arguments.no_lab { None } else { Some(lab::open(&arguments.setup, &steps)?) };
-        let missing = [demo::missing_vulkan(), validation::missing()].concat();
-        terminal::install(&missing, arguments.setup.yes)?;
         run_all(&mut run, lab.as_ref(), kernels)?;
     }
     if arguments.times {
