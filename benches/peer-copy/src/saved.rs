@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::record::{Record, SCHEMA, VERSION};
 use crate::schema;
-use peervram_programs::{Ending, usage};
+use peervram_programs::{Ending, replace, usage};
 
 /// Where records are kept.
 #[derive(Debug)]
@@ -50,10 +50,7 @@ impl Saved {
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
         let mut text = serde_json::to_string_pretty(record)?;
         text.push('\n');
-        // A reader never meets half of one.
-        let half = file.with_extension("half");
-        fs::write(&half, text).with_context(|| format!("writing {}", half.display()))?;
-        fs::rename(&half, &file).with_context(|| format!("writing {}", file.display()))?;
+        replace(&file, 0o644, text.as_bytes()).with_context(|| format!("writing {}", file.display()))?;
         Ok(file)
     }
 

@@ -5,14 +5,15 @@
 //! written goes through a [`Kernel`], so that tests have one of their own.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use peervram::backends::PciAddress;
 use peervram::backends::pci::{Function, blocks_its_group, is_vfio_driver};
 use peervram::nvgrace;
 use peervram::{Error, Kind, Result};
+use peervram_programs::replace;
 use serde::{Deserialize, Serialize};
 
 use crate::devices::nothing_to_lend;
@@ -239,16 +240,7 @@ impl Binding {
             let folder = file.parent().unwrap_or(root);
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
-            let options = &mut fs::OpenOptions::new();
-            let new = file.with_extension("new");
-            options
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?
-                .write_all(text.as_bytes())?;
-            fs::rename(&new, &file)
+            replace(&file, 0o600, text.as_bytes())
         };
         written().map_err(|error| {
             Error::os(TRIED, error)

@@ -7,12 +7,14 @@
 //!
 //! [`say!`] and [`note!`] stand for `println!` and `eprintln!`, which panic where nobody reads; clippy refuses those two
 //! (`print_stdout`, `print_stderr`) in the whole workspace. [`Table`], [`lines`] and [`labelled`] lay text out for
-//! [`columns`]. [`Ending`] is an error with an exit code, [`Samples`] what was measured, [`bytes`] a size in words.
+//! [`columns`]. [`Ending`] is an error with an exit code, [`Samples`] what was measured, [`bytes`] a size in words,
+//! [`replace`] writes a file as a whole.
 
 #![forbid(unsafe_code)]
 
 pub mod bytes;
 mod ending;
+mod file;
 mod output;
 #[cfg(feature = "picture")]
 pub mod picture;
@@ -21,6 +23,7 @@ mod table;
 mod text;
 
 pub use ending::{CANNOT_RUN_HERE, Ending, FAILED, USAGE, cannot, usage};
+pub use file::replace;
 pub use output::{Output, end, is_terminal, output, output_failed};
 pub use samples::Samples;
 pub use table::{Table, UNBROKEN};
