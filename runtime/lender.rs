@@ -115,16 +115,16 @@ impl<E: Exporter + 'static> Lender<E> {
     /// # Errors
     /// Who is late, and nothing was taken back; or [`Kind::Stuck`], and it is closed
     /// when the kernel comes back. With the lender given back.
-    pub fn close(self, terms: impl Into<RevokeOptions>) -> Result<(), NotClosed<Self>> {
+    pub fn close(self, options: impl Into<RevokeOptions>) -> Result<(), NotClosed<Self>> {
         // A lender that is closed already has nothing left to do.
-        match self.end(terms.into()) {
+        match self.end(options.into()) {
             Err(error) if error.kind() != Kind::Gone => Err(NotClosed::new(self, error)),
             _ => Ok(()),
         }
     }
 
-    fn end(&self, terms: RevokeOptions) -> Result<()> {
-        self.revoker.close(&self.lending, &self.exporter, RevokeCause::ExporterGone, terms)
+    fn end(&self, options: RevokeOptions) -> Result<()> {
+        self.revoker.close(&self.lending, &self.exporter, RevokeCause::ExporterGone, options)
     }
 
     /// Takes everything back around `call`, which may do what it likes with the memory or the device: for
@@ -140,10 +140,10 @@ impl<E: Exporter + 'static> Lender<E> {
         &self,
         cause: RevokeCause,
         tried: &'static str,
-        terms: impl Into<RevokeOptions>,
+        options: impl Into<RevokeOptions>,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        self.change(Change::Take(cause), tried, terms.into(), call)
+        self.change(Change::Take(cause), tried, options.into(), call)
     }
 
     /// Gives back what is away, by `call`, and lets in.
@@ -162,7 +162,7 @@ impl<E: Exporter + 'static> Lender<E> {
         &self,
         what: Change,
         tried: &'static str,
-        terms: RevokeOptions,
+        options: RevokeOptions,
         call: impl FnOnce(&E) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let device = Arc::clone(&self.device);
@@ -173,7 +173,7 @@ impl<E: Exporter + 'static> Lender<E> {
             make: Box::new(move || call(&device)),
             after: None,
         };
-        self.revoker.change(call, terms)
+        self.revoker.change(call, options)
     }
 }
 

@@ -25,7 +25,7 @@ use crate::Result;
 /// ```compile_fail,E0599
 /// # use peervram::{Lender, Result, backends::vfio};
 /// fn behind_its_back(lender: &Lender<vfio::Device>) -> Result<()> {
-///     lender.device().reset() // It blocks for importers that nobody told: `lender.reset(terms)` tells them.
+///     lender.device().reset() // It blocks for importers that nobody told: `lender.reset(options)` tells them.
 /// }
 /// ```
 /// ```compile_fail,E0599

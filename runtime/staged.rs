@@ -74,7 +74,7 @@ struct Inside {
 
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum StageCopy {
     Pull,
     Push,
 }
@@ -172,7 +172,7 @@ impl<I: Importer> Staged<I> {
         }
         let writers = self.inside.lock().get(&generation).map_or(0, |inside| inside.writers);
         if writers == 0 {
-            self.copy(memory, Way::Pull, self.how.pull, generation)?;
+            self.copy(memory, StageCopy::Pull, self.how.pull, generation)?;
         } else if self.pieces.is_torn(generation) {
             return Err(self.pieces.revoked("copy lent memory"));
         }
@@ -205,7 +205,7 @@ impl<I: Importer> Staged<I> {
             tracing::warn!(importer = self.importer.name(), "nobody knows what it wrote: not copied back");
             return false;
         }
-        match self.copy(memory, Way::Push, mover, generation) {
+        match self.copy(memory, StageCopy::Push, mover, generation) {
             Ok(()) => true,
             Err(error) => {
                 tracing::error!(%error, "could not copy back what an importer wrote");
@@ -214,7 +214,7 @@ impl<I: Importer> Staged<I> {
         }
     }
 
-    fn copy(&self, memory: &I::Memory, way: Way, mover: Mover, generation: u64) -> Result<()> {
+    fn copy(&self, memory: &I::Memory, way: StageCopy, mover: Mover, generation: u64) -> Result<()> {
         let size_bytes = self.export.aperture().ranges().size_bytes();
         if let Some(stage) = &self.stage {
             let mut pieces = pieces(size_bytes, SLICE_BYTES as u64);
@@ -233,13 +233,13 @@ impl<I: Importer> Staged<I> {
         let near = |offset_bytes: u64, slice: &HostSlice| {
             let deadline = Instant::now() + PIECE_TIMEOUT;
             match way {
-                Way::Pull => engine.write(memory, offset_bytes, slice, deadline),
-                Way::Push => engine.read(memory, offset_bytes, slice, deadline),
+                StageCopy::Pull => engine.write(memory, offset_bytes, slice, deadline),
+                StageCopy::Push => engine.read(memory, offset_bytes, slice, deadline),
             }
         };
         let result = match way {
-            Way::Pull => relay(size_bytes, &slices, far, near),
-            Way::Push => relay(size_bytes, &slices, near, far),
+            StageCopy::Pull => relay(size_bytes, &slices, far, near),
+            StageCopy::Push => relay(size_bytes, &slices, near, far),
         };
         if result.is_err() {
             *self.slices.lock() = None;
@@ -250,7 +250,7 @@ impl<I: Importer> Staged<I> {
     /// Moves one piece between the lent memory and `slice`.
     fn move_piece(
         &self,
-        way: Way,
+        way: StageCopy,
         mover: Mover,
         generation: u64,
         offset_bytes: u64,
@@ -258,8 +258,8 @@ impl<I: Importer> Staged<I> {
     ) -> Result<()> {
         // A pull gives way to whoever wants the memory; a push is what they wait for.
         let _held = match way {
-            Way::Pull => self.pieces.hold_unless_wanted(generation)?,
-            Way::Push => self.pieces.hold(generation)?,
+            StageCopy::Pull => self.pieces.hold_unless_wanted(generation)?,
+            StageCopy::Push => self.pieces.hold(generation)?,
         };
         match mover {
             Mover::OwnerEngine => {
@@ -305,29 +305,29 @@ impl<I: Importer> Staged<I> {
 fn moved<M: ?Sized>(
     engine: &dyn Engine<M>,
     memory: &M,
-    way: Way,
+    way: StageCopy,
     offset_bytes: u64,
     slice: &HostSlice,
 ) -> Result<()> {
     let deadline = Instant::now() + PIECE_TIMEOUT;
     match way {
-        Way::Pull => engine.read(memory, offset_bytes, slice, deadline),
-        Way::Push => engine.write(memory, offset_bytes, slice, deadline),
+        StageCopy::Pull => engine.read(memory, offset_bytes, slice, deadline),
+        StageCopy::Push => engine.write(memory, offset_bytes, slice, deadline),
     }
 }
 
 /// Copies by the CPU, by way of memory that it caches.
-fn by_cpu(bar: &Mapping, way: Way, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
+fn by_cpu(bar: &Mapping, way: StageCopy, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
     let mut bounce = vec![0; BOUNCE_BYTES.min(slice.length_bytes())];
     for (at, length_bytes) in pieces(slice.length_bytes() as u64, bounce.len() as u64) {
         let bounce = &mut bounce[..length_bytes];
         let (in_bar, in_slice) = ((offset_bytes + at) as usize, slice.offset_bytes() + at as usize);
         match way {
-            Way::Pull => {
+            StageCopy::Pull => {
                 bar.read(in_bar, bounce)?;
                 slice.mapping().write(in_slice, bounce)?;
             }
-            Way::Push => {
+            StageCopy::Push => {
                 slice.mapping().read(in_slice, bounce)?;
                 bar.write(in_bar, bounce)?;
             }

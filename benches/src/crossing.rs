@@ -26,7 +26,7 @@ use peervram::backends::{
 use peervram::{Lender, LentDevice, Trust};
 
 use crate::counter::{Counter, Counts};
-use crate::machine::Machine;
+use crate::machine::Participants;
 use crate::pinned::Pinned;
 use crate::report::{Limit, Report, Round, Unit};
 use peervram_programs::Samples;
@@ -55,20 +55,20 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A way to cross.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+enum Level {
     Library,
     Backends,
     Raw,
 }
 
 /// Every order, so that each way follows each other one equally often.
-const ORDERS: [[Way; 3]; 6] = [
-    [Way::Library, Way::Backends, Way::Raw],
-    [Way::Raw, Way::Backends, Way::Library],
-    [Way::Backends, Way::Raw, Way::Library],
-    [Way::Raw, Way::Library, Way::Backends],
-    [Way::Library, Way::Raw, Way::Backends],
-    [Way::Backends, Way::Library, Way::Raw],
+const ORDERS: [[Level; 3]; 6] = [
+    [Level::Library, Level::Backends, Level::Raw],
+    [Level::Raw, Level::Backends, Level::Library],
+    [Level::Backends, Level::Raw, Level::Library],
+    [Level::Raw, Level::Library, Level::Backends],
+    [Level::Library, Level::Raw, Level::Backends],
+    [Level::Backends, Level::Library, Level::Raw],
 ];
 
 /// What the machine's clock goes by.
@@ -90,9 +90,14 @@ pub struct Programs<'a> {
 }
 
 /// Adds the crossings to `report`.
-pub fn measure(machine: &Machine, programs: Programs<'_>, clock: Clock, report: &mut Report) -> Result<()> {
+pub fn measure(
+    machine: &Participants,
+    programs: Programs<'_>,
+    clock: Clock,
+    report: &mut Report,
+) -> Result<()> {
     const WHAT: &str = "crossing";
-    let Machine::Vfio { address, region, node } = machine else {
+    let Participants::Vfio { address, region, node } = machine else {
         report.skip(WHAT, "no PCI device is bound to VFIO; `cargo xtask bench` boots a machine that has one");
         return Ok(());
     };
@@ -132,9 +137,9 @@ pub fn measure(machine: &Machine, programs: Programs<'_>, clock: Clock, report: 
         for turn in 0..report.cycles.div_ceil(TURN - 1) {
             for way in ORDERS[turn % ORDERS.len()] {
                 match way {
-                    Way::Library => take_by_library(&lender, &aperture, &node, &mut by_library),
-                    Way::Backends => take_by_backends(lender.device(), &ranges, &node, &mut by_backends),
-                    Way::Raw => raw.take(&mut by_raw),
+                    Level::Library => take_by_library(&lender, &aperture, &node, &mut by_library),
+                    Level::Backends => take_by_backends(lender.device(), &ranges, &node, &mut by_backends),
+                    Level::Raw => raw.take(&mut by_raw),
                 }
                 .with_context(|| format!("crossing by {way:?}"))?;
             }

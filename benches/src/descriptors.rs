@@ -21,7 +21,7 @@ use peervram_model::registers::engine::{
 use peervram_model::registers::{BAR0_BYTES, COPY_ENGINE, DESCRIPTOR_BYTES, Descriptor};
 use peervram_model_driver::{ModelGpu, REGISTER_BAR, VRAM_BAR};
 
-use crate::machine::Machine;
+use crate::machine::Participants;
 use crate::report::{Report, Round, Unit};
 use peervram_programs::Samples;
 
@@ -40,11 +40,11 @@ const TURN: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Adds the descriptors to `report`.
-pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
+pub fn measure(machine: &Participants, report: &mut Report) -> Result<()> {
     const WHAT: &str = "descriptors";
     const WHY: &str = "the lender is no model GPU; `cargo xtask bench descriptors` boots a machine with one";
     let address = match machine {
-        Machine::Vfio { address, .. } if may_be_model(&Function::read(*address)?) => *address,
+        Participants::Vfio { address, .. } if may_be_model(&Function::read(*address)?) => *address,
         _ => {
             report.skip(WHAT, WHY);
             return Ok(());

@@ -1,4 +1,4 @@
-//! `Machine`: who lends and who imports here.
+//! `Participants`: who lends and who imports here.
 //!
 //! The lender is the first PCI function bound to VFIO that has memory, as `peervram devices` lists
 //! them; the importer the first DRM node whose driver takes memory of another device.
@@ -18,7 +18,7 @@ const HOST_BYTES: u64 = 256 << 20;
 
 /// Who lends and who imports.
 #[derive(Debug)]
-pub enum Machine {
+pub enum Participants {
     /// A VFIO device lends its largest memory BAR.
     Vfio {
         /// Where it is.
@@ -32,28 +32,28 @@ pub enum Machine {
     Host,
 }
 
-impl Machine {
+impl Participants {
     /// Finds what was not given. Without any VFIO device it is the host's memory.
-    pub fn find(lender: Option<PciAddress>, node: Option<PathBuf>) -> Result<Machine> {
+    pub fn find(lender: Option<PciAddress>, node: Option<PathBuf>) -> Result<Participants> {
         let function = match lender {
             Some(address) => Some(Function::read(address)?),
             // A machine without a PCI bus has no VFIO device either.
             None => Function::all().unwrap_or_default().into_iter().find(lends),
         };
-        let Some(function) = function else { return Ok(Machine::Host) };
+        let Some(function) = function else { return Ok(Participants::Host) };
         let Some(region) = function.largest_memory().map(|bar| bar.index) else {
             bail!("{} has no memory BAR of a page or more; name another with --lender", function.address);
         };
         let node = node.map_or_else(find_node, Ok);
-        Ok(Machine::Vfio { address: function.address, region, node })
+        Ok(Participants::Vfio { address: function.address, region, node })
     }
 }
 
-impl fmt::Display for Machine {
+impl fmt::Display for Participants {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Machine::Vfio { address, region, .. } => write!(formatter, "{address}, BAR {region}"),
-            Machine::Host => formatter.write_str("host memory"),
+            Participants::Vfio { address, region, .. } => write!(formatter, "{address}, BAR {region}"),
+            Participants::Host => formatter.write_str("host memory"),
         }
     }
 }

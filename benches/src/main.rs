@@ -31,7 +31,7 @@ use peervram::backends::{PciAddress, vfio};
 use peervram_programs::{CANNOT_RUN_HERE, FAILED};
 
 use crossing::{Clock, Programs};
-use machine::Machine;
+use machine::Participants;
 use report::Report;
 
 /// Measures what lending memory costs and prints one table.
@@ -51,7 +51,7 @@ Examples:
 )]
 struct Arguments {
     /// What to measure; everything if left out
-    what: Vec<What>,
+    what: Vec<Benchmark>,
     /// The VFIO device whose memory is lent; found by itself if left out
     #[arg(long, value_name = "ADDRESS")]
     lender: Option<PciAddress>,
@@ -86,7 +86,7 @@ struct Arguments {
 
 /// A benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum What {
+enum Benchmark {
     /// Export, import into a DRM node and close, against the same calls made raw in C
     Crossing,
     /// Reset the lender while a DRM node has 1, 8 or 64 imports, against the same ioctl made raw
@@ -105,10 +105,10 @@ enum What {
     Staged,
 }
 
-impl What {
+impl Benchmark {
     /// Whether host memory will do as well as a VFIO device.
     fn takes_any_lender(&self) -> bool {
-        matches!(self, What::Access | What::HostPointer | What::Mapping)
+        matches!(self, Benchmark::Access | Benchmark::HostPointer | Benchmark::Mapping)
     }
 }
 
@@ -125,39 +125,39 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut report = Report::new(arguments.rounds.get(), arguments.cycles.get());
-    let chosen = if arguments.what.is_empty() { What::value_variants() } else { &arguments.what };
+    let chosen = if arguments.what.is_empty() { Benchmark::value_variants() } else { &arguments.what };
     let machine = match arguments.host {
-        true => Machine::Host,
-        false => Machine::find(arguments.lender, arguments.node.clone())?,
+        true => Participants::Host,
+        false => Participants::find(arguments.lender, arguments.node.clone())?,
     };
     report.lender = machine.to_string();
 
-    if chosen.contains(&What::Crossing) {
+    if chosen.contains(&Benchmark::Crossing) {
         let programs = Programs { raw: arguments.raw.as_deref(), count: arguments.count.as_deref() };
         let clock = if arguments.instruction_clock { Clock::Instructions } else { Clock::Time };
         crossing::measure(&machine, programs, clock, &mut report)?;
     }
-    if chosen.contains(&What::Revoke) {
+    if chosen.contains(&Benchmark::Revoke) {
         revoke::measure(&machine, &mut report)?;
     }
-    if chosen.contains(&What::Nvgrace) {
+    if chosen.contains(&Benchmark::Nvgrace) {
         nvgrace::measure(&machine, &mut report)?;
     }
-    if chosen.contains(&What::Descriptors) {
+    if chosen.contains(&Benchmark::Descriptors) {
         descriptors::measure(&machine, &mut report)?;
     }
-    if chosen.contains(&What::Staged) {
+    if chosen.contains(&Benchmark::Staged) {
         staged::measure(&machine, &mut report)?;
     }
     match &machine {
         // Opening the device for nothing would reset it for nothing.
-        _ if !chosen.iter().any(What::takes_any_lender) => {}
-        Machine::Vfio { address, region, .. } => {
+        _ if !chosen.iter().any(Benchmark::takes_any_lender) => {}
+        Participants::Vfio { address, region, .. } => {
             let device = vfio::Device::open(*address)?;
             let region = device.region(*region)?.clone();
             measure_memory(&Lender::new(device), &region, chosen, arguments.emulated, &mut report)?;
         }
-        Machine::Host => {
+        Participants::Host => {
             let memory = machine::host_memory()?;
             let region = memory.region().clone();
             measure_memory(&Lender::new(memory), &region, chosen, arguments.emulated, &mut report)?;
@@ -180,17 +180,17 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn measure_memory<E: peervram::backends::Exporter>(
     lender: &Lender<E>,
     region: &peervram::backends::Region,
-    chosen: &[What],
+    chosen: &[Benchmark],
     emulated: bool,
     report: &mut Report,
 ) -> Result<()> {
-    if chosen.contains(&What::Access) {
+    if chosen.contains(&Benchmark::Access) {
         access::measure(lender, region, !emulated, report)?;
     }
-    if chosen.contains(&What::HostPointer) {
+    if chosen.contains(&Benchmark::HostPointer) {
         host_pointer::measure(lender, region, report)?;
     }
-    if chosen.contains(&What::Mapping) {
+    if chosen.contains(&Benchmark::Mapping) {
         mapping::measure(lender.device(), region, report)?;
     }
     Ok(())

@@ -13,7 +13,7 @@ use peervram::backends::{
 use peervram::{Lender, nvgrace};
 
 use crate::crossing::{LIMIT, PATIENCE, TURN, take_by_library};
-use crate::machine::Machine;
+use crate::machine::Participants;
 use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
 use peervram_programs::Samples;
@@ -21,8 +21,8 @@ use peervram_programs::Samples;
 const WHAT: &str = "nvgrace";
 
 /// Adds them to `report`.
-pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
-    let Machine::Vfio { node, .. } = machine else {
+pub fn measure(machine: &Participants, report: &mut Report) -> Result<()> {
+    let Participants::Vfio { node, .. } = machine else {
         report.skip(WHAT, "no PCI device is bound to VFIO; `cargo xtask bench` boots a machine that has one");
         return Ok(());
     };

@@ -18,7 +18,7 @@ use peervram::backends::{
 };
 use peervram::{Export, Lender, Trust};
 
-use crate::machine::Machine;
+use crate::machine::Participants;
 use crate::pinned::Pinned;
 use crate::report::{Report, Round, Unit};
 use peervram_programs::Samples;
@@ -36,9 +36,9 @@ const TURNS: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Adds the revokes to `report`.
-pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
+pub fn measure(machine: &Participants, report: &mut Report) -> Result<()> {
     const WHAT: &str = "revoke";
-    let Machine::Vfio { address, region, node } = machine else {
+    let Participants::Vfio { address, region, node } = machine else {
         report.skip(WHAT, "no PCI device is bound to VFIO; `cargo xtask bench` boots a machine that has one");
         return Ok(());
     };

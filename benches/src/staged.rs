@@ -22,7 +22,7 @@ use peervram_model::registers::ENGINE_RATE;
 use peervram_model_driver::{ImportingGpu, ModelGpu, REGISTER_BAR, VRAM_BAR};
 
 use crate::descriptors::may_be_model;
-use crate::machine::Machine;
+use crate::machine::Participants;
 use crate::report::{Report, Round, Unit};
 use peervram_programs::Samples;
 
@@ -44,10 +44,10 @@ const CYCLES: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Adds the copies to `report`.
-pub fn measure(machine: &Machine, report: &mut Report) -> Result<()> {
+pub fn measure(machine: &Participants, report: &mut Report) -> Result<()> {
     const WHAT: &str = "staged";
     const WHY: &str = "there are no two model GPUs; `cargo xtask bench staged` boots a machine with them";
-    let Machine::Vfio { address, .. } = machine else {
+    let Participants::Vfio { address, .. } = machine else {
         report.skip(WHAT, WHY);
         return Ok(());
     };

@@ -68,7 +68,7 @@ pub struct Arguments {
 
     /// Which way bytes go, as the importer sees it.
     #[arg(long, value_enum, default_value = "both", conflicts_with = "list")]
-    direction: Way,
+    direction: DirectionArgument,
 
     /// Test everything, not some places. Content that changes meanwhile is lost.
     #[arg(long, conflicts_with_all = ["bytes", "list"])]
@@ -128,18 +128,18 @@ impl Arguments {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Way {
+enum DirectionArgument {
     Read,
     Write,
     Both,
 }
 
-impl From<Way> for Direction {
-    fn from(way: Way) -> Self {
+impl From<DirectionArgument> for Direction {
+    fn from(way: DirectionArgument) -> Self {
         match way {
-            Way::Read => Self::Read,
-            Way::Write => Self::Write,
-            Way::Both => Self::Both,
+            DirectionArgument::Read => Self::Read,
+            DirectionArgument::Write => Self::Write,
+            DirectionArgument::Both => Self::Both,
         }
     }
 }

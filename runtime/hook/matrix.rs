@@ -340,8 +340,8 @@ impl World {
 
     fn reset(&self) -> Result<()> {
         let fault = Arc::clone(&self.fault);
-        let terms = RevokeOptions::within(PATIENCE).or_go_on();
-        self.lender.revoke(RevokeCause::Reset, "reset a device", terms, move |_| {
+        let options = RevokeOptions::within(PATIENCE).or_go_on();
+        self.lender.revoke(RevokeCause::Reset, "reset a device", options, move |_| {
             fault.pass(Hook::RevokingCall);
             Ok(())
         })

@@ -37,7 +37,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     }
 
     /// Resets the device. Its memory's content is unknown afterwards. Blocks until it is over, but no
-    /// longer than `terms` say.
+    /// longer than `options` say.
     ///
     /// # Errors
     /// Where somebody is late, or another revoke is under way, nothing was taken back. [`Kind::Stuck`]
@@ -45,10 +45,10 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// of its own: nothing was taken back. [`Kind::Revoked`] where the device was reset and reported an error
     /// meanwhile: its memory is away until another reset. Otherwise what the device says; everything was taken
     /// back all the same.
-    pub fn reset(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn reset(&self, options: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "reset a device";
         self.vfio().check_can_reset()?;
-        self.revoke(RevokeCause::Reset, TRIED, terms, |device| device.as_ref().reset())
+        self.revoke(RevokeCause::Reset, TRIED, options, |device| device.as_ref().reset())
     }
 
     /// Resets the function by its own configuration space. As [`Lender::reset`]; but the kernel does not
@@ -56,11 +56,11 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn function_level_reset(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn function_level_reset(&self, options: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "reset a function";
         self.vfio().check_can_reset_function()?;
         let call = |device: &D| device.as_ref().function_level_reset();
-        self.revoke(RevokeCause::FunctionReset, TRIED, terms, call)
+        self.revoke(RevokeCause::FunctionReset, TRIED, options, call)
     }
 
     /// Who is reset with the device by a hot reset, itself included.
@@ -77,7 +77,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     /// # Errors
     /// [`Kind::InvalidInput`] where a device of the set lends and is not among `others`. Else as
     /// [`Lender::reset`]; a hot reset that fails halfway has taken everything back too.
-    pub fn hot_reset(&self, others: &[&dyn ResetTogether], terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn hot_reset(&self, others: &[&dyn ResetTogether], options: impl Into<RevokeOptions>) -> Result<()> {
         const TRIED: &str = "hot reset a device";
         let mut all: Vec<Together> = vec![sealed::Sealed::together(self)];
         for other in others.iter().map(|other| other.together()) {
@@ -108,7 +108,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
             make: Box::new(call),
             after: None,
         };
-        self.revoker.change(call, terms.into())
+        self.revoker.change(call, options.into())
     }
 
     /// Switches the device's memory decoding. Off takes everything back, as [`Lender::reset`]; on gives it
@@ -116,7 +116,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn set_memory_enabled(&self, enabled: bool, terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn set_memory_enabled(&self, enabled: bool, options: impl Into<RevokeOptions>) -> Result<()> {
         let tried = if enabled { "switch a device's memory on" } else { "switch a device's memory off" };
         let call = move |device: &D| device.as_ref().set_memory_enabled(enabled);
         self.owned(tried)?;
@@ -127,7 +127,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
         if enabled == self.vfio().memory_enabled()? {
             return Ok(());
         }
-        self.revoke(RevokeCause::MemoryDisabled, tried, terms, call)
+        self.revoke(RevokeCause::MemoryDisabled, tried, options, call)
     }
 
     /// Sends the device to a power state. D3hot takes everything back, as [`Lender::reset`]; D0 gives it
@@ -135,13 +135,13 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn set_power_state(&self, state: vfio::PowerState, terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn set_power_state(&self, state: vfio::PowerState, options: impl Into<RevokeOptions>) -> Result<()> {
         let call = move |device: &D| device.as_ref().set_power_state(state);
         if state == vfio::PowerState::D0 {
             return self.owned("wake a device")?.restore("wake a device", call);
         }
         const TRIED: &str = "send a device to sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, options, call)
     }
 
     /// Lets the kernel put the device to sleep, which takes everything back. Touching the device wakes it
@@ -149,10 +149,10 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
     ///
     /// # Errors
     /// As [`Lender::reset`].
-    pub fn enter_low_power(&self, terms: impl Into<RevokeOptions>) -> Result<()> {
+    pub fn enter_low_power(&self, options: impl Into<RevokeOptions>) -> Result<()> {
         let call = |device: &D| device.as_ref().enter_low_power();
         const TRIED: &str = "let a device sleep";
-        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, terms, call)
+        self.owned(TRIED)?.revoke(RevokeCause::PowerState, TRIED, options, call)
     }
 
     /// Ends the sleep, and lets in.

@@ -41,7 +41,7 @@ struct Ongoing {
     devices: Vec<Arc<LendingDevice>>,
     /// The attachments that must answer before the call.
     notified: Vec<AttachmentId>,
-    terms: RevokeOptions,
+    options: RevokeOptions,
     /// Until when the attachments may take.
     deadline: Instant,
     /// None once a thread makes it.
@@ -50,16 +50,16 @@ struct Ongoing {
 }
 
 impl Revoker {
-    /// Makes a change, as drawn above. Blocks until it is over, but no longer than its terms say.
+    /// Makes a change, as drawn above. Blocks until it is over, but no longer than its options say.
     ///
     /// # Errors
     /// [`Kind::TimedOut`] or [`Kind::StillInUse`] where an attachment was late, [`Kind::Busy`],
     /// [`Kind::Gone`] and [`Kind::WouldDeadlock`]: nothing was taken back. [`Kind::Stuck`]: the call goes on.
     /// Else what the call said; everything was taken back all the same. [`Kind::Revoked`] where the call worked, and
     /// the device reported an error meanwhile.
-    pub fn change(self: &Arc<Self>, call: Call, terms: RevokeOptions) -> Result<()> {
+    pub fn change(self: &Arc<Self>, call: Call, options: RevokeOptions) -> Result<()> {
         check_no_access_of_this_thread(&call)?;
-        let change = Arc::new(Ongoing::begin(self, call, terms)?);
+        let change = Arc::new(Ongoing::begin(self, call, options)?);
         change.drain();
         change.check_not_called_off()?;
         change.free_imports();
@@ -82,13 +82,13 @@ fn check_no_access_of_this_thread(call: &Call) -> Result<()> {
 
 impl Ongoing {
     /// Closes the gates of all attachments to the call's devices.
-    fn begin(revoker: &Arc<Revoker>, call: Call, terms: RevokeOptions) -> Result<Self> {
-        let deadline = deadline_after(terms.timeout);
+    fn begin(revoker: &Arc<Revoker>, call: Call, options: RevokeOptions) -> Result<Self> {
+        let deadline = deadline_after(options.timeout);
         let (id, what, tried, devices) = (ChangeId(new_id()), call.what, call.tried, call.devices.clone());
         let mut state = revoker.state.lock();
         let ids = devices.iter().map(|device| device.id).collect();
         state.changes.insert(id, PendingChange::of(&devices));
-        let input = Input::Ask { change: id, what, devices: ids, terms };
+        let input = Input::Ask { change: id, what, devices: ids, options };
         let actions = state.machine.handle(input, revoker.clock());
         if let Some(Action::RefuseChange { why, .. }) = actions.first() {
             state.changes.remove(&id);
@@ -107,7 +107,7 @@ impl Ongoing {
         }
         drop(state);
         let (revoker, call, thread) = (Arc::clone(revoker), Mutex::new(Some(call)), CallThread::default());
-        Ok(Self { revoker, id, tried, devices, notified, terms, deadline, call, thread })
+        Ok(Self { revoker, id, tried, devices, notified, options, deadline, call, thread })
     }
 
     /// Calls the subscribers back, on this thread, and waits for every attachment that was notified, up to the
@@ -125,7 +125,7 @@ impl Ongoing {
             }
         }
         self.wait_for_the_machines_deadline(late, slow);
-        deliver(&self.devices, self.terms.call_limit);
+        deliver(&self.devices, self.options.call_limit);
     }
 
     /// Waits until the machine has the call made or calls the change off. Its deadline is a little before the one that
@@ -166,7 +166,7 @@ impl Ongoing {
                 "finish what is in flight, wait longer, or go on at the deadline and have it end as torn";
             (Kind::TimedOut, next)
         };
-        let waited_ms = self.terms.timeout.as_millis();
+        let waited_ms = self.options.timeout.as_millis();
         let why = format!("not out of the memory within {waited_ms} ms: {}", late.join("; "));
         Err(Error::new(kind, self.tried, why).next(next).on(names(&self.devices)))
     }
@@ -190,7 +190,7 @@ impl Ongoing {
         if !asks {
             return;
         }
-        let limit = deadline_after(self.terms.call_limit.min(PATIENCE));
+        let limit = deadline_after(self.options.call_limit.min(PATIENCE));
         let mut state = self.revoker.state.lock();
         let mut timed_out = false;
         let is_running = |state: &RevokerState| {
@@ -255,15 +255,15 @@ impl Ongoing {
         self.note(|pending| pending.answer = Some(result));
         // Before the thread that asked goes on: when it does, every subscriber has been told, or has had the call's
         // limit to be told in.
-        deliver(&self.devices, self.terms.call_limit);
+        deliver(&self.devices, self.options.call_limit);
         self.note(|pending| pending.is_told = true);
         // Reports of callbacks that were slow.
-        deliver(&self.devices, self.terms.call_limit);
+        deliver(&self.devices, self.options.call_limit);
     }
 
     /// Waits for the call, up to its limit.
     fn wait(&self) -> Result<()> {
-        let (id, call_limit) = (self.id, self.terms.call_limit);
+        let (id, call_limit) = (self.id, self.options.call_limit);
         let mut limit = deadline_after(call_limit);
         let (mut is_back, mut tells_late) = (false, false);
         let mut state = self.revoker.state.lock();
@@ -313,7 +313,7 @@ impl Ongoing {
     fn describe_stuck(&self) -> Arc<Stuck> {
         let importer = |attachment: &AttachmentId| Some(self.revoker.target(*attachment)?.importer());
         let importers = self.notified.iter().filter_map(importer).collect();
-        let waited = self.terms.call_limit;
+        let waited = self.options.call_limit;
         Arc::new(self.thread.describe_stuck(self.tried, &self.devices, importers, waited))
     }
 

@@ -30,7 +30,7 @@ impl Revoker {
         device: &Arc<LendingDevice>,
         exporter: &Arc<dyn Exporter>,
         cause: RevokeCause,
-        terms: RevokeOptions,
+        options: RevokeOptions,
     ) -> Result<()> {
         let exporter = Arc::clone(exporter);
         let call = Call {
@@ -40,7 +40,7 @@ impl Revoker {
             make: Box::new(move || exporter.close_device()),
             after: Some(After::Closed),
         };
-        self.change(call, terms)
+        self.change(call, options)
     }
 
     /// Closes a device whose lender is dropped: at once where that is possible, else on a thread of its own, as often

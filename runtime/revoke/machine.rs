@@ -13,7 +13,7 @@
 //!     +----------- Calling(g + 1) <----------------------------- Away(g + 1)   (closed: forgotten)
 //! ```
 //!
-//! [`Machine::handle`] takes what happened and the time, and says what to do. It holds no clock, thread,
+//! [`StateMachine::handle`] takes what happened and the time, and says what to do. It holds no clock, thread,
 //! lock or descriptor, so that every interleaving can be tried (`machine_model`, `machine_properties`).
 //! What it promises:
 //!
@@ -72,7 +72,7 @@ pub enum AtDeadline {
     GoOn,
 }
 
-/// On which terms memory is taken back. A [`Duration`] is its timeout, and calls off.
+/// How memory is taken back. A [`Duration`] is its timeout, and calls off.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -156,7 +156,7 @@ pub(crate) enum Input {
     /// An attachment ended, or whoever held it was lost.
     Detach { attachment: AttachmentId },
     /// Somebody wants a change of one device, or of all that are reset together.
-    Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, terms: RevokeOptions },
+    Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, options: RevokeOptions },
     /// An attachment is out of the memory, after the notice of that change.
     Answered { attachment: AttachmentId, change: ChangeId },
     /// The call of a change came back, whatever it said.
@@ -259,14 +259,14 @@ struct Pending {
 
 /// All devices, exports and attachments of one process, and what happens to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Machine {
+pub(crate) struct StateMachine {
     devices: BTreeMap<DeviceId, Device>,
     exports: BTreeMap<ExportId, DeviceId>,
     attachments: BTreeMap<AttachmentId, Attachment>,
     changes: BTreeMap<ChangeId, Pending>,
 }
 
-impl Machine {
+impl StateMachine {
     /// Takes what happened `now` and says what to do, in order.
     pub fn handle(&mut self, input: Input, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -297,8 +297,8 @@ impl Machine {
                 Err(why) => actions.push(Action::RefuseAttach { attachment, why }),
             },
             Input::Detach { attachment } => self.forget(attachment, now, &mut actions),
-            Input::Ask { change, what, devices, terms } => {
-                self.ask(change, what, devices, terms, now, &mut actions);
+            Input::Ask { change, what, devices, options } => {
+                self.ask(change, what, devices, options, now, &mut actions);
             }
             Input::Answered { attachment, change } => {
                 if self.changes.get_mut(&change).is_some_and(|it| it.unanswered.remove(&attachment)) {
@@ -382,7 +382,7 @@ impl Machine {
         change: ChangeId,
         what: Change,
         devices: Vec<DeviceId>,
-        terms: RevokeOptions,
+        options: RevokeOptions,
         now: Duration,
         actions: &mut Vec<Action>,
     ) {
@@ -397,7 +397,7 @@ impl Machine {
             actions.push(Action::RefuseChange { change, why });
             return;
         }
-        let deadline = now.saturating_add(terms.timeout);
+        let deadline = now.saturating_add(options.timeout);
         let mut unanswered = BTreeSet::new();
         let (mut before, mut failed) = (BTreeMap::new(), BTreeSet::new());
         for device in devices {
@@ -427,9 +427,9 @@ impl Machine {
             devices: before,
             failed,
             unanswered,
-            at_deadline: terms.at_deadline,
+            at_deadline: options.at_deadline,
             deadline: Some(deadline),
-            call_limit: terms.call_limit,
+            call_limit: options.call_limit,
         };
         self.changes.insert(change, pending);
         self.call_if_all_answered(change, now, actions);

@@ -26,7 +26,7 @@ struct World {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Moment {
-    machine: Machine,
+    machine: StateMachine,
     observer: Observer,
     now: Duration,
     attached: usize,
@@ -45,7 +45,7 @@ impl Model for World {
 
     fn init_states(&self) -> Vec<Moment> {
         let mut moment = Moment {
-            machine: Machine::default(),
+            machine: StateMachine::default(),
             observer: Observer::default(),
             now: Duration::ZERO,
             attached: 0,
@@ -142,7 +142,7 @@ impl Model for World {
 impl World {
     fn asks(&self, number: u64) -> Vec<Input> {
         let change = ChangeId(number);
-        let terms = |at_deadline| RevokeOptions { timeout: TIMEOUT, at_deadline, call_limit: CALL_LIMIT };
+        let options = |at_deadline| RevokeOptions { timeout: TIMEOUT, at_deadline, call_limit: CALL_LIMIT };
         let sets: Vec<Vec<DeviceId>> = if self.together {
             vec![DEVICES.to_vec(), vec![DEVICES[0]]]
         } else {
@@ -151,11 +151,11 @@ impl World {
         let mut asks = Vec::new();
         for devices in sets {
             for at_deadline in [AtDeadline::CallOff, AtDeadline::GoOn] {
-                let (devices, terms) = (devices.clone(), terms(at_deadline));
-                asks.push(Input::Ask { change, what: Change::Take(RevokeCause::Reset), devices, terms });
+                let (devices, options) = (devices.clone(), options(at_deadline));
+                asks.push(Input::Ask { change, what: Change::Take(RevokeCause::Reset), devices, options });
             }
-            let terms = terms(AtDeadline::CallOff);
-            asks.push(Input::Ask { change, what: Change::Restore, devices, terms });
+            let options = options(AtDeadline::CallOff);
+            asks.push(Input::Ask { change, what: Change::Restore, devices, options });
         }
         asks
     }

@@ -90,7 +90,7 @@ impl Observer {
     }
 
     /// Follows one step, and says which promise it broke.
-    pub fn step(&mut self, machine: &mut Machine, input: &Input, now: Duration) -> Result<(), String> {
+    pub fn step(&mut self, machine: &mut StateMachine, input: &Input, now: Duration) -> Result<(), String> {
         let before = machine.clone();
         let actions = machine.handle(input.clone(), now);
         if let Input::Answered { attachment, change } = input
@@ -113,7 +113,7 @@ impl Observer {
     }
 
     /// What the input itself changes.
-    fn expect(&mut self, before: &Machine, input: &Input, now: Duration) {
+    fn expect(&mut self, before: &StateMachine, input: &Input, now: Duration) {
         match input {
             Input::Add { device, .. } => {
                 self.generations.entry(*device).or_insert(0);
@@ -135,7 +135,7 @@ impl Observer {
             Input::Detach { attachment } => {
                 self.attachments.remove(attachment);
             }
-            Input::Ask { change, what, devices, terms } => {
+            Input::Ask { change, what, devices, options } => {
                 let devices: BTreeSet<DeviceId> = devices.iter().copied().collect();
                 let mut failed = BTreeSet::new();
                 if matches!(what, Change::Take(_)) {
@@ -146,8 +146,8 @@ impl Observer {
                     what: *what,
                     devices,
                     failed,
-                    at_deadline: terms.at_deadline,
-                    deadline: now.saturating_add(terms.timeout),
+                    at_deadline: options.at_deadline,
+                    deadline: now.saturating_add(options.timeout),
                     called: false,
                     said_late: false,
                     said_stuck: false,
@@ -313,7 +313,7 @@ impl Observer {
         self.attachments.get_mut(&attachment).ok_or_else(|| "spoke of what is not there".into())
     }
 
-    fn check(&mut self, after: &Machine, input: &Input, actions: &[Action]) -> Result<(), String> {
+    fn check(&mut self, after: &StateMachine, input: &Input, actions: &[Action]) -> Result<(), String> {
         if let Input::Returned { change, after: places } = input
             && self.changes.get(change).is_some_and(|asked| asked.called)
         {
@@ -350,7 +350,7 @@ impl Observer {
 }
 
 /// A revoking call that failed has revoked: the generation is another one, wherever the memory is.
-pub(crate) fn moved_on(before: &Machine, after: &Machine, device: DeviceId) -> bool {
+pub(crate) fn moved_on(before: &StateMachine, after: &StateMachine, device: DeviceId) -> bool {
     match (before.generation(device), after.generation(device)) {
         (Some(before), Some(after)) => after == before + 1,
         // Closed.

@@ -44,7 +44,7 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 #[derive(Default)]
 struct Life {
-    machine: Machine,
+    machine: StateMachine,
     observer: Observer,
     now: Duration,
     next_id: u64,
@@ -88,7 +88,7 @@ impl Life {
             }
             Happening::Ask { devices, take, go_on, timeout_ms } => {
                 let what = if take { Change::Take(RevokeCause::Reset) } else { Change::Restore };
-                let terms = RevokeOptions {
+                let options = RevokeOptions {
                     timeout: Duration::from_millis(timeout_ms),
                     at_deadline: if go_on { AtDeadline::GoOn } else { AtDeadline::CallOff },
                     call_limit: Duration::from_millis(30),
@@ -98,7 +98,7 @@ impl Life {
                     change,
                     what,
                     devices: devices.into_iter().map(DeviceId).collect(),
-                    terms,
+                    options,
                 })
             }
             Happening::Answer(at) => {

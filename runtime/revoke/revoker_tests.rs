@@ -20,8 +20,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(20);
 
-fn reset(lender: &Lender<Card>, terms: impl Into<RevokeOptions>) -> Result<()> {
-    lender.revoke(RevokeCause::Reset, "reset a card", terms, |_| Ok(()))
+fn reset(lender: &Lender<Card>, options: impl Into<RevokeOptions>) -> Result<()> {
+    lender.revoke(RevokeCause::Reset, "reset a card", options, |_| Ok(()))
 }
 
 fn go_on(timeout: Duration) -> RevokeOptions {
@@ -99,8 +99,8 @@ fn an_import_in_somebodys_hands_is_not_freed_under_them() {
     let (lender, export) = Card::lend();
     let attachment = export.attach(Reader::new(OnRevoke::FreeBefore), Trust::Unverified).unwrap();
     let current = attachment.current().unwrap();
-    for terms in [RevokeOptions::from(SHORT), go_on(SHORT)] {
-        let error = reset(&lender, terms).unwrap_err();
+    for options in [RevokeOptions::from(SHORT), go_on(SHORT)] {
+        let error = reset(&lender, options).unwrap_err();
         assert_eq!(error.kind(), Kind::StillInUse);
         assert!(error.to_string().contains("reader has its import in use"), "{error}");
     }
@@ -362,9 +362,9 @@ fn a_call_that_hangs_is_described_and_everything_else_goes_on() {
         told.recv().ok();
         Ok(())
     };
-    let terms = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
+    let options = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
     // The call still waits to be told.
-    let error = lender.revoke(RevokeCause::Reset, "reset a card", terms, hang).unwrap_err();
+    let error = lender.revoke(RevokeCause::Reset, "reset a card", options, hang).unwrap_err();
     assert_eq!(error.kind(), Kind::Stuck);
 
     assert!(lender.device().raw().is_shadowed.load(Ordering::SeqCst));
@@ -705,8 +705,8 @@ fn a_hook_that_hangs_is_told_as_a_call_that_hangs() {
     let events = export.events().unwrap();
     let (go_on, told) = mpsc::channel();
     *diary.hangs.lock() = Some(told);
-    let terms = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
-    assert_eq!(reset(&lender, terms).unwrap_err().kind(), Kind::Stuck);
+    let options = RevokeOptions::within(PATIENCE).with_call_limit(SHORT);
+    assert_eq!(reset(&lender, options).unwrap_err().kind(), Kind::Stuck);
     go_on.send(()).unwrap();
     let mut heard = Vec::new();
     while heard.last() != Some(&"restored") {
@@ -910,8 +910,8 @@ fn a_callback_that_does_not_come_back_holds_nobody_up_beyond_the_calls_limit() {
     });
     let events = export.events().unwrap();
     let begun = Instant::now();
-    let terms = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_secs(1));
-    reset(&lender, terms).unwrap();
+    let options = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_secs(1));
+    reset(&lender, options).unwrap();
     assert!(begun.elapsed() < PATIENCE / 2);
     go_on.send(()).unwrap();
     let is_slow =

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::event::EventKind;
 use super::lending_device::LendingDevice;
-use super::machine::{Action, AttachmentId, ChangeId, DeviceId, Input, Machine, Refusal};
+use super::machine::{Action, AttachmentId, ChangeId, DeviceId, Input, Refusal, StateMachine};
 use super::target::RevokeTarget;
 use crate::gate::Gate;
 use crate::{Error, Kind, Result};
@@ -15,7 +15,7 @@ use crate::{Error, Kind, Result};
 /// The machine, and what its numbers stand for.
 #[derive(Default)]
 pub(crate) struct RevokerState {
-    pub machine: Machine,
+    pub machine: StateMachine,
     pub devices: BTreeMap<DeviceId, Arc<LendingDevice>>,
     /// Each attachment, with its gate. The gate keeps nothing alive: an attachment must not be dropped under the lock.
     pub targets: BTreeMap<AttachmentId, (Arc<Gate>, Weak<dyn RevokeTarget>)>,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{End, Fix, FixKind, KernelMessages, Route};
 
 /// A machine as JSON, and what is added to it.
-pub(super) struct Machine {
+pub(super) struct FakeMachine {
     pub places: Vec<Value>,
     pub cpu: Value,
     pub release: &'static str,
@@ -73,7 +73,7 @@ impl Config {
     }
 }
 
-impl Machine {
+impl FakeMachine {
     /// With an Intel host bridge that is not on the list, and Intel's CPU.
     pub fn new() -> Self {
         let cpu = json!({"known": {"vendor": "GenuineIntel", "family": 6, "model": 94, "name": null, "microcode": null}});
@@ -160,8 +160,8 @@ impl Machine {
     }
 }
 
-pub(super) fn root_ports() -> Machine {
-    Machine::new()
+pub(super) fn root_ports() -> FakeMachine {
+    FakeMachine::new()
         .add("00:02.0", "pci0000:00", ROOT_PORT)
         .add("01:00.0", "00:02.0", ENDPOINT)
         .driver("vfio-pci")
@@ -171,9 +171,9 @@ pub(super) fn root_ports() -> Machine {
 }
 
 /// A switch with three ports, the third of them free, and a card beside it.
-pub(super) fn switch(acs: Option<u16>) -> Machine {
+pub(super) fn switch(acs: Option<u16>) -> FakeMachine {
     let port = Config { acs, ..DOWNSTREAM };
-    Machine::new()
+    FakeMachine::new()
         .add("00:02.0", "pci0000:00", ROOT_PORT)
         .add("01:00.0", "00:02.0", UPSTREAM)
         .add("02:00.0", "01:00.0", port)
@@ -197,7 +197,7 @@ pub(super) fn has(route: &Route, kind: FixKind) -> bool {
     route.fixes.iter().any(|fix| fix.kind == kind)
 }
 
-pub(super) fn drawn(machine: &Machine, route: &Route) -> String {
+pub(super) fn drawn(machine: &FakeMachine, route: &Route) -> String {
     let drawing = route.draw(&machine.topology());
     assert!(drawing.lines().all(|line| line.chars().count() <= 80), "{drawing}");
     drawing

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::machine::{
-    Config, DOWNSTREAM, ENDPOINT, Machine, REDIRECTS, ROOT_PORT, UPSTREAM, drawn, fix, has, root_ports,
+    Config, DOWNSTREAM, ENDPOINT, FakeMachine, REDIRECTS, ROOT_PORT, UPSTREAM, drawn, fix, has, root_ports,
     switch,
 };
 use super::{Answer, End, FixKind, KernelMessages, Needs, Route};
@@ -53,7 +53,7 @@ fn ports_that_redirect_are_told_not_to() {
 
 #[test]
 fn a_port_in_another_domain_is_named_with_it() {
-    let machine = Machine::new()
+    let machine = FakeMachine::new()
         .add("0001:00:02.0", "pci0001:00", ROOT_PORT)
         .add("0001:01:00.0", "0001:00:02.0", ENDPOINT)
         .driver("vfio-pci")
@@ -154,7 +154,7 @@ fn a_small_bar_a_narrow_link_and_short_packets_are_seen() {
         ..ENDPOINT
     };
     let port = Config { link: [(4, 4), (4, 16)], payload: [0, 1], ..ROOT_PORT };
-    let machine = Machine::new()
+    let machine = FakeMachine::new()
         .zen()
         .add("00:02.0", "pci0000:00", port)
         .add("01:00.0", "00:02.0", card)
@@ -183,7 +183,7 @@ fn a_small_bar_a_narrow_link_and_short_packets_are_seen() {
 fn what_was_not_read_is_asked_for() {
     let cut = json!({"known": {"size_bytes": 4096, "bytes": "00".repeat(6) + "10" + &"00".repeat(57)}});
     let ones = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
-    let port = |config: Value| Machine::new().add_read("00:02.0", "pci0000:00", config);
+    let port = |config: Value| FakeMachine::new().add_read("00:02.0", "pci0000:00", config);
     for (machine, kind, command) in [
         (port(cut), FixKind::ReadMore, "sudo peervram route 0000:01:00.0 0000:01:00.1"),
         (port(ones), FixKind::WakeDevice, "echo 1 > /sys/bus/pci/devices/0000:00:02.0/remove"),
@@ -210,7 +210,7 @@ fn a_dead_end_leaves_the_answer_unknown_and_says_how_to_bring_it_back() {
         let config = |dead: Option<&Value>| {
             dead.cloned().unwrap_or_else(|| json!({"known": {"size_bytes": 4096, "bytes": ENDPOINT.hex()}}))
         };
-        let machine = Machine::new()
+        let machine = FakeMachine::new()
             .zen()
             .add("00:02.0", "pci0000:00", ROOT_PORT)
             .add_read("01:00.0", "00:02.0", config(lender))
@@ -243,7 +243,7 @@ fn a_dead_end_leaves_the_answer_unknown_and_says_how_to_bring_it_back() {
 fn no_command_takes_what_is_below_a_port_that_does_not_answer() {
     let ones = json!({"known": {"size_bytes": 4096, "bytes": "ff".repeat(4096)}});
     let machine = |other: &str| {
-        Machine::new()
+        FakeMachine::new()
             .add_read("00:02.0", "pci0000:00", ones.clone())
             .add("01:00.0", "00:02.0", ENDPOINT)
             .driver("vfio-pci")
@@ -385,7 +385,7 @@ proptest! {
         above in proptest::collection::vec((0_usize..12, 0_u8..8, 0_u16..64, any::<bool>()), 1..12),
         ends in (0_usize..12, 0_usize..12),
     ) {
-        let mut machine = Machine::new();
+        let mut machine = FakeMachine::new();
         let mut names = vec!["00:00.0".to_owned()];
         for (number, (parent, port_type, acs, on_root)) in above.iter().enumerate() {
             let name = format!("{:02x}:00.0", number + 1);

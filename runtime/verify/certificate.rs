@@ -14,7 +14,7 @@ use super::failure::Failure;
 use super::faults::Faults;
 use super::fingerprint::{BOOT, DRIVER, Fingerprint, Void};
 use super::observer::Observer;
-use super::places::Place;
+use super::places::VerifiedPart;
 use super::subject::{Extent, Party, Request, Subject};
 use super::text::fits;
 use super::{date, store};
@@ -70,7 +70,7 @@ pub struct Tested {
     /// Whether all of that was to be tested, or some places.
     pub full: bool,
     /// The places of the quick test, each with why.
-    pub places: Vec<Place>,
+    pub places: Vec<VerifiedPart>,
     /// What the patterns were made from.
     pub seed: u64,
     /// When, in UTC: "2026-11-24T19:41:00Z".
@@ -321,7 +321,7 @@ pub(crate) mod tests {
             path: Path::Peer.name().into(),
             ranges: vec![Extent { offset_bytes: 0, length_bytes: 16 << 20 }],
             full: false,
-            places: vec![Place { offset_bytes: 0, length_bytes: 64 << 10, name: "start".into() }],
+            places: vec![VerifiedPart { offset_bytes: 0, length_bytes: 64 << 10, name: "start".into() }],
             seed: 7,
             when: "2026-11-24T19:41:00Z".into(),
             copied_bytes: 1 << 20,

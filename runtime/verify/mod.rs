@@ -38,7 +38,7 @@ pub use failure::Failure;
 pub use faults::Faults;
 pub use fingerprint::{Fingerprint, Void};
 pub use observer::Observer;
-pub use places::Place;
+pub use places::VerifiedPart;
 pub use store::{Ignored, Listing, Store};
 pub use subject::{Extent, Party, Request, Subject};
 

@@ -1,4 +1,4 @@
-//! `Place`: a part of lent memory that is tested, and which those are.
+//! `VerifiedPart`: a part of lent memory that is tested, and which those are.
 //!
 //! Where address arithmetic goes wrong it does so at borders: of a page, of a large page, of a huge page, of
 //! 32 bits, and where one range ends and the next begins. So a quick test takes the start, the middle, the end, what
@@ -35,7 +35,7 @@ pub(crate) const LEAST_BYTES: u64 = 512 << 10;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Place {
+pub struct VerifiedPart {
     /// Where it begins, from the start of what was lent, in bytes.
     pub offset_bytes: u64,
     /// How long it is, in bytes.
@@ -44,7 +44,7 @@ pub struct Place {
     pub name: String,
 }
 
-impl Place {
+impl VerifiedPart {
     fn end_bytes(&self) -> u64 {
         self.offset_bytes + self.length_bytes
     }
@@ -55,7 +55,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for VerifiedPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {:#x}+{:#x}", self.name, self.offset_bytes, self.length_bytes)
     }
@@ -64,12 +64,12 @@ impl fmt::Display for Place {
 /// The places of a quick test of ranges of these sizes, one after the other, in order and apart from each other.
 /// Together they are at most `limit_bytes`, or [`least_bytes`]. `wrong` is where bytes were wrong before, from the
 /// start of the first range.
-pub(crate) fn quick(ranges_bytes: &[u64], limit_bytes: u64, wrong: &[u64]) -> Vec<Place> {
+pub(crate) fn quick(ranges_bytes: &[u64], limit_bytes: u64, wrong: &[u64]) -> Vec<VerifiedPart> {
     let size_bytes: u64 = ranges_bytes.iter().sum();
     let limit_bytes = limit_bytes.max(least_bytes(ranges_bytes.len(), wrong.len()));
     let clip = |from: u64, to: u64, name: &str| {
         let (from, to) = (from.min(size_bytes), to.min(size_bytes));
-        (to > from).then(|| Place { offset_bytes: from, length_bytes: to - from, name: name.into() })
+        (to > from).then(|| VerifiedPart { offset_bytes: from, length_bytes: to - from, name: name.into() })
     };
     let around = |at: u64, on_either_side: u64, name: &str| {
         clip(at.saturating_sub(on_either_side), at.saturating_add(on_either_side), name)
@@ -98,7 +98,7 @@ pub(crate) fn quick(ranges_bytes: &[u64], limit_bytes: u64, wrong: &[u64]) -> Ve
         },
     );
     let again = wrong.iter().map(|&at| page(at, "wrong before"));
-    let mut rest: Vec<Place> =
+    let mut rest: Vec<VerifiedPart> =
         spots.into_iter().chain(borders).chain(ranges).chain(again).flatten().collect();
     let taken: u64 = rest.iter().map(|place| place.length_bytes).sum();
     // The overlap of the start with other places counts twice, so coverage is underestimated.
@@ -112,9 +112,9 @@ fn least_bytes(ranges: usize, wrong: usize) -> u64 {
 }
 
 /// Sorts places and makes one of those that touch.
-fn merge(mut places: Vec<Place>) -> Vec<Place> {
+fn merge(mut places: Vec<VerifiedPart>) -> Vec<VerifiedPart> {
     places.sort_by_key(|place| (place.offset_bytes, place.length_bytes));
-    let mut merged: Vec<Place> = Vec::with_capacity(places.len());
+    let mut merged: Vec<VerifiedPart> = Vec::with_capacity(places.len());
     for place in places {
         match merged.last_mut() {
             Some(last) if last.end_bytes() >= place.offset_bytes => {
@@ -128,11 +128,11 @@ fn merge(mut places: Vec<Place>) -> Vec<Place> {
 }
 
 /// Everything, in pieces.
-pub(crate) fn full(size_bytes: u64) -> impl Iterator<Item = Place> {
+pub(crate) fn full(size_bytes: u64) -> impl Iterator<Item = VerifiedPart> {
     (0..size_bytes.div_ceil(PIECE_BYTES)).map(move |index| {
         let offset_bytes = index * PIECE_BYTES;
         let length_bytes = PIECE_BYTES.min(size_bytes - offset_bytes);
-        Place { offset_bytes, length_bytes, name: "everything".into() }
+        VerifiedPart { offset_bytes, length_bytes, name: "everything".into() }
     })
 }
 
@@ -144,12 +144,12 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    fn covers(places: &[Place], offset: u64) -> bool {
+    fn covers(places: &[VerifiedPart], offset: u64) -> bool {
         places.iter().any(|place| place.contains(offset))
     }
 
     /// Whether a place was chosen for this reason, and not for one that reads alike.
-    fn has(places: &[Place], reason: &str) -> bool {
+    fn has(places: &[VerifiedPart], reason: &str) -> bool {
         places.iter().flat_map(|place| place.name.split(", ")).any(|name| name == reason)
     }
 
@@ -221,17 +221,17 @@ mod tests {
 
     #[test]
     fn a_byte_is_in_a_place_or_not() {
-        let place = Place { offset_bytes: 8, length_bytes: 4, name: String::new() };
+        let place = VerifiedPart { offset_bytes: 8, length_bytes: 4, name: String::new() };
         let inside: Vec<u64> = (0..20).filter(|&at| place.contains(at)).collect();
         assert_eq!(inside, [8, 9, 10, 11]);
         // A file may say anything.
-        let last = Place { offset_bytes: u64::MAX, length_bytes: u64::MAX, name: String::new() };
+        let last = VerifiedPart { offset_bytes: u64::MAX, length_bytes: u64::MAX, name: String::new() };
         assert!(last.contains(u64::MAX) && !last.contains(0));
     }
 
     #[test]
     fn a_place_is_shown_with_its_reason() {
-        let place = Place { offset_bytes: 8192, length_bytes: 4096, name: "start".into() };
+        let place = VerifiedPart { offset_bytes: 8192, length_bytes: 4096, name: "start".into() };
         assert_eq!(place.to_string(), "start: 0x2000+0x1000");
     }
 

@@ -20,7 +20,7 @@ use super::difference::{Difference, Known};
 use super::failure::Failure;
 use super::observer::View;
 use super::pattern::{Pattern, Purpose};
-use super::places::{PIECE_BYTES, Place};
+use super::places::{PIECE_BYTES, VerifiedPart};
 use crate::piece_lock::PieceLock;
 use crate::{Direction, Result};
 
@@ -103,7 +103,7 @@ impl<M> Run<'_, M> {
         &self,
         engine: &dyn Engine<M>,
         direction: Direction,
-        places: &[Place],
+        places: &[VerifiedPart],
         deadline: Option<Instant>,
     ) -> Result<Findings> {
         let pieces = pieces(places);
@@ -132,7 +132,7 @@ impl<M> Run<'_, M> {
         engine: &dyn Engine<M>,
         direction: Direction,
         round: u32,
-        pieces: &[Place],
+        pieces: &[VerifiedPart],
         saved: &[Vec<u8>],
         deadline: Option<Instant>,
         findings: &mut Findings,
@@ -163,7 +163,7 @@ impl<M> Run<'_, M> {
         self.owner.flush(self.ranges)?;
 
         let mut wrong: Option<Difference> = None;
-        let mut compare = |piece: &Place, seen: &[u8], saved: &[u8]| {
+        let mut compare = |piece: &VerifiedPart, seen: &[u8], saved: &[u8]| {
             let size_bytes = self.ranges.size_bytes();
             let found = Difference::find(&sent, piece.offset_bytes, seen, size_bytes, &known, Some(saved));
             match (&mut wrong, found) {
@@ -205,23 +205,23 @@ impl<M> Run<'_, M> {
         wrong.map_or(Ok(()), |wrong| Err(Broken::Test(Failure::WrongBytes(Difference { of_bytes, ..wrong }))))
     }
 
-    fn owner_reads(&self, piece: &Place, host: &HostSlice) -> Result<()> {
+    fn owner_reads(&self, piece: &VerifiedPart, host: &HostSlice) -> Result<()> {
         let _held = self.pieces.hold(self.generation)?;
         self.view.read(piece.offset_bytes, host, self.limit())
     }
 
-    fn owner_writes(&self, piece: &Place, host: &HostSlice) -> Result<()> {
+    fn owner_writes(&self, piece: &VerifiedPart, host: &HostSlice) -> Result<()> {
         let _held = self.pieces.hold(self.generation)?;
         self.view.write(piece.offset_bytes, host, self.limit())
     }
 
-    fn save(&self, piece: &Place) -> Result<Vec<u8>> {
+    fn save(&self, piece: &VerifiedPart) -> Result<Vec<u8>> {
         let host = self.halves.owners(piece.length_bytes)?;
         self.owner_reads(piece, &host)?;
         get(&host)
     }
 
-    fn put_back(&self, piece: &Place, bytes: &[u8]) -> Result<()> {
+    fn put_back(&self, piece: &VerifiedPart, bytes: &[u8]) -> Result<()> {
         let host = self.halves.owners(piece.length_bytes)?;
         host.mapping().write(host.offset_bytes(), bytes)?;
         self.owner_writes(piece, &host)
@@ -247,11 +247,11 @@ impl Findings {
 }
 
 /// Places cut to what one copy takes.
-fn pieces(places: &[Place]) -> Vec<Place> {
-    let cut = |place: &Place| {
+fn pieces(places: &[VerifiedPart]) -> Vec<VerifiedPart> {
+    let cut = |place: &VerifiedPart| {
         let (start, end) = (place.offset_bytes, place.offset_bytes + place.length_bytes);
         let name = place.name.clone();
-        (start..end).step_by(PIECE_BYTES as usize).map(move |offset_bytes| Place {
+        (start..end).step_by(PIECE_BYTES as usize).map(move |offset_bytes| VerifiedPart {
             offset_bytes,
             length_bytes: PIECE_BYTES.min(end - offset_bytes),
             name: name.clone(),
@@ -276,8 +276,8 @@ fn get(host: &HostSlice) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn place(offset_bytes: u64, length_bytes: u64, name: &str) -> Place {
-        Place { offset_bytes, length_bytes, name: name.into() }
+    fn place(offset_bytes: u64, length_bytes: u64, name: &str) -> VerifiedPart {
+        VerifiedPart { offset_bytes, length_bytes, name: name.into() }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use clap::{ArgGroup, Parser};
 use peervram::Mover;
 
 use crate::pin::Pin;
-use crate::place::Place;
+use crate::place::MemoryPlace;
 use crate::record::{Direction, Record};
 use crate::same_gpu;
 use crate::saved::Saved;
@@ -184,7 +184,7 @@ impl Arguments {
     }
 
     /// A size that was asked for by name and that no lender has is a mistake; the usual ones end where memory does.
-    pub fn check_sizes(&self, lenders: &[&Place]) -> Result<(), Ending> {
+    pub fn check_sizes(&self, lenders: &[&MemoryPlace]) -> Result<(), Ending> {
         let most = lenders.iter().map(|place| place.record.lends_bytes).max().unwrap_or(0);
         match self.sizes.iter().find(|size| size.0 > most) {
             Some(size) if most > 0 => Err(usage(format!(

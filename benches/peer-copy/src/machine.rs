@@ -1,5 +1,5 @@
-//! `Machine`: what a run was made on. [`Machine::of_another`] says whether two runs can be held against each other at all, and
-//! [`Machine::conditions`] what else differed.
+//! `MachineRecord`: what a run was made on. [`MachineRecord::of_another`] says whether two runs can be held against each other at all, and
+//! [`MachineRecord::conditions`] what else differed.
 
 use std::fs;
 use std::num::NonZero;
@@ -13,7 +13,7 @@ use crate::clocks::CpuClock;
 /// A machine, as it was during a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Machine {
+pub struct MachineRecord {
     /// The kernel's release.
     pub kernel: String,
     /// Which boot: the kernel's `boot_id`, which is random and says nothing else.
@@ -32,9 +32,9 @@ pub struct Machine {
     pub unread: Vec<String>,
 }
 
-impl Machine {
+impl MachineRecord {
     /// This one, whose files are below `root`. Nothing that staying on a CPU changes is asked.
-    pub fn below(root: &Path) -> Machine {
+    pub fn below(root: &Path) -> MachineRecord {
         let text = |file: &str| {
             let text = fs::read_to_string(root.join(file)).ok()?.trim().to_owned();
             (!text.is_empty()).then_some(text)
@@ -46,7 +46,7 @@ impl Machine {
             let mut names = fields.filter(|(field, _)| field.trim() == "model name");
             names.next().map(|(_, name)| name.trim().to_owned())
         };
-        Machine {
+        MachineRecord {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             boot_id: text("proc/sys/kernel/random/boot_id"),
             product: (!product.is_empty()).then(|| product.join(" ")),
@@ -61,7 +61,7 @@ impl Machine {
     }
 
     /// What proves that this is another machine than that one; nothing if it may be the same.
-    pub fn of_another(&self, before: &Machine) -> Option<String> {
+    pub fn of_another(&self, before: &MachineRecord) -> Option<String> {
         if self.boot_id.is_some() && self.boot_id == before.boot_id {
             return None;
         }
@@ -76,12 +76,12 @@ impl Machine {
     }
 
     /// What differed on the same machine when the earlier record was made.
-    pub fn conditions(&self, before: &Machine) -> Vec<String> {
-        let pinned = |machine: &Machine| {
+    pub fn conditions(&self, before: &MachineRecord) -> Vec<String> {
+        let pinned = |machine: &MachineRecord| {
             let cpus: Vec<String> = machine.pinned_cpus.iter().map(usize::to_string).collect();
             Some(if cpus.is_empty() { "none".to_owned() } else { cpus.join(" and ") })
         };
-        let cpus = |machine: &Machine| Some(machine.cpus.to_string());
+        let cpus = |machine: &MachineRecord| Some(machine.cpus.to_string());
         let is_other_boot = self.boot_id != before.boot_id;
         let all = [
             differs("number of CPUs", cpus(before).as_deref(), cpus(self).as_deref()),
@@ -119,8 +119,8 @@ pub mod tests {
     use crate::pin::Pin;
 
     /// A machine of which everything is known.
-    pub fn example() -> Machine {
-        Machine {
+    pub fn example() -> MachineRecord {
+        MachineRecord {
             kernel: "7.3.4".into(),
             boot_id: Some("b1".into()),
             product: Some("Maker Tower".into()),
@@ -141,17 +141,18 @@ pub mod tests {
     #[test]
     fn another_machine_is_known_by_what_it_is_made_of() {
         let before = example();
-        let now = Machine { boot_id: Some("b2".into()), ..example() };
+        let now = MachineRecord { boot_id: Some("b2".into()), ..example() };
         assert_eq!(now.of_another(&before), None);
-        let other = Machine { processor: Some("another".into()), product: Some("Box".into()), ..now.clone() };
+        let other =
+            MachineRecord { processor: Some("another".into()), product: Some("Box".into()), ..now.clone() };
         assert_eq!(
             other.of_another(&before).unwrap(),
             "the product was Maker Tower and is Box; the processor was a processor and is another"
         );
         // What one record does not know is no difference, and one boot is of one machine.
-        assert_eq!(Machine { product: None, processor: None, ..now.clone() }.of_another(&before), None);
-        assert_eq!(Machine { boot_id: before.boot_id.clone(), ..other }.of_another(&before), None);
-        let unknown = [Machine { boot_id: None, ..now }, Machine { boot_id: None, ..example() }];
+        assert_eq!(MachineRecord { product: None, processor: None, ..now.clone() }.of_another(&before), None);
+        assert_eq!(MachineRecord { boot_id: before.boot_id.clone(), ..other }.of_another(&before), None);
+        let unknown = [MachineRecord { boot_id: None, ..now }, MachineRecord { boot_id: None, ..example() }];
         assert_eq!(unknown[0].of_another(&unknown[1]), None);
     }
 
@@ -159,7 +160,7 @@ pub mod tests {
     fn what_else_differs_is_named() {
         let before = example();
         assert!(before.conditions(&before).is_empty());
-        let now = Machine {
+        let now = MachineRecord {
             kernel: "7.4.0".into(),
             boot_id: Some("b2".into()),
             cpus: 4,
@@ -199,7 +200,7 @@ pub mod tests {
                 let first = (0..1024).find(|&cpu| Pin { first: cpu, other: None }.this_thread().is_ok());
                 assert!(first.is_some());
                 assert_eq!(thread::available_parallelism().unwrap().get(), 1);
-                Machine::below(root.path())
+                MachineRecord::below(root.path())
             };
             scope.spawn(pinned).join().unwrap()
         });

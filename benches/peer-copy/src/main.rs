@@ -46,12 +46,12 @@ use peervram_programs::{CANNOT_RUN_HERE, Ending, FAILED, cannot, note, usage};
 use arguments::{Arguments, PATHS};
 use bytes::Bytes;
 use comparison::Comparison;
-use machine::Machine;
+use machine::MachineRecord;
 use matrix::Matrix;
 use measure::{Measure, Wish};
 use pace::Plan;
 use pin::Pin;
-use place::{Found, Place};
+use place::{Found, MemoryPlace};
 use record::{Direction, Record, Refused, SCHEMA, VERSION};
 use saved::Saved;
 
@@ -105,7 +105,7 @@ fn run(arguments: &Arguments, saved: Result<Saved>, out: &mut dyn Write) -> Resu
         return finish(arguments, &record, saved, before, out);
     }
     // Before it stays on a CPU, and before anything is opened for a comparison that says nothing.
-    let machine = Machine::below(Path::new("/"));
+    let machine = MachineRecord::below(Path::new("/"));
     check_machine(&machine, before.as_ref())?;
     let sizes_bytes = arguments.sizes(memory::largest_copy_bytes())?;
     arguments.check_pin()?;
@@ -124,7 +124,7 @@ fn run(arguments: &Arguments, saved: Result<Saved>, out: &mut dyn Write) -> Resu
 
     let most_bytes = sizes_bytes.last().copied().unwrap_or(4096);
     let pinned_cpus = arguments.pin.map(Pin::cpus).unwrap_or_default();
-    let mut record = new_record(Machine { pinned_cpus, ..machine }, !arguments.no_verify);
+    let mut record = new_record(MachineRecord { pinned_cpus, ..machine }, !arguments.no_verify);
     let places = open_all(&found, &lenders, &importers, most_bytes, &mut record)?;
     for trouble in troubles {
         let why = format!("no Vulkan device: {trouble}");
@@ -135,8 +135,8 @@ fn run(arguments: &Arguments, saved: Result<Saved>, out: &mut dyn Write) -> Resu
             why,
         });
     }
-    let among = |wanted: &[&Found]| -> Vec<&Place> {
-        let is_in = |place: &&Place| wanted.iter().any(|found| found.name == place.record.name);
+    let among = |wanted: &[&Found]| -> Vec<&MemoryPlace> {
+        let is_in = |place: &&MemoryPlace| wanted.iter().any(|found| found.name == place.record.name);
         places.iter().filter(is_in).collect()
     };
     let (lenders, importers) = (among(&lenders), among(&importers));
@@ -220,7 +220,7 @@ fn finish(
 }
 
 /// Figures of two machines are not held against each other.
-fn check_machine(now: &Machine, before: Option<&(&String, Record)>) -> Result<(), Ending> {
+fn check_machine(now: &MachineRecord, before: Option<&(&String, Record)>) -> Result<(), Ending> {
     let Some((name, before)) = before else { return Ok(()) };
     now.of_another(&before.machine).map_or(Ok(()), |how| {
         Err(usage(format!("{name:?} is of another machine, and says nothing of this one: {how}")))
@@ -258,7 +258,7 @@ fn open_all(
     importers: &[&Found],
     most_bytes: u64,
     record: &mut Record,
-) -> Result<Vec<Place>> {
+) -> Result<Vec<MemoryPlace>> {
     let mut places = Vec::new();
     let mut first = None;
     for found in found {
@@ -290,7 +290,7 @@ fn open_all(
 }
 
 /// What copies left the clocks at.
-fn read_clocks(places: &[Place], record: &mut Record) {
+fn read_clocks(places: &[MemoryPlace], record: &mut Record) {
     let sysfs = Path::new(clocks::SYSFS);
     record.machine.cpu_clock = clocks::of_cpu(sysfs, record.machine.pinned_cpus.first().copied());
     for (of_record, place) in record.places.iter_mut().zip(places) {
@@ -312,7 +312,7 @@ fn read_topology(record: &mut Record) -> Option<Topology> {
     }
 }
 
-fn new_record(machine: Machine, verified: bool) -> Record {
+fn new_record(machine: MachineRecord, verified: bool) -> Record {
     Record {
         schema: SCHEMA.into(),
         version: VERSION,
@@ -384,10 +384,13 @@ mod tests {
     #[test]
     fn a_record_of_another_machine_is_not_held_against_this_one() {
         let here = machine::tests::example();
-        let elsewhere =
-            Machine { boot_id: Some("b2".into()), product: Some("Another Tower".into()), ..here.clone() };
+        let elsewhere = MachineRecord {
+            boot_id: Some("b2".into()),
+            product: Some("Another Tower".into()),
+            ..here.clone()
+        };
         let (name, record) = ("before".to_owned(), record::tests::example());
-        let before = |machine: &Machine| Record { machine: machine.clone(), ..record.clone() };
+        let before = |machine: &MachineRecord| Record { machine: machine.clone(), ..record.clone() };
         check_machine(&here, Some(&(&name, before(&here)))).unwrap();
         check_machine(&here, None).unwrap();
         let error = check_machine(&here, Some(&(&name, before(&elsewhere)))).unwrap_err();
@@ -404,7 +407,7 @@ mod tests {
         let file = file.to_str().unwrap();
         let out = &mut peervram_programs::Output::around(io::sink());
         // A machine that says nothing of itself is no other.
-        let is_known = Machine::below(Path::new("/")).of_another(&elsewhere).is_some();
+        let is_known = MachineRecord::below(Path::new("/")).of_another(&elsewhere).is_some();
         let measures = is_known.then_some(&["--lender", "no such thing"]);
         for words in [Some(&["--show", file]), measures].into_iter().flatten() {
             let words = [&["peer-copy", "--compare", "before"][..], words].concat();

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use peervram_programs::lines_within;
 
-use crate::machine::Machine;
-use crate::record::{Direction, Figure, Record, Verdict, What};
+use crate::machine::MachineRecord;
+use crate::record::{CopyKey, Direction, Figure, Record, Verdict};
 use crate::same_gpu;
 use crate::size::Size;
 
@@ -52,7 +52,7 @@ pub struct Cell<'a> {
 /// Who lent and who copied, in the order of the places.
 pub fn ends(record: &Record) -> (Vec<&str>, Vec<&str>) {
     let names = || record.places.iter().map(|place| place.name.as_str());
-    let any = |is_so: &dyn Fn(&What) -> bool| record.figures.iter().any(|figure| is_so(&figure.what));
+    let any = |is_so: &dyn Fn(&CopyKey) -> bool| record.figures.iter().any(|figure| is_so(&figure.what));
     (
         names().filter(|name| any(&|what| what.lender == *name)).collect(),
         names().filter(|name| any(&|what| what.importer == *name)).collect(),
@@ -85,7 +85,7 @@ pub fn cell<'a>(record: &'a Record, lender: &str, importer: &str, direction: Dir
 }
 
 /// "AMD EPYC, 64 CPUs, pinned to CPU 3".
-pub fn cpus(machine: &Machine) -> String {
+pub fn cpus(machine: &MachineRecord) -> String {
     let name = machine.processor.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
     let pinned = match machine.pinned_cpus[..] {
         [] => String::new(),
@@ -98,7 +98,7 @@ pub fn cpus(machine: &Machine) -> String {
 
 /// Whose memory, and who copies.
 pub fn pair_title(figure: &Figure) -> String {
-    let What { lender, importer, .. } = &figure.what;
+    let CopyKey { lender, importer, .. } = &figure.what;
     let label = if figure.same_gpu { format!(" ({})", same_gpu::LABEL) } else { String::new() };
     format!("{lender} lends, {importer} copies{label}")
 }
@@ -503,7 +503,7 @@ mod tests {
         record.figures[0].same_gpu = true;
         record.figures[0].what.path = "dma-buf".to_owned();
         let local = Figure {
-            what: What { path: same_gpu::LOCAL.to_owned(), ..record.figures[0].what.clone() },
+            what: CopyKey { path: same_gpu::LOCAL.to_owned(), ..record.figures[0].what.clone() },
             bytes_per_s: 1e12,
             ..record.figures[0].clone()
         };

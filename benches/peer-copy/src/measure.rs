@@ -18,8 +18,8 @@ use crate::host_side::{ByCpu, ByOwner};
 use crate::link::Link;
 use crate::pace::{Meeting, Pace, Plan, Span};
 use crate::pin::{self, Pin};
-use crate::place::{Lent, Place};
-use crate::record::{Direction, Failed, Figure, Overhead, Record, Refused, Verdict, What};
+use crate::place::{Lent, MemoryPlace};
+use crate::record::{CopyKey, Direction, Failed, Figure, Overhead, Record, Refused, Verdict};
 use crate::route::{Order, Route};
 use crate::same_gpu;
 use crate::spread::Spread;
@@ -39,7 +39,7 @@ const TURNS_BUDGET: Duration = Duration::from_secs(90);
 pub struct Wish {
     /// The sizes, in bytes, the smallest first.
     pub sizes_bytes: Vec<u64>,
-    /// By which paths; see [`What::path`].
+    /// By which paths; see [`CopyKey::path`].
     pub paths: Vec<String>,
     /// Which ways.
     pub directions: Vec<Direction>,
@@ -66,14 +66,14 @@ pub struct Measure<'a> {
 
 /// One way between two places.
 #[derive(Clone)]
-struct Way<'a> {
-    lender: &'a Place,
-    importer: &'a Place,
+struct Combination<'a> {
+    lender: &'a MemoryPlace,
+    importer: &'a MemoryPlace,
     path: &'static str,
     engine: usize,
 }
 
-impl Way<'_> {
+impl Combination<'_> {
     fn is_same_gpu(&self) -> bool {
         self.lender.is_same_gpu(self.importer)
     }
@@ -98,7 +98,7 @@ impl<'a> Measure<'a> {
     }
 
     /// Every pair of a lender and an importer.
-    pub fn pairs(&mut self, lenders: &[&Place], importers: &[&Place]) {
+    pub fn pairs(&mut self, lenders: &[&MemoryPlace], importers: &[&MemoryPlace]) {
         for &lender in lenders.iter().filter(|place| place.lends.is_some()) {
             for &importer in importers {
                 if lender.record.name != importer.record.name || lender.same_gpu.is_some() {
@@ -112,10 +112,11 @@ impl<'a> Measure<'a> {
         // Each pair of places once.
         for (index, &one) in lenders.iter().enumerate() {
             for &other in &lenders[index + 1..] {
-                let is_meant = |place: &Place| {
+                let is_meant = |place: &MemoryPlace| {
                     importers.iter().any(|importer| importer.record.name == place.record.name)
                 };
-                let can = |place: &Place| place.lends.is_some() && place.imports.is_some() && is_meant(place);
+                let can =
+                    |place: &MemoryPlace| place.lends.is_some() && place.imports.is_some() && is_meant(place);
                 if can(one) && can(other) {
                     self.both(one, other);
                 }
@@ -123,21 +124,23 @@ impl<'a> Measure<'a> {
         }
     }
 
-    fn pair(&mut self, lender: &Place, importer: &Place) {
-        let ways: Vec<Way> = if lender.record.name == importer.record.name {
+    fn pair(&mut self, lender: &MemoryPlace, importer: &MemoryPlace) {
+        let ways: Vec<Combination> = if lender.record.name == importer.record.name {
             let engines = lender.same_gpu.as_ref().map_or(0, |same_gpu| same_gpu.engine_names().len());
             (same_gpu::PATHS.into_iter())
-                .flat_map(|path| (0..engines).map(move |engine| Way { lender, importer, path, engine }))
+                .flat_map(|path| {
+                    (0..engines).map(move |engine| Combination { lender, importer, path, engine })
+                })
                 .collect()
         } else if importer.is_host() {
-            ["owner", "window"].map(|path| Way { lender, importer, path, engine: 0 }).into()
+            ["owner", "window"].map(|path| Combination { lender, importer, path, engine: 0 }).into()
         } else {
             let engines = importer.imports.as_ref().map_or(0, |imports| imports.engine_names().len());
             [Path::Peer, Path::HostPointer]
                 .iter()
                 .flat_map(|path| (0..engines).map(move |engine| (path.name(), engine)))
                 .chain([(Path::Staged.name(), 0)])
-                .map(|(path, engine)| Way { lender, importer, path, engine })
+                .map(|(path, engine)| Combination { lender, importer, path, engine })
                 .collect()
         };
         let mut refused_path = None;
@@ -158,7 +161,7 @@ impl<'a> Measure<'a> {
         }
     }
 
-    fn refuse(&mut self, way: &Way, why: &anyhow::Error) {
+    fn refuse(&mut self, way: &Combination, why: &anyhow::Error) {
         self.record.refused.push(Refused {
             lender: way.lender.record.name.clone(),
             importer: way.importer.record.name.clone(),
@@ -168,7 +171,7 @@ impl<'a> Measure<'a> {
     }
 
     /// All sizes of one way. An error is a refusal of the path; copies that break are recorded.
-    fn sizes(&mut self, way: &Way, direction: Direction) -> Result<()> {
+    fn sizes(&mut self, way: &Combination, direction: Direction) -> Result<()> {
         let most_bytes = way.lender.lends.as_ref().map_or(0, |lends| lends.most_bytes());
         let mut has_any = false;
         for &size_bytes in self.wish.sizes_bytes.iter().filter(|&&size| size <= most_bytes) {
@@ -209,8 +212,8 @@ impl<'a> Measure<'a> {
         Ok(())
     }
 
-    fn what(&self, way: &Way, route: &dyn Route, direction: Direction, size_bytes: u64) -> What {
-        What {
+    fn what(&self, way: &Combination, route: &dyn Route, direction: Direction, size_bytes: u64) -> CopyKey {
+        CopyKey {
             lender: way.lender.record.name.clone(),
             importer: way.importer.record.name.clone(),
             path: way.path.to_owned(),
@@ -220,13 +223,13 @@ impl<'a> Measure<'a> {
         }
     }
 
-    fn link(&self, way: &Way) -> Option<Link> {
+    fn link(&self, way: &Combination) -> Option<Link> {
         let (lender, importer) = (way.lender.address, way.importer.address);
         Link::between(self.topology.as_ref()?, lender, importer)
     }
 
     /// None where there is no such way, and nothing to refuse.
-    fn route(&self, way: &Way, direction: Direction, size_bytes: u64) -> Result<Option<Opened>> {
+    fn route(&self, way: &Combination, direction: Direction, size_bytes: u64) -> Result<Option<Opened>> {
         let Some(lends) = &way.lender.lends else { return Ok(None) };
         let order = Order { direction, size_bytes, bytes: Arc::clone(&self.bytes) };
         if let (same_gpu::OPAQUE_FD | same_gpu::LOCAL, Some(same_gpu)) = (way.path, &way.lender.same_gpu) {
@@ -260,7 +263,7 @@ impl<'a> Measure<'a> {
         Ok(Some(Opened { route, _lent: Some(lent) }))
     }
 
-    fn figure(&mut self, route: &mut dyn Route, what: What, link: Option<Link>) -> Result<Figure> {
+    fn figure(&mut self, route: &mut dyn Route, what: CopyKey, link: Option<Link>) -> Result<Figure> {
         let mut pace = Pace::new(self.wish.plan);
         if self.wish.verify {
             route.prepare(FIRST_ROUND)?;
@@ -286,18 +289,18 @@ impl<'a> Measure<'a> {
     }
 
     /// Two places write to each other at once, by the first path that both have.
-    fn both(&mut self, one: &Place, other: &Place) {
+    fn both(&mut self, one: &MemoryPlace, other: &MemoryPlace) {
         for path in [Path::Peer, Path::HostPointer] {
             if !self.wish.paths.iter().any(|wanted| wanted == path.name()) {
                 continue;
             }
-            let there = Way { lender: one, importer: other, path: path.name(), engine: 0 };
+            let there = Combination { lender: one, importer: other, path: path.name(), engine: 0 };
             if let Some(Pin { first, other: None }) = self.wish.pin {
                 let why = format!("both at once: on one CPU the sides take turns; --pin {first},OTHER");
                 self.refuse(&there, &anyhow::anyhow!(why));
                 return;
             }
-            let back = Way { lender: other, importer: one, ..there.clone() };
+            let back = Combination { lender: other, importer: one, ..there.clone() };
             match self.both_sizes(&there, &back) {
                 Ok(()) => return,
                 Err(error) => self.refuse(&there, &error.context("both at once")),
@@ -305,8 +308,8 @@ impl<'a> Measure<'a> {
         }
     }
 
-    fn both_sizes(&mut self, there: &Way, back: &Way) -> Result<()> {
-        let most = |way: &Way| way.lender.lends.as_ref().map_or(0, |lends| lends.most_bytes());
+    fn both_sizes(&mut self, there: &Combination, back: &Combination) -> Result<()> {
+        let most = |way: &Combination| way.lender.lends.as_ref().map_or(0, |lends| lends.most_bytes());
         let most_bytes = most(there).min(most(back));
         let mut has_any = false;
         for &size_bytes in self.wish.sizes_bytes.iter().filter(|&&size| size <= most_bytes) {
@@ -343,7 +346,7 @@ impl<'a> Measure<'a> {
         &mut self,
         first: &mut dyn Route,
         second: &mut dyn Route,
-        what: What,
+        what: CopyKey,
         link: Option<Link>,
     ) -> Result<Figure> {
         if self.wish.verify {
@@ -394,7 +397,7 @@ fn is_refusal(error: &anyhow::Error) -> bool {
 
 /// The same copies in turns, one by one, through this program and by hand. Whoever else wants the machine meets both alike, and
 /// each goes first as often as the other.
-fn overhead(route: &mut dyn Route, what: &What) -> Result<Option<Overhead>> {
+fn overhead(route: &mut dyn Route, what: &CopyKey) -> Result<Option<Overhead>> {
     let plan = Plan { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO };
     if !route.copy_by_hand(1)? {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! `Place`: where memory can be: a device bound to VFIO, a Vulkan device, the host. All of them lend.
+//! `MemoryPlace`: where memory can be: a device bound to VFIO, a Vulkan device, the host. All of them lend.
 //!
 //! Order of calls: [`found`] lists names and touches nothing; [`open`] opens those that are wanted. A VFIO device is reset when it
 //! is opened.
@@ -88,9 +88,9 @@ fn about(function: &Function) -> String {
 }
 
 /// A place that is open.
-pub struct Place {
+pub struct MemoryPlace {
     /// What is said of it.
-    pub record: record::Place,
+    pub record: record::PlaceRecord,
     /// Where it is.
     pub address: Option<PciAddress>,
     /// What it imports by. Dropped before `lends`: an importer must be gone before its device is closed.
@@ -101,14 +101,14 @@ pub struct Place {
     pub same_gpu: Option<SameGpu>,
 }
 
-impl Place {
+impl MemoryPlace {
     /// Whether it is the host.
     pub fn is_host(&self) -> bool {
         self.record.name == HOST
     }
 
     /// Whether both are one GPU, by one driver or by two.
-    pub fn is_same_gpu(&self, other: &Place) -> bool {
+    pub fn is_same_gpu(&self, other: &MemoryPlace) -> bool {
         self.record.name == other.record.name || self.address.is_some() && self.address == other.address
     }
 }
@@ -221,7 +221,7 @@ impl Lends for VulkanLending {
 ///
 /// # Errors
 /// Why it cannot be opened.
-pub fn open(found: &Found, host_bytes: u64) -> Result<Place> {
+pub fn open(found: &Found, host_bytes: u64) -> Result<MemoryPlace> {
     match &found.kind {
         FoundKind::Vfio(function) => open_vfio(found, function),
         FoundKind::Vulkan(selector) => open_vulkan(found, selector),
@@ -229,7 +229,7 @@ pub fn open(found: &Found, host_bytes: u64) -> Result<Place> {
     }
 }
 
-fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
+fn open_vfio(found: &Found, function: &Function) -> Result<MemoryPlace> {
     function.check_answers("open a device")?;
     let device = vfio::Device::open(function.address)?;
     let mut driven = None;
@@ -251,7 +251,7 @@ fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
     };
     let engines = owner.engine().map(|engine| engine.name().to_owned()).into_iter().collect();
     let about = format!("{}, {}", found.about, owner.name());
-    let record = record::Place {
+    let record = record::PlaceRecord {
         name: found.name.clone(),
         about,
         pci_address: Some(function.address.to_string()),
@@ -262,10 +262,10 @@ fn open_vfio(found: &Found, function: &Function) -> Result<Place> {
     };
     let lends = Lending { owner, region, lent, lender: Some(Lender::new(device)) };
     let address = Some(function.address);
-    Ok(Place { record, address, imports, lends: Some(Box::new(lends)), same_gpu: None })
+    Ok(MemoryPlace { record, address, imports, lends: Some(Box::new(lends)), same_gpu: None })
 }
 
-fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
+fn open_vulkan(found: &Found, selector: &Selector) -> Result<MemoryPlace> {
     let instance = Instance::open()?;
     let open = || Ok::<_, peervram::Error>(Arc::new(instance.open_device(selector)?));
     let (device, second) = (open()?, open()?);
@@ -278,7 +278,7 @@ fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
     let lends = VulkanLending { device: Arc::clone(&device), most_bytes };
     let same_gpu = SameGpu { first: Arc::clone(&device), second };
     let imports: Box<dyn Imports> = Box::new(device);
-    let record = record::Place {
+    let record = record::PlaceRecord {
         name: found.name.clone(),
         about: format!("{}{driver}", found.about),
         pci_address: address.map(|address| address.to_string()),
@@ -288,13 +288,13 @@ fn open_vulkan(found: &Found, selector: &Selector) -> Result<Place> {
         clocks: Vec::new(),
     };
     let (imports, lends) = (Some(imports), Some(Box::new(lends) as Box<dyn Lends>));
-    Ok(Place { record, address, imports, lends, same_gpu: Some(same_gpu) })
+    Ok(MemoryPlace { record, address, imports, lends, same_gpu: Some(same_gpu) })
 }
 
-fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
+fn open_host(found: &Found, host_bytes: u64) -> Result<MemoryPlace> {
     let memory = HostMemory::new(host_bytes)?;
     let (region, lent) = (memory.region().clone(), DmaRange::new(0, host_bytes));
-    let record = record::Place {
+    let record = record::PlaceRecord {
         name: found.name.clone(),
         about: found.about.clone(),
         pci_address: None,
@@ -304,7 +304,7 @@ fn open_host(found: &Found, host_bytes: u64) -> Result<Place> {
         clocks: Vec::new(),
     };
     let lends = Lending { owner: Arc::new(RawBytes), region, lent, lender: Some(Lender::new(memory)) };
-    Ok(Place { record, address: None, imports: None, lends: Some(Box::new(lends)), same_gpu: None })
+    Ok(MemoryPlace { record, address: None, imports: None, lends: Some(Box::new(lends)), same_gpu: None })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Wrong;
 use crate::clocks::Clock;
 use crate::link::Link;
-use crate::machine::Machine;
+use crate::machine::MachineRecord;
 use crate::spread::Spread;
 
 /// What a record calls itself.
@@ -28,11 +28,11 @@ pub struct Record {
     /// When it began, in seconds since 1970.
     pub began_unix_s: u64,
     /// On what.
-    pub machine: Machine,
+    pub machine: MachineRecord,
     /// Whether bytes were looked at.
     pub verified: bool,
     /// What took part.
-    pub places: Vec<Place>,
+    pub places: Vec<PlaceRecord>,
     /// What could not be measured.
     pub refused: Vec<Refused>,
     /// What went wrong while it was measured.
@@ -46,7 +46,7 @@ pub struct Record {
 /// A place that memory is in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Place {
+pub struct PlaceRecord {
     /// "0000:01:00.0", "vulkan0", "host".
     pub name: String,
     /// What it is.
@@ -82,7 +82,7 @@ pub struct Refused {
 #[serde(deny_unknown_fields)]
 pub struct Failed {
     /// Which copies.
-    pub what: What,
+    pub what: CopyKey,
     /// The reason.
     pub why: String,
 }
@@ -90,7 +90,7 @@ pub struct Failed {
 /// Which copies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct What {
+pub struct CopyKey {
     /// Whose memory.
     pub lender: String,
     /// Who copies from or to it.
@@ -106,7 +106,7 @@ pub struct What {
     pub size_bytes: u64,
 }
 
-impl fmt::Display for What {
+impl fmt::Display for CopyKey {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let Self { lender, importer, path, engine, direction, size_bytes } = self;
         let size = crate::size::Size(*size_bytes);
@@ -170,7 +170,7 @@ pub enum Verdict {
 #[serde(deny_unknown_fields)]
 pub struct Figure {
     /// Which.
-    pub what: What,
+    pub what: CopyKey,
     /// Whether both ends are one GPU: no peer then.
     pub same_gpu: bool,
     /// Whether the bytes arrived.
@@ -198,7 +198,7 @@ pub struct Figure {
 impl Figure {
     /// Out of what was timed.
     pub fn new(
-        what: What,
+        what: CopyKey,
         time: Spread,
         device_time: Option<Spread>,
         link: Option<Link>,
@@ -243,7 +243,7 @@ impl Figure {
 #[serde(deny_unknown_fields)]
 pub struct Overhead {
     /// Which copies.
-    pub what: What,
+    pub what: CopyKey,
     /// Turns of each side.
     pub turns: usize,
     /// Bandwidth through this program by bandwidth in a bare loop: the median of the turns' ratios.
@@ -267,7 +267,7 @@ pub mod tests {
 
     /// A record with one figure of everything.
     pub fn example() -> Record {
-        let what = What {
+        let what = CopyKey {
             lender: "0000:01:00.0".into(),
             importer: "0000:02:00.0".into(),
             path: "peer".into(),
@@ -296,7 +296,7 @@ pub mod tests {
                 looks_like: "zeros".into(),
             }),
             ..Figure::new(
-                What { size_bytes: 4096, direction: Direction::Read, ..what.clone() },
+                CopyKey { size_bytes: 4096, direction: Direction::Read, ..what.clone() },
                 time.clone(),
                 Some(time),
                 None,
@@ -310,7 +310,7 @@ pub mod tests {
             machine: crate::machine::tests::example(),
             verified: true,
             places: vec![
-                Place {
+                PlaceRecord {
                     name: "0000:01:00.0".into(),
                     about: "a <GPU> & more".into(),
                     pci_address: Some("0000:01:00.0".into()),
@@ -324,7 +324,7 @@ pub mod tests {
                         most_mhz: Some(2100),
                     }],
                 },
-                Place {
+                PlaceRecord {
                     name: "0000:02:00.0".into(),
                     about: "another".into(),
                     pci_address: None,
@@ -360,7 +360,7 @@ pub mod tests {
     #[test]
     fn both_at_once_are_twice_the_bytes_and_no_more_of_the_link() {
         let one = &example().figures[1];
-        let what = What { direction: Direction::Both, ..one.what.clone() };
+        let what = CopyKey { direction: Direction::Both, ..one.what.clone() };
         let both = Figure::new(what, one.time.clone(), None, one.link.clone(), true);
         assert_eq!(both.bytes_per_s, 2.0 * one.bytes_per_s);
         assert_eq!(both.link_share, one.link_share);

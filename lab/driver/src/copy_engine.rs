@@ -34,15 +34,15 @@ impl CopyEngine {
     }
 
     /// Copies from `device`, spans one after the other, to `host`, or the other way.
-    fn carry(&self, device: &[Span], host: &HostSlice, way: Way, deadline: Instant) -> Result<()> {
+    fn carry(&self, device: &[Span], host: &HostSlice, way: HostCopy, deadline: Instant) -> Result<()> {
         let (mut address, _mapped) = self.reached.address_of(host)?;
         let mut descriptors = Vec::with_capacity(device.len());
         for &span in device {
             let other = Span::dma(address, span.length_bytes);
             address += span.length_bytes;
             descriptors.push(match way {
-                Way::ToHost => span.copied_to(other),
-                Way::ToDevice => other.copied_to(span),
+                HostCopy::ToHost => span.copied_to(other),
+                HostCopy::ToDevice => other.copied_to(span),
             });
         }
         run(&self.ring, &descriptors, left_until(deadline))
@@ -50,7 +50,7 @@ impl CopyEngine {
 }
 
 #[derive(Clone, Copy)]
-enum Way {
+enum HostCopy {
     ToHost,
     ToDevice,
 }
@@ -63,7 +63,7 @@ impl Engine<DmaRanges> for CopyEngine {
 
     fn read(&self, ranges: &DmaRanges, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
         let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
-        self.carry(&spans, host, Way::ToHost, deadline)
+        self.carry(&spans, host, HostCopy::ToHost, deadline)
     }
 
     fn write(
@@ -74,7 +74,7 @@ impl Engine<DmaRanges> for CopyEngine {
         deadline: Instant,
     ) -> Result<()> {
         let spans = vram_spans(self.vram_region, ranges, offset_bytes, host.length_bytes() as u64)?;
-        self.carry(&spans, host, Way::ToDevice, deadline)
+        self.carry(&spans, host, HostCopy::ToDevice, deadline)
     }
 }
 
@@ -86,7 +86,7 @@ impl Engine<GpuMemory> for CopyEngine {
 
     fn read(&self, memory: &GpuMemory, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
         let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
-        self.carry(&[span], host, Way::ToHost, deadline)
+        self.carry(&[span], host, HostCopy::ToHost, deadline)
     }
 
     fn write(
@@ -97,7 +97,7 @@ impl Engine<GpuMemory> for CopyEngine {
         deadline: Instant,
     ) -> Result<()> {
         let span = memory.span(offset_bytes, host.length_bytes() as u64)?;
-        self.carry(&[span], host, Way::ToDevice, deadline)
+        self.carry(&[span], host, HostCopy::ToDevice, deadline)
     }
 
     /// The model has no clock that it shows: how long it worked is not known.

@@ -11,7 +11,7 @@ use peervram_model::registers::{
 
 use crate::copy_engine::CopyEngine;
 use crate::reached::Reached;
-use crate::ring::{Place, Ring};
+use crate::ring::{Ring, RingMemory};
 
 /// The BAR with the registers.
 pub const REGISTER_BAR: u32 = 0;
@@ -61,7 +61,7 @@ impl ModelGpu {
         let rings = DmaRange::new(vram.size_bytes - 2 * RING_BYTES, 2 * RING_BYTES);
         let view = device.map(&DmaRanges::new(vram, &[rings])?)?;
         let ring = |block: u32, index: u64| {
-            let place = Place {
+            let place = RingMemory {
                 view: Arc::clone(&view),
                 view_offset_bytes: (index * RING_BYTES) as usize,
                 vram_offset_bytes: rings.offset_bytes + index * RING_BYTES,

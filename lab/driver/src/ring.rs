@@ -22,7 +22,7 @@ const POLL_INTERVAL: Duration = Duration::from_micros(100);
 const LOOKS_PER_STATUS: u32 = 8;
 
 /// Where a ring's descriptors lie.
-pub(crate) struct Place {
+pub(crate) struct RingMemory {
     /// The driver's view of them.
     pub view: Arc<Mapping>,
     /// Where they begin in the view, in bytes.
@@ -39,7 +39,7 @@ pub(crate) struct Ring {
     registers: Arc<Mapping>,
     /// The engine's first register.
     block: u32,
-    place: Place,
+    place: RingMemory,
     tail: u32,
     /// The last fence that was given out.
     fence: u64,
@@ -51,7 +51,7 @@ pub(crate) struct Ring {
 
 impl Ring {
     /// Resets the engine whose registers begin at `block` and gives it an empty ring.
-    pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: Place) -> Result<Self> {
+    pub fn start(device: String, registers: Arc<Mapping>, block: u32, place: RingMemory) -> Result<Self> {
         let mut ring =
             Self { device, registers, block, place, tail: 0, fence: 0, reached: 0, is_stopped: true };
         ring.restart()?;

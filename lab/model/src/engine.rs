@@ -12,7 +12,7 @@ use std::time::Instant;
 use crate::device::Shared;
 use crate::draw::draw_row;
 use crate::misbehaviour::Loads;
-use crate::operation::{EngineKind, Operation, Place, Work, must_go_down};
+use crate::operation::{EngineKind, Location, Operation, Work, must_go_down};
 use crate::registers::{Descriptor, ErrorCode};
 use crate::state::{Next, Ticket};
 
@@ -101,8 +101,8 @@ impl Shared {
     fn copy(
         &self,
         ticket: Ticket,
-        source: Place,
-        destination: Place,
+        source: Location,
+        destination: Location,
         bytes: u64,
         buffer: &mut [u8],
     ) -> Result<(), Stop> {
@@ -122,10 +122,10 @@ impl Shared {
     }
 
     /// Loads a piece. `Ok(false)`: nothing came.
-    fn load(&self, ticket: Ticket, place: Place, buffer: &mut [u8]) -> Result<bool, Stop> {
+    fn load(&self, ticket: Ticket, place: Location, buffer: &mut [u8]) -> Result<bool, Stop> {
         let faults = self.faults_of(ticket)?.at(self.is_peer(place));
         match place {
-            Place::Vram(offset) => {
+            Location::Vram(offset) => {
                 let memory = if faults.mirror { self.mirror()? } else { &self.vram };
                 memory.read(offset, buffer).map_err(|_| ErrorCode::Internal)?;
                 if let Some(page) = faults.bad_page {
@@ -135,8 +135,8 @@ impl Shared {
                     buffer[begin..end].fill(0);
                 }
             }
-            Place::Dma(_) if faults.dead_reads => return Ok(false),
-            Place::Dma(address) => self.dma.read(address, buffer).map_err(|_| ErrorCode::DmaFault)?,
+            Location::Dma(_) if faults.dead_reads => return Ok(false),
+            Location::Dma(address) => self.dma.read(address, buffer).map_err(|_| ErrorCode::DmaFault)?,
         }
         match faults.loads {
             Loads::Honest => {}
@@ -147,9 +147,9 @@ impl Shared {
     }
 
     /// Stores a piece.
-    fn store(&self, ticket: Ticket, place: Place, data: &[u8]) -> Result<(), Stop> {
+    fn store(&self, ticket: Ticket, place: Location, data: &[u8]) -> Result<(), Stop> {
         match place {
-            Place::Vram(offset) => {
+            Location::Vram(offset) => {
                 // A reset takes the gate, too: once it is through, nothing of before is stored.
                 let _gate = self.gate.read();
                 let faults = self.faults_of(ticket)?;
@@ -158,7 +158,7 @@ impl Shared {
             }
             // No gate here: the thread that would reset is the one that takes in the answers of the
             // client. As on a real bus, what is on its way when a reset comes may still arrive.
-            Place::Dma(address) => {
+            Location::Dma(address) => {
                 if !self.faults_of(ticket)?.at(self.is_peer(place)).dead_writes {
                     self.dma.write(address, data).map_err(|_| ErrorCode::DmaFault)?;
                 }
@@ -168,8 +168,8 @@ impl Shared {
     }
 
     /// Whether it is another device's memory.
-    fn is_peer(&self, place: Place) -> bool {
-        matches!(place, Place::Dma(address) if self.dma.is_peer(address))
+    fn is_peer(&self, place: Location) -> bool {
+        matches!(place, Location::Dma(address) if self.dma.is_peer(address))
     }
 
     fn faults_of(&self, ticket: Ticket) -> Result<crate::misbehaviour::Faults, Stop> {
@@ -188,14 +188,14 @@ impl Shared {
         let value = operation.fence_value.to_le_bytes();
         let written = match operation.fence {
             None => Ok(()),
-            Some(Place::Vram(offset)) => {
+            Some(Location::Vram(offset)) => {
                 let _gate = self.gate.read();
                 if !self.state.lock().is_current(ticket) {
                     return;
                 }
                 self.vram.write(offset, &value).map_err(|_| ErrorCode::Internal)
             }
-            Some(Place::Dma(address)) => {
+            Some(Location::Dma(address)) => {
                 if !self.state.lock().is_current(ticket) {
                     return;
                 }

@@ -13,35 +13,35 @@ pub enum EngineKind {
 
 /// Where bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// At an offset in VRAM.
     Vram(u64),
     /// At a DMA address.
     Dma(u64),
 }
 
-impl Place {
+impl Location {
     /// `bytes` further on. The range was checked, so it cannot wrap.
-    pub fn after(self, bytes: u64) -> Place {
+    pub fn after(self, bytes: u64) -> Location {
         match self {
-            Place::Vram(offset) => Place::Vram(offset.wrapping_add(bytes)),
-            Place::Dma(address) => Place::Dma(address.wrapping_add(bytes)),
+            Location::Vram(offset) => Location::Vram(offset.wrapping_add(bytes)),
+            Location::Dma(address) => Location::Dma(address.wrapping_add(bytes)),
         }
     }
 
     fn check(self, bytes: u64, vram_bytes: u64) -> Result<(), ErrorCode> {
         match self {
-            Place::Vram(offset) => match offset.checked_add(bytes) {
+            Location::Vram(offset) => match offset.checked_add(bytes) {
                 Some(end) if end <= vram_bytes => Ok(()),
                 _ => Err(ErrorCode::VramRange),
             },
-            Place::Dma(_) if bytes == 0 => Ok(()),
-            Place::Dma(address) => address.checked_add(bytes - 1).map(|_| ()).ok_or(ErrorCode::DmaFault),
+            Location::Dma(_) if bytes == 0 => Ok(()),
+            Location::Dma(address) => address.checked_add(bytes - 1).map(|_| ()).ok_or(ErrorCode::DmaFault),
         }
     }
 
     fn is_dma(self) -> bool {
-        matches!(self, Place::Dma(_))
+        matches!(self, Location::Dma(_))
     }
 }
 
@@ -62,9 +62,9 @@ pub enum Work {
     /// Move bytes.
     Copy {
         /// From.
-        source: Place,
+        source: Location,
         /// To.
-        destination: Place,
+        destination: Location,
         /// How many.
         bytes: u64,
     },
@@ -73,7 +73,7 @@ pub enum Work {
         /// The pattern.
         pattern: u32,
         /// To.
-        destination: Place,
+        destination: Location,
         /// How many bytes.
         bytes: u64,
     },
@@ -82,7 +82,7 @@ pub enum Work {
         /// Which.
         picture: Picture,
         /// To.
-        destination: Place,
+        destination: Location,
         /// In pixels.
         width: u32,
         /// In pixels.
@@ -100,7 +100,7 @@ pub struct Operation {
     /// What to do.
     pub work: Work,
     /// Where the fence goes besides the register.
-    pub fence: Option<Place>,
+    pub fence: Option<Location>,
     /// Its value.
     pub fence_value: u64,
     /// Whether to raise the interrupt.
@@ -126,7 +126,7 @@ impl Operation {
             return Err(ErrorCode::Descriptor);
         }
         let place = |flag: u32, address: u64| {
-            if descriptor.flags & flag != 0 { Place::Dma(address) } else { Place::Vram(address) }
+            if descriptor.flags & flag != 0 { Location::Dma(address) } else { Location::Vram(address) }
         };
         let source = place(flags::SOURCE_DMA, source);
         let destination = place(flags::DESTINATION_DMA, destination);
@@ -167,13 +167,13 @@ impl Operation {
             Work::Copy { source, destination, .. } => source.is_dma() || destination.is_dma(),
             Work::Fill { destination, .. } | Work::Draw { destination, .. } => destination.is_dma(),
         };
-        by_work || self.fence.is_some_and(Place::is_dma)
+        by_work || self.fence.is_some_and(Location::is_dma)
     }
 }
 
 fn draw(
     picture: Picture,
-    destination: Place,
+    destination: Location,
     parameters: [u32; 4],
     vram_bytes: u64,
 ) -> Result<Work, ErrorCode> {
@@ -192,9 +192,10 @@ fn draw(
 
 /// Whether a copy must go from its end to its start: the ranges overlap, and going up would
 /// overwrite what is still to be read.
-pub fn must_go_down(source: Place, destination: Place, bytes: u64) -> bool {
+pub fn must_go_down(source: Location, destination: Location, bytes: u64) -> bool {
     match (source, destination) {
-        (Place::Vram(source), Place::Vram(destination)) | (Place::Dma(source), Place::Dma(destination)) => {
+        (Location::Vram(source), Location::Vram(destination))
+        | (Location::Dma(source), Location::Dma(destination)) => {
             destination > source && destination - source < bytes
         }
         _ => false,
@@ -252,9 +253,9 @@ mod tests {
                 descriptor.parameters = descriptor.parameters.map(|parameter| parameter % 2048);
             }
             let engine = if draw { EngineKind::Draw } else { EngineKind::Copy };
-            let inside = |place: Place, bytes: u64| match place {
-                Place::Vram(offset) => offset + bytes <= VRAM,
-                Place::Dma(address) => bytes == 0 || address.checked_add(bytes - 1).is_some(),
+            let inside = |place: Location, bytes: u64| match place {
+                Location::Vram(offset) => offset + bytes <= VRAM,
+                Location::Dma(address) => bytes == 0 || address.checked_add(bytes - 1).is_some(),
             };
             if let Ok(operation) = Operation::check(&descriptor, engine, VRAM) {
                 let is_inside = match operation.work {

@@ -8,7 +8,7 @@ use peervram_programs::bytes;
 use super::candidate::Candidate;
 use super::facts::Facts;
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
-use super::pair::{Pair, Path, State, importers};
+use super::pair::{Pair, PairPath, PairState, importers};
 use crate::in_use::words;
 
 /// More of a name would take more than a line.
@@ -184,11 +184,11 @@ fn unbound(facts: &Facts, candidates: &[Candidate], pairs: &[Pair]) -> Option<Fi
     let finding = Finding::new("nothing-bound", Section::Devices, Severity::InTheWay, seen);
     let imports = |candidate: &&Candidate| importers(facts).any(|other| other.address == candidate.address());
     let has_peer = |candidate: &&Candidate| {
-        let is_peer = |pair: &&Pair| pair.path == Path::Peer && pair.state != State::Never;
+        let is_peer = |pair: &&Pair| pair.path == PairPath::Peer && pair.state != PairState::Never;
         pairs.iter().filter(is_peer).any(|pair| pair.lender == candidate.address())
     };
     let has_pair = |candidate: &&Candidate| {
-        pairs.iter().any(|pair| pair.lender == candidate.address() && pair.state != State::Never)
+        pairs.iter().any(|pair| pair.lender == candidate.address() && pair.state != PairState::Never)
     };
     let is_needed = |candidate: &&Candidate| !candidate.needed(facts).is_empty();
     // What the machine needs is named where it could lend to a GPU, and is not asked for otherwise.

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::candidate::{Candidate, exports_dma_bufs};
 use super::facts::Facts;
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
-use super::pair::{Pair, Path, State};
+use super::pair::{Pair, PairPath, PairState};
 use super::{bars, devices, iommu, kernel, permissions, vulkan};
 
 /// More steps than this are not taken in at once.
@@ -94,11 +94,11 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
         };
         let Pair { lender, how, .. } = pair;
         match pair.state {
-            State::Now => finding("pair", Severity::Fine, format!("{lender} to {importer}: {how}")),
-            State::Possible => {
+            PairState::Now => finding("pair", Severity::Fine, format!("{lender} to {importer}: {how}")),
+            PairState::Possible => {
                 finding("pair-possible", Severity::Hint, format!("{lender} to {importer}: {how}, not yet"))
             }
-            State::Never => {
+            PairState::Never => {
                 finding("pair-refused", Severity::InTheWay, format!("{lender} to {importer}: {how}"))
             }
         }
@@ -113,8 +113,8 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
                     host pointer";
         findings.push(finding("no-importer", Severity::Hint, seen.into()));
     }
-    if let Some(refused) = by_gpu(pairs).find(|pair| pair.state == State::Never)
-        && by_gpu(pairs).all(|pair| pair.state == State::Never)
+    if let Some(refused) = by_gpu(pairs).find(|pair| pair.state == PairState::Never)
+        && by_gpu(pairs).all(|pair| pair.state == PairState::Never)
         && let Some(importer) = refused.importer
     {
         let what = "Put lender and importer behind one PCIe switch, or use a machine whose host bridge the \
@@ -130,16 +130,16 @@ fn of_pairs(candidates: &[Candidate], pairs: &[Pair]) -> Vec<Finding> {
 
 /// Pairs with a GPU, whose route the kernel decides about.
 fn by_gpu(pairs: &[Pair]) -> impl Iterator<Item = &Pair> {
-    pairs.iter().filter(|pair| pair.path == Path::Peer)
+    pairs.iter().filter(|pair| pair.path == PairPath::Peer)
 }
 
 /// What to try next, on a machine where something works.
 fn attempt(verdict: Verdict, pairs: &[Pair]) -> Option<Step> {
     match verdict {
         Verdict::CanLend => {
-            let now = |path| pairs.iter().find(move |pair| pair.state == State::Now && pair.path == path);
-            let route = now(Path::Peer).and_then(|pair| Some((pair.lender, pair.importer?)));
-            let read = now(Path::HostPointer).map(|pair| pair.lender);
+            let now = |path| pairs.iter().find(move |pair| pair.state == PairState::Now && pair.path == path);
+            let route = now(PairPath::Peer).and_then(|pair| Some((pair.lender, pair.importer?)));
+            let read = now(PairPath::HostPointer).map(|pair| pair.lender);
             let commands = [
                 route.map(|(lender, importer)| format!("peervram route {lender} {importer}")),
                 read.map(|lender| format!("peervram verify {lender} vulkan")),
@@ -160,7 +160,7 @@ fn attempt(verdict: Verdict, pairs: &[Pair]) -> Option<Step> {
 }
 
 fn headline(facts: &Facts, verdict: Verdict, candidates: &[Candidate], pairs: &[Pair]) -> String {
-    let now: Vec<&Pair> = pairs.iter().filter(|pair| pair.state == State::Now).collect();
+    let now: Vec<&Pair> = pairs.iter().filter(|pair| pair.state == PairState::Now).collect();
     match verdict {
         Verdict::CanLend => {
             let mut lenders: Vec<String> = (candidates.iter().filter(|candidate| candidate.is_ready()))
@@ -173,7 +173,7 @@ fn headline(facts: &Facts, verdict: Verdict, candidates: &[Candidate], pairs: &[
                 "by host pointer only"
             } else if now.is_empty() {
                 "but nothing here can import it"
-            } else if by_gpu(pairs).any(|pair| pair.state == State::Now) {
+            } else if by_gpu(pairs).any(|pair| pair.state == PairState::Now) {
                 "to a GPU, by peer"
             } else {
                 "but to no GPU of this machine"

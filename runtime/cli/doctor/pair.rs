@@ -16,8 +16,8 @@ pub struct Pair {
     /// The importer's PCI address, where it has one.
     pub importer: Option<PciAddress>,
     pub importer_name: String,
-    pub state: State,
-    pub path: Path,
+    pub state: PairState,
+    pub path: PairPath,
     /// By which path, or why not, in words.
     pub how: String,
 }
@@ -25,7 +25,7 @@ pub struct Pair {
 /// How bytes would get from one to the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Path {
+pub enum PairPath {
     /// A GPU imports the dma-buf; the kernel decides about the route.
     Peer,
     /// A CPU imports the mapped BAR.
@@ -37,7 +37,7 @@ pub enum Path {
 /// Whether a pair works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum PairState {
     /// As far as can be known without trying.
     Now,
     /// Once what stands in the way is gone.
@@ -80,31 +80,38 @@ impl Pair {
         let topology = facts.topology.known();
         let verdict = topology.map(|topology| topology.expected_map_type(lender, importer.address));
         let ready = candidate.is_ready() && exports_dma_bufs(facts) && is_node_usable(facts, importer);
-        let possible = if ready { State::Now } else { State::Possible };
+        let possible = if ready { PairState::Now } else { PairState::Possible };
         let silent = silent(facts, &[lender, importer.address]);
         let (state, how) = match (silent, verdict.as_ref().map(|verdict| (verdict, &verdict.expected))) {
-            (Some(unknown), _) => (State::Possible, unknown),
+            (Some(unknown), _) => (PairState::Possible, unknown),
             (None, Some((verdict, Expected::Known(MapType::NotSupported)))) => {
-                (State::Never, refusal(verdict))
+                (PairState::Never, refusal(verdict))
             }
             (None, Some((_, Expected::Known(map_type)))) => (possible, format!("by peer, {map_type}")),
             (None, Some((_, Expected::Unknown { .. })) | None) => {
                 (possible, "by peer, if the kernel allows the route: not all could be read".into())
             }
         };
-        Self { lender, importer: Some(importer.address), importer_name: driver, state, path: Path::Peer, how }
+        Self {
+            lender,
+            importer: Some(importer.address),
+            importer_name: driver,
+            state,
+            path: PairPath::Peer,
+            how,
+        }
     }
 
     fn by_host_pointer(facts: &Facts, candidate: &Candidate) -> Option<Self> {
         let device = facts.host_pointer_importer()?;
-        let state = if candidate.is_ready() { State::Now } else { State::Possible };
+        let state = if candidate.is_ready() { PairState::Now } else { PairState::Possible };
         let name = device.name.split(" (").next().unwrap_or_default();
         Some(Self {
             lender: candidate.address(),
             importer: None,
             importer_name: format!("{name} (CPU)"),
             state,
-            path: Path::HostPointer,
+            path: PairPath::HostPointer,
             how: silent(facts, &[candidate.address()]).unwrap_or("by host pointer".into()),
         })
     }
@@ -121,8 +128,8 @@ impl Pair {
             lender: candidate.address(),
             importer: Some(other.address()),
             importer_name: "its engines".into(),
-            state: if is_ready { State::Now } else { State::Possible },
-            path: Path::AddressSpace,
+            state: if is_ready { PairState::Now } else { PairState::Possible },
+            path: PairPath::AddressSpace,
             how: silent(facts, &[candidate.address(), other.address()]).unwrap_or(how.into()),
         }
     }

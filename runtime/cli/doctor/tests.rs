@@ -14,12 +14,12 @@ use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice};
 use super::finding::{Finding, Severity, Step, StepOrder};
 use super::kernel_config::OPTIONS;
 use super::page;
-use super::pair::{Pair, Path, State};
+use super::pair::{Pair, PairPath, PairState};
 use crate::in_use::Use;
 
 /// A machine in the making.
 #[derive(Clone)]
-struct Machine {
+struct FakeMachine {
     facts: Facts,
     places: Vec<Place>,
     cpu: Cpu,
@@ -30,7 +30,7 @@ struct Machine {
 const LENDER: &str = "0000:01:00.0";
 const IMPORTER: &str = "0000:02:00.0";
 
-impl Machine {
+impl FakeMachine {
     /// A new kernel on a trusted host bridge, everything built in, lavapipe, root; and no device.
     fn bare() -> Self {
         let facts = Facts {
@@ -236,7 +236,7 @@ fn lavapipe() -> VulkanDevice {
 }
 
 fn empty_container() -> Facts {
-    let mut facts = Machine::bare().facts();
+    let mut facts = FakeMachine::bare().facts();
     facts.topology = Reading::Unread("No such file or directory".into());
     facts.kernel_options = Reading::Unread("not there".into());
     facts.command_line = Reading::Unread("not there".into());
@@ -267,7 +267,7 @@ fn has(diagnosis: &Diagnosis, code: &str) -> bool {
 
 #[test]
 fn a_machine_that_works_has_nothing_in_the_way() {
-    let diagnosis = Machine::working().diagnosis();
+    let diagnosis = FakeMachine::working().diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::CanLend);
     let not_fine: Vec<_> =
         diagnosis.findings.iter().filter(|finding| finding.weight != Severity::Fine).collect();
@@ -275,7 +275,7 @@ fn a_machine_that_works_has_nothing_in_the_way() {
     assert_eq!(turns(&diagnosis), [StepOrder::Try]);
     assert!(diagnosis.headline.contains(LENDER), "{}", diagnosis.headline);
     let paths: Vec<_> = diagnosis.pairs.iter().map(|pair| (pair.path, pair.state)).collect();
-    assert_eq!(paths, [(Path::Peer, State::Now), (Path::HostPointer, State::Now)]);
+    assert_eq!(paths, [(PairPath::Peer, PairState::Now), (PairPath::HostPointer, PairState::Now)]);
     assert!(diagnosis.pairs[0].how.contains("through host bridge"), "{:?}", diagnosis.pairs);
 }
 
@@ -283,13 +283,14 @@ fn a_machine_that_works_has_nothing_in_the_way() {
 fn a_virtio_gpu_imports_unless_it_has_3d() {
     // VIRTIO_GPU_F_RESOURCE_BLOB, and VIRTIO_GPU_F_VIRGL with it.
     let with_features = |features| {
-        Machine::bare()
+        FakeMachine::bare()
             .gpu(LENDER, "vfio-pci", 256)
             .gpu(IMPORTER, "virtio-pci", 1)
             .with(|machine| machine.at(IMPORTER).function.virtio_features = Some(features))
             .diagnosis()
     };
-    let peers = |diagnosis: &Diagnosis| diagnosis.pairs.iter().filter(|pair| pair.path == Path::Peer).count();
+    let peers =
+        |diagnosis: &Diagnosis| diagnosis.pairs.iter().filter(|pair| pair.path == PairPath::Peer).count();
     let says = |diagnosis: &Diagnosis, text: &str| {
         diagnosis.findings.iter().any(|finding| finding.seen.contains(text))
     };
@@ -312,23 +313,24 @@ fn venus_imports_nothing_of_others() {
         exports_dma_bufs: true,
         imports_host_pointers: false,
     };
-    let diagnosis =
-        Machine::working().with(|machine| machine.facts.vulkan = Vulkan::Devices(vec![venus])).diagnosis();
+    let diagnosis = FakeMachine::working()
+        .with(|machine| machine.facts.vulkan = Vulkan::Devices(vec![venus]))
+        .diagnosis();
     let found = finding(&diagnosis, "vulkan-device");
     assert!(found.seen.ends_with(": imports nothing, exports dma-bufs"), "{}", found.seen);
 }
 
 #[test]
 fn an_old_kernel_comes_first_and_leaves_host_pointers() {
-    let old = |machine: &mut Machine| machine.facts.kernel_release = "6.12.57+deb13-amd64".into();
-    let diagnosis = Machine::working().with(old).diagnosis();
+    let old = |machine: &mut FakeMachine| machine.facts.kernel_release = "6.12.57+deb13-amd64".into();
+    let diagnosis = FakeMachine::working().with(old).diagnosis();
     assert_eq!(turns(&diagnosis), [StepOrder::Kernel, StepOrder::Try]);
     assert!(diagnosis.what_to_do[0].commands[0].contains("trixie-backports"));
     // By host pointer it works all the same.
     assert_eq!(diagnosis.verdict, Verdict::CanLend);
-    assert_eq!(diagnosis.pairs[0].path, Path::HostPointer);
-    let without = |machine: &mut Machine| machine.facts.vulkan = Vulkan::Missing { why: "none".into() };
-    let diagnosis = Machine::working().with(old).with(without).diagnosis();
+    assert_eq!(diagnosis.pairs[0].path, PairPath::HostPointer);
+    let without = |machine: &mut FakeMachine| machine.facts.vulkan = Vulkan::Missing { why: "none".into() };
+    let diagnosis = FakeMachine::working().with(old).with(without).diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::Nothing);
     assert_eq!(turns(&diagnosis)[..2], [StepOrder::Kernel, StepOrder::Vulkan]);
 }
@@ -341,20 +343,20 @@ fn known_faults_of_kernels_are_hints() {
         ("7.1.0-rc3", "kernel-close-hangs"),
     ] {
         let diagnosis =
-            Machine::working().with(|machine| machine.facts.kernel_release = release.into()).diagnosis();
+            FakeMachine::working().with(|machine| machine.facts.kernel_release = release.into()).diagnosis();
         assert_eq!(finding(&diagnosis, code).weight, Severity::Hint, "{release}");
         assert_eq!(turns(&diagnosis), [StepOrder::NewerKernel, StepOrder::Try], "{release}");
         assert_eq!(diagnosis.verdict, Verdict::CanLend);
     }
     let diagnosis =
-        Machine::working().with(|machine| machine.facts.kernel_release = "7.1.2".into()).diagnosis();
+        FakeMachine::working().with(|machine| machine.facts.kernel_release = "7.1.2".into()).diagnosis();
     assert_eq!(turns(&diagnosis), [StepOrder::Try]);
 }
 
 #[test]
 fn missing_options_are_named_and_needless_ones_are_not_asked_for() {
     let without = |names: &'static [&'static str]| {
-        Machine::working()
+        FakeMachine::working()
             .with(|machine| {
                 let Reading::Known(options) = &mut machine.facts.kernel_options else { return };
                 options.retain(|name, _| !names.contains(&name.as_str()));
@@ -369,8 +371,8 @@ fn missing_options_are_named_and_needless_ones_are_not_asked_for() {
 }
 
 /// Nothing bound, so that the IOMMU is asked for before the binding.
-fn two_unbound() -> Machine {
-    Machine::bare().gpu(LENDER, "nvidia", 256).gpu(IMPORTER, "amdgpu", 16 << 10)
+fn two_unbound() -> FakeMachine {
+    FakeMachine::bare().gpu(LENDER, "nvidia", 256).gpu(IMPORTER, "amdgpu", 16 << 10)
 }
 
 #[test]
@@ -382,11 +384,11 @@ fn an_absent_iommu_comes_before_binding_and_is_enabled_as_the_cpu_wants() {
 
     let diagnosis = two_unbound().without_iommu().intel().diagnosis();
     assert!(step(&diagnosis, StepOrder::Iommu).commands[0].contains("intel_iommu=on"));
-    let fedora = |machine: &mut Machine| machine.facts.distribution.ids = vec!["fedora".into()];
+    let fedora = |machine: &mut FakeMachine| machine.facts.distribution.ids = vec!["fedora".into()];
     let diagnosis = two_unbound().without_iommu().intel().with(fedora).diagnosis();
     assert!(step(&diagnosis, StepOrder::Iommu).commands[0].starts_with("grubby"));
 
-    let off = |machine: &mut Machine| {
+    let off = |machine: &mut FakeMachine| {
         machine.facts.command_line = Reading::Known("quiet intel_iommu=off".into());
     };
     let diagnosis = two_unbound().without_iommu().intel().with(off).diagnosis();
@@ -408,7 +410,7 @@ fn of_two_gpus_the_one_that_cannot_import_is_bound() {
     );
     assert!(!has(&diagnosis, "group-not-viable"), "that is said of devices that are bound");
     // The screen's GPU lends only if it must.
-    let twice = Machine::bare().gpu(LENDER, "amdgpu", 256).gpu(IMPORTER, "amdgpu", 256);
+    let twice = FakeMachine::bare().gpu(LENDER, "amdgpu", 256).gpu(IMPORTER, "amdgpu", 256);
     assert!(
         step(&twice.in_use(LENDER, Use::BootDisplay).diagnosis(), StepOrder::Bind).what.contains(IMPORTER)
     );
@@ -416,7 +418,7 @@ fn of_two_gpus_the_one_that_cannot_import_is_bound() {
 
 #[test]
 fn the_only_gpu_is_not_given_away() {
-    let only = Machine::bare().gpu(LENDER, "amdgpu", 256);
+    let only = FakeMachine::bare().gpu(LENDER, "amdgpu", 256);
     let diagnosis = only.in_use(LENDER, Use::BootDisplay).diagnosis();
     assert_eq!(turns(&diagnosis), [StepOrder::Try]);
     assert!(finding(&diagnosis, "nothing-bound").why.as_ref().unwrap().contains("no pair"));
@@ -438,12 +440,12 @@ fn a_small_bar_is_resized_before_it_is_bound() {
     let needed = two_unbound().resizable(LENDER).in_use(LENDER, Use::BootDisplay).diagnosis();
     assert!(has(&needed, "bar-small") && !turns(&needed).contains(&StepOrder::ResizeBar));
 
-    let diagnosis = Machine::working().resizable(LENDER).diagnosis();
+    let diagnosis = FakeMachine::working().resizable(LENDER).diagnosis();
     let commands = &step(&diagnosis, StepOrder::ResizeBar).commands;
     assert!(commands[0].contains("unbind") && commands[2].contains("drivers_probe"), "{commands:?}");
     assert_eq!(finding(&diagnosis, "bar-small").weight, Severity::Hint);
 
-    let diagnosis = Machine::working().resizable(LENDER).unprivileged().diagnosis();
+    let diagnosis = FakeMachine::working().resizable(LENDER).unprivileged().diagnosis();
     assert_eq!(finding(&diagnosis, "bar-sizes-unread").weight, Severity::Unknown);
     assert!(!turns(&diagnosis).contains(&StepOrder::ResizeBar));
 }
@@ -477,7 +479,8 @@ fn what_the_machine_needs_is_named_and_no_command_takes_it() {
     ];
     for used in uses {
         let words = used.to_string();
-        for (machine, turn) in [(Machine::working(), StepOrder::Neighbours), (two_unbound(), StepOrder::Bind)]
+        for (machine, turn) in
+            [(FakeMachine::working(), StepOrder::Neighbours), (two_unbound(), StepOrder::Bind)]
         {
             let bare = machine.clone().neighbour(LENDER, "ahci").diagnosis();
             assert!(step(&bare, turn).commands[0].contains("peervram bind"), "{:?}", step(&bare, turn));
@@ -502,7 +505,7 @@ fn what_the_machine_needs_is_named_and_no_command_takes_it() {
 
 #[test]
 fn a_neighbour_in_another_slot_goes_along_only_if_it_is_asked_for() {
-    let mut machine = Machine::working().neighbour(LENDER, "nvme");
+    let mut machine = FakeMachine::working().neighbour(LENDER, "nvme");
     machine.at("0000:01:00.1").function.address = "0000:03:00.0".parse().unwrap();
     let diagnosis = machine.diagnosis();
     assert_eq!(
@@ -514,9 +517,9 @@ fn a_neighbour_in_another_slot_goes_along_only_if_it_is_asked_for() {
 #[test]
 fn a_device_that_answers_ones_neither_lends_nor_imports() {
     for dead in [LENDER, IMPORTER] {
-        let diagnosis = Machine::working().silent(dead).diagnosis();
-        let pair = diagnosis.pairs.iter().find(|pair| pair.path == Path::Peer).unwrap();
-        assert!(pair.state != State::Now && pair.how.contains(dead), "{pair:?}");
+        let diagnosis = FakeMachine::working().silent(dead).diagnosis();
+        let pair = diagnosis.pairs.iter().find(|pair| pair.path == PairPath::Peer).unwrap();
+        assert!(pair.state != PairState::Now && pair.how.contains(dead), "{pair:?}");
         assert!(finding(&diagnosis, "does-not-answer").seen.contains(dead));
         let revive = step(&diagnosis, StepOrder::Revive);
         assert_eq!(
@@ -526,7 +529,7 @@ fn a_device_that_answers_ones_neither_lends_nor_imports() {
         assert!(revive.what.contains("off and on"), "{}", revive.what);
         assert_eq!(diagnosis.verdict == Verdict::CanLend, dead == IMPORTER);
         let open = Use::Open { node: "/dev/dri/card1".into(), by: "812 Xorg".into() };
-        let diagnosis = Machine::working().silent(dead).in_use(dead, open).diagnosis();
+        let diagnosis = FakeMachine::working().silent(dead).in_use(dead, open).diagnosis();
         assert!(step(&diagnosis, StepOrder::Revive).commands.is_empty());
         assert!(step(&diagnosis, StepOrder::Revive).what.contains("812 Xorg"));
     }
@@ -534,30 +537,30 @@ fn a_device_that_answers_ones_neither_lends_nor_imports() {
 
 #[test]
 fn no_path_leads_to_or_from_a_device_that_answers_ones() {
-    let diagnosis = Machine::working().gpu("0000:03:00.0", "vfio-pci", 256).silent(LENDER).diagnosis();
+    let diagnosis = FakeMachine::working().gpu("0000:03:00.0", "vfio-pci", 256).silent(LENDER).diagnosis();
     let dead: PciAddress = LENDER.parse().unwrap();
     let (with_it, others): (Vec<&Pair>, Vec<&Pair>) =
         diagnosis.pairs.iter().partition(|pair| pair.lender == dead || pair.importer == Some(dead));
-    let paths: Vec<Path> = with_it.iter().map(|pair| pair.path).collect();
+    let paths: Vec<PairPath> = with_it.iter().map(|pair| pair.path).collect();
     assert_eq!(paths.len(), 4, "{with_it:?}");
-    for path in [Path::Peer, Path::HostPointer, Path::AddressSpace] {
+    for path in [PairPath::Peer, PairPath::HostPointer, PairPath::AddressSpace] {
         assert!(paths.contains(&path), "{paths:?}");
     }
     for pair in with_it {
-        assert!(pair.state == State::Possible && pair.how.contains("does not answer"), "{pair:?}");
+        assert!(pair.state == PairState::Possible && pair.how.contains("does not answer"), "{pair:?}");
     }
-    assert!(others.iter().any(|pair| pair.state == State::Now), "{others:?}");
+    assert!(others.iter().any(|pair| pair.state == PairState::Now), "{others:?}");
 }
 
 #[test]
 fn who_crowds_a_group_is_named() {
-    let diagnosis = Machine::working().neighbour(LENDER, "e1000e").diagnosis();
+    let diagnosis = FakeMachine::working().neighbour(LENDER, "e1000e").diagnosis();
     let seen = &finding(&diagnosis, "group-not-viable").seen;
     assert!(seen.contains("0000:01:00.1 (e1000e)"), "{seen}");
     assert_eq!(step(&diagnosis, StepOrder::Neighbours).commands, [format!("sudo peervram bind {LENDER}")]);
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     for harmless in ["vfio-pci", "pcieport", "pci-stub"] {
-        let diagnosis = Machine::working().neighbour(LENDER, harmless).diagnosis();
+        let diagnosis = FakeMachine::working().neighbour(LENDER, harmless).diagnosis();
         assert!(!has(&diagnosis, "group-not-viable"), "{harmless}");
         assert_eq!(diagnosis.verdict, Verdict::CanLend);
     }
@@ -565,7 +568,7 @@ fn who_crowds_a_group_is_named() {
 
 #[test]
 fn without_root_it_names_what_is_closed_and_asks_for_one_rule() {
-    let machine = Machine::working().gpu("0000:03:00.0", "vfio-pci", 256).unprivileged();
+    let machine = FakeMachine::working().gpu("0000:03:00.0", "vfio-pci", 256).unprivileged();
     let diagnosis = machine.diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     assert!(finding(&diagnosis, "vfio-files-closed").seen.contains("/dev/vfio/1 (uid 0, gid 0, 600)"));
@@ -573,15 +576,15 @@ fn without_root_it_names_what_is_closed_and_asks_for_one_rule() {
     assert!(finding(&diagnosis, "unread").seen.contains("configuration space"));
     let expected = [StepOrder::Permissions, StepOrder::Permissions, StepOrder::LookAsRoot, StepOrder::Try];
     assert_eq!(turns(&diagnosis), expected, "one rule for both devices: {:#?}", diagnosis.what_to_do);
-    assert!(!has(&Machine::working().diagnosis(), "unread"), "root reads all");
+    assert!(!has(&FakeMachine::working().diagnosis(), "unread"), "root reads all");
     // Nor would root read more of what does not answer.
-    let silent = Machine::working().silent(IMPORTER).with(|machine| machine.facts.user.uid = 1000);
+    let silent = FakeMachine::working().silent(IMPORTER).with(|machine| machine.facts.user.uid = 1000);
     assert!(!has(&silent.diagnosis(), "unread"));
 }
 
 #[test]
 fn a_container_that_was_given_no_devices_is_told_how() {
-    let mut facts = Machine::working().facts();
+    let mut facts = FakeMachine::working().facts();
     facts.files.clear();
     let diagnosis = Diagnosis::of(&facts);
     let commands: Vec<_> = diagnosis.what_to_do.iter().flat_map(|step| &step.commands).collect();
@@ -591,19 +594,19 @@ fn a_container_that_was_given_no_devices_is_told_how() {
 
 #[test]
 fn a_refused_route_asks_for_other_slots_unless_another_pair_works() {
-    let diagnosis = Machine::working().intel().gpu("0000:03:00.0", "xe", 256).diagnosis();
-    assert!(diagnosis.pairs.iter().filter(|pair| pair.state == State::Never).count() == 2);
+    let diagnosis = FakeMachine::working().intel().gpu("0000:03:00.0", "xe", 256).diagnosis();
+    assert!(diagnosis.pairs.iter().filter(|pair| pair.state == PairState::Never).count() == 2);
     assert_eq!(turns(&diagnosis).iter().filter(|turn| **turn == StepOrder::Slots).count(), 1);
     assert!(step(&diagnosis, StepOrder::Slots).commands[0].starts_with("peervram route"));
     assert_eq!(diagnosis.verdict, Verdict::CanLend, "a CPU still imports it");
-    assert!(!turns(&Machine::working().diagnosis()).contains(&StepOrder::Slots));
+    assert!(!turns(&FakeMachine::working().diagnosis()).contains(&StepOrder::Slots));
 }
 
 #[test]
 fn a_missing_vulkan_is_installed_as_the_distribution_does_it() {
     let without = |ids: &[&str]| {
         let ids = ids.iter().map(|&id| id.to_owned()).collect();
-        let machine = Machine::working().with(|machine| {
+        let machine = FakeMachine::working().with(|machine| {
             machine.facts.vulkan = Vulkan::Missing { why: "no loader".into() };
             machine.facts.distribution.ids = ids;
         });
@@ -617,8 +620,9 @@ fn a_missing_vulkan_is_installed_as_the_distribution_does_it() {
 
 #[test]
 fn a_broken_vulkan_is_not_a_missing_one() {
-    let broken = |machine: &mut Machine| machine.facts.vulkan = Vulkan::Broken { why: "signal 11".into() };
-    let diagnosis = Machine::working().with(broken).diagnosis();
+    let broken =
+        |machine: &mut FakeMachine| machine.facts.vulkan = Vulkan::Broken { why: "signal 11".into() };
+    let diagnosis = FakeMachine::working().with(broken).diagnosis();
     assert!(finding(&diagnosis, "vulkan-broken").seen.contains("signal 11"));
     assert!(step(&diagnosis, StepOrder::Vulkan).commands[0].contains("VK_LOADER_DEBUG"));
     assert_eq!(diagnosis.verdict, Verdict::CanLend, "a GPU imports without Vulkan");
@@ -626,9 +630,9 @@ fn a_broken_vulkan_is_not_a_missing_one() {
 
 #[test]
 fn an_intel_gpu_that_cannot_import_is_told_of_xe() {
-    let diagnosis = Machine::bare().gpu(LENDER, "vfio-pci", 256).gpu(IMPORTER, "i915", 256).diagnosis();
+    let diagnosis = FakeMachine::bare().gpu(LENDER, "vfio-pci", 256).gpu(IMPORTER, "i915", 256).diagnosis();
     assert!(step(&diagnosis, StepOrder::ImportingDriver).commands[0].contains("xe.force_probe=744c"));
-    let other = Machine::working().gpu("0000:03:00.0", "i915", 256).diagnosis();
+    let other = FakeMachine::working().gpu("0000:03:00.0", "i915", 256).diagnosis();
     assert!(!turns(&other).contains(&StepOrder::ImportingDriver), "amdgpu imports already");
 }
 
@@ -642,15 +646,15 @@ fn an_empty_container_is_told_what_it_can_still_do() {
 
 #[test]
 fn a_machine_without_a_gpu_is_not_asked_for_a_kernel() {
-    let old = |machine: &mut Machine| machine.facts.kernel_release = "6.1.0".into();
-    let diagnosis = Machine::bare().without_iommu().with(old).diagnosis();
+    let old = |machine: &mut FakeMachine| machine.facts.kernel_release = "6.1.0".into();
+    let diagnosis = FakeMachine::bare().without_iommu().with(old).diagnosis();
     assert_eq!(diagnosis.verdict, Verdict::HostMemoryOnly);
     assert_eq!(turns(&diagnosis), [StepOrder::LookAtTheHost, StepOrder::Try]);
 }
 
 #[test]
 fn little_lockable_memory_and_narrow_links_are_hints() {
-    let diagnosis = Machine::working()
+    let diagnosis = FakeMachine::working()
         .with(|machine| {
             machine.facts.user.uid = 1000;
             machine.facts.memlock_bytes = Some(64 << 10);
@@ -669,19 +673,20 @@ fn little_lockable_memory_and_narrow_links_are_hints() {
 
 #[test]
 fn two_vfio_devices_reach_each_other_by_address_space() {
-    let diagnosis = Machine::bare().gpu(LENDER, "vfio-pci", 256).gpu(IMPORTER, "vfio-pci", 256).diagnosis();
-    let between = diagnosis.pairs.iter().filter(|pair| pair.path == Path::AddressSpace);
-    assert!(between.clone().count() == 2 && between.clone().all(|pair| pair.state == State::Now));
+    let diagnosis =
+        FakeMachine::bare().gpu(LENDER, "vfio-pci", 256).gpu(IMPORTER, "vfio-pci", 256).diagnosis();
+    let between = diagnosis.pairs.iter().filter(|pair| pair.path == PairPath::AddressSpace);
+    assert!(between.clone().count() == 2 && between.clone().all(|pair| pair.state == PairState::Now));
 }
 
 #[test]
 fn whatever_is_wrong_steps_are_few_ordered_and_said_once_on_a_page_of_80_columns() {
-    type Change = fn(Machine) -> Machine;
+    type Change = fn(FakeMachine) -> FakeMachine;
     const CHANGES: [Change; 11] = [
         |machine| machine.with(|machine| machine.facts.kernel_release = "6.12.1".into()),
-        Machine::without_iommu,
-        Machine::intel,
-        Machine::unprivileged,
+        FakeMachine::without_iommu,
+        FakeMachine::intel,
+        FakeMachine::unprivileged,
         |machine| machine.resizable(LENDER),
         |machine| machine.neighbour(LENDER, "nvme"),
         |machine| machine.with(|machine| machine.facts.vulkan = Vulkan::Missing { why: "no loader".into() }),
@@ -692,7 +697,7 @@ fn whatever_is_wrong_steps_are_few_ordered_and_said_once_on_a_page_of_80_columns
     ];
     for wrong in 0_u32..1 << CHANGES.len() {
         let chosen = CHANGES.iter().enumerate().filter(|(bit, _)| wrong >> bit & 1 != 0);
-        let facts = chosen.fold(Machine::working(), |machine, (_, change)| change(machine)).facts();
+        let facts = chosen.fold(FakeMachine::working(), |machine, (_, change)| change(machine)).facts();
         let diagnosis = Diagnosis::of(&facts);
         assert!(turns(&diagnosis).is_sorted(), "{wrong:b}: {:?}", turns(&diagnosis));
         assert!(turns(&diagnosis).len() <= 5, "{wrong:b}: {:?}", turns(&diagnosis));

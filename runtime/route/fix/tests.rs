@@ -5,7 +5,7 @@ use peervram_backends::topology::MapType;
 use serde_json::json;
 
 use super::super::machine::{
-    Config, DOWNSTREAM, ENDPOINT, Machine, REDIRECTS, ROOT_PORT, UPSTREAM, fix, has, root_ports, switch,
+    Config, DOWNSTREAM, ENDPOINT, FakeMachine, REDIRECTS, ROOT_PORT, UPSTREAM, fix, has, root_ports, switch,
 };
 use super::super::{Answer, Route};
 use super::{FixKind, Needs};
@@ -56,7 +56,7 @@ fn groups_that_merge_are_those_that_differ() {
 fn a_bar_that_is_as_large_as_it_can_be_is_left_alone() {
     let with = |now: u8| {
         let card = Config { resizable: Some((1 << 8 | 1 << 14, now)), ..ENDPOINT };
-        Machine::new()
+        FakeMachine::new()
             .zen()
             .add("00:02.0", "pci0000:00", ROOT_PORT)
             .add("01:00.0", "00:02.0", card)
@@ -82,15 +82,16 @@ fn only_what_was_not_read_is_asked_for() {
     let denied = json!({"unread": "Permission denied"});
     // An error whose text speaks of waking does not bring the fix either.
     let speaks = json!({"unread": "it would wake the neighbours"});
-    let kinds_of = |machine: Machine| {
+    let kinds_of = |machine: FakeMachine| {
         let route = machine.add("01:00.1", "00:02.0", ENDPOINT).route("01:00.0", "01:00.1");
         assert_eq!(route.answer(), Answer::Unknown);
         route.fixes.iter().map(|fix| fix.kind).collect::<Vec<_>>()
     };
-    let port = |config: &serde_json::Value| Machine::new().add_read("00:02.0", "pci0000:00", config.clone());
+    let port =
+        |config: &serde_json::Value| FakeMachine::new().add_read("00:02.0", "pci0000:00", config.clone());
     let whole = known(ENDPOINT.hex());
     let asleep = || port(&whole).asleep("00:02.0");
-    let kinds = |port: Machine, lender: &serde_json::Value| {
+    let kinds = |port: FakeMachine, lender: &serde_json::Value| {
         kinds_of(port.add_read("01:00.0", "00:02.0", lender.clone()))
     };
     use FixKind::{ReadMore, WakeDevice};
@@ -111,21 +112,21 @@ fn only_what_was_not_read_is_asked_for() {
 fn where_reading_as_root_would_tell_no_more_something_else_is_said() {
     let with_bridge = |config: Option<String>| {
         let machine = match config {
-            Some(bytes) => Machine::new().add_read(
+            Some(bytes) => FakeMachine::new().add_read(
                 "00:02.0",
                 "pci0000:00",
                 json!({"known": {"size_bytes": 4096, "bytes": bytes}}),
             ),
-            None => Machine::new(),
+            None => FakeMachine::new(),
         };
         machine.add("01:00.0", "00:02.0", ENDPOINT).add("01:00.1", "00:02.0", ENDPOINT)
     };
-    let recommended = |machine: &Machine| {
+    let recommended = |machine: &FakeMachine| {
         let route = machine.route("01:00.0", "01:00.1");
         assert_eq!(route.answer(), Answer::Unknown);
         route.recommended().cloned()
     };
-    let captured = |machine: Machine| Machine { is_captured: true, ..machine };
+    let captured = |machine: FakeMachine| FakeMachine { is_captured: true, ..machine };
     let cut = Some("00".repeat(6) + "10" + &"00".repeat(57));
 
     // A bridge that is not in a captured tree is not on the machine of whoever asks either.
@@ -155,7 +156,7 @@ fn where_reading_as_root_would_tell_no_more_something_else_is_said() {
     assert!(fix.what.starts_with("Ask again") && !fix.what.contains("root"), "{}", fix.what);
 
     // A processor that was not captured, and one that the kernel here does not name.
-    let nameless = || Machine { cpu: json!({"unread": "the report does not say"}), ..root_ports() };
+    let nameless = || FakeMachine { cpu: json!({"unread": "the report does not say"}), ..root_ports() };
     let route = captured(nameless()).route("01:00.0", "02:00.0");
     let fix = route.recommended().unwrap();
     assert!(
@@ -180,7 +181,7 @@ fn what_the_way_only_turns_at_counts_for_nothing() {
     let upstream = Config { link: [(1, 1), (4, 16)], payload: [0, 2], ..UPSTREAM };
     let port = |acs| Config { acs, payload: [1, 1], ..DOWNSTREAM };
     let with = |acs| {
-        Machine::new()
+        FakeMachine::new()
             .zen()
             .add("00:02.0", "pci0000:00", Config { link: upstream.link, ..ROOT_PORT })
             .add("01:00.0", "00:02.0", upstream)
@@ -206,7 +207,7 @@ fn what_the_way_only_turns_at_counts_for_nothing() {
     assert!(has(&through, FixKind::MaxPayload) && through.notes.iter().any(|note| note.contains("idle")));
     // Two functions of one card meet at the port above them, whose link is theirs.
     let narrow = Config { link: [(4, 1), (4, 16)], ..ENDPOINT };
-    let card = Machine::new()
+    let card = FakeMachine::new()
         .add("00:02.0", "pci0000:00", Config { acs: None, link: narrow.link, ..ROOT_PORT })
         .add("01:00.0", "00:02.0", narrow)
         .add("01:00.1", "00:02.0", narrow)
@@ -220,7 +221,7 @@ fn what_the_way_only_turns_at_counts_for_nothing() {
 
 #[test]
 fn free_slots_are_listed_by_what_they_bring_and_only_the_best() {
-    let machine = Machine::new()
+    let machine = FakeMachine::new()
         .add("80:00.0", "pci0000:80", ENDPOINT)
         // On the kernel's list from 7.3 on.
         .id("10de:2f95")
@@ -263,7 +264,7 @@ fn free_slots_are_listed_by_what_they_bring_and_only_the_best() {
 fn what_is_no_free_slot_is_not_offered() {
     let port = Config { acs: None, ..DOWNSTREAM };
     let with = |free: Config| {
-        Machine::new()
+        FakeMachine::new()
             .add("00:02.0", "pci0000:00", ROOT_PORT)
             .add("01:00.0", "00:02.0", UPSTREAM)
             .add("02:00.0", "01:00.0", port)
@@ -301,7 +302,7 @@ fn what_is_no_free_slot_is_not_offered() {
 #[test]
 fn what_is_no_card_is_not_moved() {
     let base = || switch(None);
-    let moved = |machine: Machine, client: &str| {
+    let moved = |machine: FakeMachine, client: &str| {
         let route = machine.route("03:00.0", client);
         assert_eq!(route.answer(), Answer::Refused);
         moves(&route).iter().filter(|(what, _)| what.starts_with(&format!("0000:{client}"))).count()
@@ -318,7 +319,7 @@ fn what_is_no_card_is_not_moved() {
 fn of_narrowed_links_the_slowest_is_named_and_of_full_ones_none() {
     let narrow = |lanes: u8| Config { link: [(4, lanes), (4, 16)], ..ENDPOINT };
     let with = |lender: Config, importer: Config| {
-        Machine::new()
+        FakeMachine::new()
             .zen()
             .add("00:02.0", "pci0000:00", Config { link: lender.link, ..ROOT_PORT })
             .add("01:00.0", "00:02.0", lender)
@@ -338,7 +339,7 @@ fn of_narrowed_links_the_slowest_is_named_and_of_full_ones_none() {
     let payload = |now: u8, most: u8| Config { payload: [now, most], ..ENDPOINT };
     let port = |card: Config| Config { payload: card.payload, ..ROOT_PORT };
     let with = |lender: Config, importer: Config| {
-        Machine::new()
+        FakeMachine::new()
             .zen()
             .add("00:02.0", "pci0000:00", port(lender))
             .add("01:00.0", "00:02.0", lender)

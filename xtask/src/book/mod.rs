@@ -99,29 +99,29 @@ pub fn run_pages(lab: &Lab, part: &str) -> Result<Counts> {
     let mut all = Vec::new();
     for (page, text) in pages()?.into_iter().filter(|(page, _)| page.contains(part)) {
         if page == tutorial::PAGE {
-            all.push((page.clone(), What::Tutorial(tutorial::split(&text)?.0)));
+            all.push((page.clone(), HowRun::Tutorial(tutorial::split(&text)?.0)));
         }
-        all.extend(shown(&page, &text)?.into_iter().map(|shown| (page.clone(), What::of(shown))));
+        all.extend(shown(&page, &text)?.into_iter().map(|shown| (page.clone(), HowRun::of(shown))));
     }
     let mut counts = Counts::default();
     let mut guests: BTreeMap<&str, Guest> = BTreeMap::new();
     for (page, what) in &all {
         let start = Instant::now();
         let (name, result) = match what {
-            What::Tutorial(tutorial) => (format!("{page}: a buffer of one's own"), tutorial.run()),
-            What::Guest(shown) => {
+            HowRun::Tutorial(tutorial) => (format!("{page}: a buffer of one's own"), tutorial.run()),
+            HowRun::Guest(shown) => {
                 let name = if shown.page == GRACE.0 { GRACE.1 } else { machines::MACHINES[0].name };
                 (shown.name(), in_guest(lab, &mut guests, name, shown))
             }
-            What::Task(shown) => (shown.name(), reads(lab, shown)),
-            What::Tests(shown) => (shown.name(), finds_tests(shown)),
-            What::Here(shown) => (shown.name(), runs_here(shown)),
-            What::Cannot(shown, why) => {
+            HowRun::Task(shown) => (shown.name(), reads(lab, shown)),
+            HowRun::Tests(shown) => (shown.name(), finds_tests(shown)),
+            HowRun::Here(shown) => (shown.name(), runs_here(shown)),
+            HowRun::Cannot(shown, why) => {
                 peervram_programs::say!("  skipped  {}: {why}", shown.name());
                 counts.skipped += 1;
                 continue;
             }
-            What::Nobodys(shown) => (shown.name(), Err(anyhow::anyhow!("nobody knows how to run it"))),
+            HowRun::Nobodys(shown) => (shown.name(), Err(anyhow::anyhow!("nobody knows how to run it"))),
         };
         match result {
             Ok(()) => {
@@ -164,7 +164,7 @@ fn shown(page: &str, text: &str) -> Result<Vec<Shown>> {
 }
 
 /// How a command is run.
-enum What {
+enum HowRun {
     /// The page for beginners.
     Tutorial(tutorial::Tutorial),
     Guest(Shown),
@@ -178,18 +178,18 @@ enum What {
     Nobodys(Shown),
 }
 
-impl What {
-    fn of(shown: Shown) -> What {
+impl HowRun {
+    fn of(shown: Shown) -> HowRun {
         let words = shown.words().join(" ");
         if let Some((_, why)) = CANNOT.iter().find(|(begins, _)| words.starts_with(begins)) {
-            return What::Cannot(shown, why);
+            return HowRun::Cannot(shown, why);
         }
         match words.split(' ').take(2).collect::<Vec<_>>()[..] {
-            ["cargo", "xtask"] => What::Task(shown),
-            ["cargo", "test"] => What::Tests(shown),
-            ["cargo", "build" | "run" | "bench"] => What::Here(shown),
-            [first, ..] if IN_A_GUEST.contains(&first) => What::Guest(shown),
-            _ => What::Nobodys(shown),
+            ["cargo", "xtask"] => HowRun::Task(shown),
+            ["cargo", "test"] => HowRun::Tests(shown),
+            ["cargo", "build" | "run" | "bench"] => HowRun::Here(shown),
+            [first, ..] if IN_A_GUEST.contains(&first) => HowRun::Guest(shown),
+            _ => HowRun::Nobodys(shown),
         }
     }
 }
@@ -318,7 +318,7 @@ mod tests {
             for shown in shown(&page, &text).unwrap() {
                 count += 1;
                 let name = shown.name();
-                assert!(!matches!(What::of(shown), What::Nobodys(_)), "{name}");
+                assert!(!matches!(HowRun::of(shown), HowRun::Nobodys(_)), "{name}");
             }
         }
         assert!(count > 50, "only {count} commands were found");

@@ -84,7 +84,7 @@ fn shard(text: &str) -> Result<String, String> {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = Steps::default();
     let list = List::read()?.chosen(Path::new(PROJECT), &arguments.files)?;
-    let place = Place::new()?;
+    let place = Workspace::new()?;
     place.copy_project()?;
     let listed = |shard: Option<&str>| -> Result<Vec<Vec<Mutant>>> {
         let of_group = |group: &list::Group| place.list(&steps, group, shard);
@@ -152,14 +152,14 @@ impl Choice<'_> {
 }
 
 /// Where mutants are built: a copy of the project that stays, so that little is built anew.
-struct Place {
+struct Workspace {
     folder: PathBuf,
 }
 
-impl Place {
-    fn new() -> Result<Place> {
+impl Workspace {
+    fn new() -> Result<Workspace> {
         let project = fs::canonicalize(PROJECT).context("finding the project")?;
-        let place = Place { folder: project.join("target/mutants") };
+        let place = Workspace { folder: project.join("target/mutants") };
         fs::create_dir_all(place.tree()).context("making target/mutants")?;
         Ok(place)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::buffer::Buffer;
-use crate::vulkan::copying::copy_engine::{CopyEngine, Way};
+use crate::vulkan::copying::copy_engine::{CopyEngine, HostCopy};
 use crate::vulkan::device::Device;
 use crate::vulkan::memory::buffer_import::{self, ImportOptions};
 use crate::vulkan::memory::memory_type;
@@ -117,12 +117,12 @@ impl Engine<Buffer> for CopyEngine {
     }
 
     fn read(&self, memory: &Buffer, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
-        self.carry((memory.raw(), offset_bytes), host, Way::ToHost, deadline)
+        self.carry((memory.raw(), offset_bytes), host, HostCopy::ToHost, deadline)
             .map_err(|error| error.on(self.device().name()))
     }
 
     fn write(&self, memory: &Buffer, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
-        self.carry((memory.raw(), offset_bytes), host, Way::ToDevice, deadline)
+        self.carry((memory.raw(), offset_bytes), host, HostCopy::ToDevice, deadline)
             .map_err(|error| error.on(self.device().name()))
     }
 

@@ -90,7 +90,13 @@ impl CopyEngine {
     }
 
     /// Copies between host memory and the buffer, from an offset on.
-    pub(crate) fn carry(&self, side: Side<'_>, host: &HostSlice, way: Way, deadline: Instant) -> Result<()> {
+    pub(crate) fn carry(
+        &self,
+        side: Side<'_>,
+        host: &HostSlice,
+        way: HostCopy,
+        deadline: Instant,
+    ) -> Result<()> {
         let (buffer, offset_bytes) = side;
         let length_bytes = host.length_bytes() as u64;
         check_inside(side, length_bytes)?;
@@ -173,12 +179,12 @@ fn check_inside((buffer, start_bytes): Side<'_>, length_bytes: u64) -> Result<()
 
 /// Which way bytes are carried.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum HostCopy {
     ToHost,
     ToDevice,
 }
 
-impl Way {
+impl HostCopy {
     /// The side that is read, and the one that is written.
     fn order<T>(self, device_side: T, host_side: T) -> (T, T) {
         match self {
@@ -220,7 +226,7 @@ impl AtWork {
     /// Over staging memory, part by part.
     fn by_staging(
         &mut self,
-        way: Way,
+        way: HostCopy,
         (buffer, offset_bytes): Side<'_>,
         host: &HostSlice,
         deadline: Instant,
@@ -230,7 +236,7 @@ impl AtWork {
         for at in (0..host.length_bytes()).step_by(bytes.len()) {
             let length = bytes.len().min(host.length_bytes() - at);
             let (part, in_host) = (&mut bytes[..length], host.offset_bytes() + at);
-            if way == Way::ToDevice {
+            if way == HostCopy::ToDevice {
                 host.mapping().read(in_host, part)?;
                 // Before commands touch it, and after those of the call before have ended.
                 self.commands.finish(TRIED, deadline)?;
@@ -239,7 +245,7 @@ impl AtWork {
             }
             let (from, to) = way.order((buffer, offset_bytes + at as u64), (staging.raw(), 0));
             self.between(from, to, length as u64, deadline)?;
-            if way == Way::ToHost {
+            if way == HostCopy::ToHost {
                 // SAFETY: as above; the copy has ended.
                 unsafe { staging.read(part) };
                 host.mapping().write(in_host, part)?;

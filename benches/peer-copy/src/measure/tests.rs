@@ -97,7 +97,7 @@ fn bytes() -> Arc<Bytes> {
 /// Calls with what measures, and with what is copied.
 fn measured(
     verify: bool,
-    measure: impl FnOnce(&mut Measure, &Arc<Bytes>, What) -> Result<Figure>,
+    measure: impl FnOnce(&mut Measure, &Arc<Bytes>, CopyKey) -> Result<Figure>,
 ) -> Result<Figure> {
     let (wish, bytes, mut record) = (wish(verify), bytes(), example());
     let what = record.figures[0].what.clone();
@@ -114,7 +114,7 @@ fn one_way(verify: bool, lost: Lost) -> Figure {
 fn both_ways(lost: [Lost; 2]) -> Figure {
     measured(true, |measure, bytes, what| {
         let [mut first, mut second] = lost.map(|lost| Fake::new(bytes, lost));
-        let what = What { direction: Direction::Both, ..what };
+        let what = CopyKey { direction: Direction::Both, ..what };
         measure.both_figure(&mut first, &mut second, what, None)
     })
     .unwrap()

@@ -75,22 +75,22 @@ fn pairs(record: &Record) -> Vec<(&str, &str)> {
 }
 
 /// A path and an engine, as they are drawn everywhere.
-struct Way<'a> {
+struct Series<'a> {
     path: &'a str,
     engine: &'a str,
     /// The number of its mark.
     number: usize,
 }
 
-impl Way<'_> {
+impl Series<'_> {
     fn is_of(&self, figure: &Figure) -> bool {
         (self.path, self.engine) == (figure.what.path.as_str(), figure.what.engine.as_str())
     }
 }
 
 /// Paths and engines. Each has the same mark in all plots, and in no plot another one has its colour, as long as there are enough.
-fn ways(record: &Record) -> Vec<Way<'_>> {
-    let mut ways: Vec<Way> = Vec::new();
+fn ways(record: &Record) -> Vec<Series<'_>> {
+    let mut ways: Vec<Series> = Vec::new();
     for figure in &record.figures {
         if ways.iter().any(|way| way.is_of(figure)) {
             continue;
@@ -101,7 +101,7 @@ fn ways(record: &Record) -> Vec<Way<'_>> {
             (&one.what.lender, &one.what.importer) == (&other.what.lender, &other.what.importer)
         };
         let twins: Vec<&Figure> = record.figures.iter().filter(|other| is_twin(other)).collect();
-        let is_beside = |way: &Way| {
+        let is_beside = |way: &Series| {
             record.figures.iter().any(|one| way.is_of(one) && twins.iter().any(|twin| has_pair(one, twin)))
         };
         let free = |number: &usize| ways.iter().all(|way| way.number != *number);
@@ -111,7 +111,7 @@ fn ways(record: &Record) -> Vec<Way<'_>> {
         };
         let mut all = 0..plot::SIGNS;
         let number = all.clone().find(clear).or_else(|| all.find(free)).unwrap_or(ways.len());
-        ways.push(Way { path: &what.path, engine: &what.engine, number });
+        ways.push(Series { path: &what.path, engine: &what.engine, number });
     }
     ways
 }
@@ -279,7 +279,7 @@ fn reading(html: &mut String, record: &Record) -> fmt::Result {
 }
 
 /// The signs of the ways that a pair has, beside its plots.
-fn legend(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
+fn legend(html: &mut String, figures: &[&Figure], ways: &[Series]) -> fmt::Result {
     html.push_str("<ul class=\"ways\">\n");
     for way in ways.iter().filter(|way| figures.iter().any(|figure| way.is_of(figure))) {
         writeln!(html, "<li>{}{}, {}</li>", plot::sign(way.number), escaped(way.path), escaped(way.engine))?;
@@ -289,7 +289,7 @@ fn legend(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
 }
 
 /// A section: plots, and the figures as a table.
-fn pair(html: &mut String, figures: &[&Figure], ways: &[Way]) -> fmt::Result {
+fn pair(html: &mut String, figures: &[&Figure], ways: &[Series]) -> fmt::Result {
     let Some(first) = figures.first() else { return Ok(()) };
     writeln!(html, "<h2>{}</h2>", escaped(&matrix::pair_title(first)))?;
     if let Some(link) = &first.link {

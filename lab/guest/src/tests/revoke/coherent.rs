@@ -147,9 +147,9 @@ fn a_wait_is_told(guest: &Guest) -> Verdict {
     model.misbehave(Misbehaviour::SlowReady { ms: TRAINING.as_millis() as u64 })?;
 
     // Far less than the wait: the kernel is back, so nothing is stuck.
-    let terms = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_millis(500));
+    let options = RevokeOptions::within(PATIENCE).with_call_limit(Duration::from_millis(500));
     let told = thread::scope(|scope| {
-        let revoker = scope.spawn(|| painted.lender.reset(terms));
+        let revoker = scope.spawn(|| painted.lender.reset(options));
         let mut told = Vec::new();
         while let Some(event) = events.next_within(PATIENCE)? {
             match event.kind {

@@ -71,9 +71,9 @@ fn never_unmaps(guest: &Guest) -> Verdict {
     hold.map()?;
 
     let limit = Duration::from_millis(500);
-    let terms = RevokeOptions::within(PATIENCE).with_call_limit(limit);
+    let options = RevokeOptions::within(PATIENCE).with_call_limit(limit);
     let begun = Instant::now();
-    let error = refused(painted.lender.reset(terms), Kind::Stuck)?;
+    let error = refused(painted.lender.reset(options), Kind::Stuck)?;
     let named_after = begun.elapsed();
     // How much later a busy machine is says nothing: the importer has not unmapped yet, so this did not wait for it.
     ensure!(named_after >= limit && hold.state()?.mapped, "named after {named_after:?}");

@@ -91,8 +91,8 @@ fn keep<D: Lends>(
 
 /// Waits for nobody: what is in flight is torn. What must be freed first cannot be torn, and is waited for.
 fn reset_at_once<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    let terms = RevokeOptions::within(Duration::ZERO).or_go_on();
-    match painted.lender.reset(terms) {
+    let options = RevokeOptions::within(Duration::ZERO).or_go_on();
+    match painted.lender.reset(options) {
         Err(error) if error.kind() == Kind::StillInUse => painted.lender.reset(PATIENCE),
         other => other,
     }
