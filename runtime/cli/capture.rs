@@ -21,15 +21,24 @@ use peervram_programs::note;
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     sudo peervram capture machine.json                          here\n  \
+    sudo peervram capture --redact machine.json                 to be shown to others\n  \
     peervram route --tree machine.json 01:00.0 02:00.0          anywhere\n\n\
-    A configuration space may hold serial numbers of cards, and the command line what you wrote there.")]
+    A configuration space may hold serial numbers of cards, and the command line what you wrote there: --redact\n    \
+    leaves these out, and every answer stays the same.")]
 pub struct Arguments {
     /// Where to write it; without it, to standard output.
     file: Option<PathBuf>,
+
+    /// Leave out serial numbers of cards, the boot's id, and of the command line what decides nothing.
+    #[arg(long)]
+    redact: bool,
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
-    let topology = tree::read(None)?;
+    let mut topology = tree::read(None)?;
+    if arguments.redact {
+        topology = topology.redacted();
+    }
     let mut text = topology.to_json();
     text.push('\n');
     match &arguments.file {

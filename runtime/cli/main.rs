@@ -5,6 +5,7 @@
 mod arguments;
 mod bind;
 mod capture;
+mod child;
 mod coherent;
 mod completions;
 mod demo;
@@ -24,6 +25,7 @@ mod picture;
 mod reset;
 mod route;
 mod tree;
+mod trial;
 mod verify;
 
 use std::process::ExitCode;
@@ -47,7 +49,8 @@ use clap::{Parser, Subcommand};
         peervram route 01:00.0 02:00.0                    which way bytes go, why not, what would change it\n  \
         peervram verify 01:00.0 vulkan                    whether bytes arrive, tested\n  \
         peervram holders 01:00.0                          whom a reset of it would wait for\n  \
-        peervram reset 01:00.0                            reset it, and show whom that waits for\n\n\
+        peervram reset 01:00.0                            reset it, and show whom that waits for\n  \
+        peervram trial --lender 01:00.0                   try all of it on real GPUs, for a report to send\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
 )]
 struct Command {
@@ -60,11 +63,11 @@ struct Command {
     verbose: u8,
 
     #[command(subcommand)]
-    what: What,
+    subcommand: Subcommands,
 }
 
 #[derive(Subcommand)]
-enum What {
+enum Subcommands {
     Devices(devices::Arguments),
     Bind(bind::BindArguments),
     Unbind(bind::UnbindArguments),
@@ -77,6 +80,7 @@ enum What {
     Route(route::Arguments),
     Capture(capture::Arguments),
     Verify(verify::Arguments),
+    Trial(trial::Arguments),
     Completions(completions::Arguments),
     Manual(manual::Arguments),
 }
@@ -94,21 +98,22 @@ fn main() -> ExitCode {
             "peervram={level},peervram_backends={level},peervram_nvgrace={level}"
         )))
         .init();
-    let result = match command.what {
-        What::Devices(arguments) => devices::run(&arguments, command.json),
-        What::Bind(arguments) => bind::bind(&arguments, command.json),
-        What::Unbind(arguments) => bind::unbind(&arguments, command.json),
-        What::Doctor(arguments) => doctor::run(&arguments, command.json),
-        What::Export(arguments) => export::run(&arguments, command.json),
-        What::Import(arguments) => import::run(&arguments, command.json),
-        What::Demo(arguments) => demo::run(&arguments, command.json),
-        What::Holders(arguments) => holders::run(&arguments, command.json),
-        What::Reset(arguments) => reset::run(&arguments, command.json),
-        What::Route(arguments) => route::run(&arguments, command.json),
-        What::Capture(arguments) => capture::run(&arguments, command.json),
-        What::Verify(arguments) => verify::run(&arguments, command.json),
-        What::Completions(arguments) => completions::run(&arguments, command.json),
-        What::Manual(arguments) => manual::run(&arguments, command.json),
+    let result = match command.subcommand {
+        Subcommands::Devices(arguments) => devices::run(&arguments, command.json),
+        Subcommands::Bind(arguments) => bind::bind(&arguments, command.json),
+        Subcommands::Unbind(arguments) => bind::unbind(&arguments, command.json),
+        Subcommands::Doctor(arguments) => doctor::run(&arguments, command.json),
+        Subcommands::Export(arguments) => export::run(&arguments, command.json),
+        Subcommands::Import(arguments) => import::run(&arguments, command.json),
+        Subcommands::Demo(arguments) => demo::run(&arguments, command.json),
+        Subcommands::Holders(arguments) => holders::run(&arguments, command.json),
+        Subcommands::Reset(arguments) => reset::run(&arguments, command.json),
+        Subcommands::Route(arguments) => route::run(&arguments, command.json),
+        Subcommands::Capture(arguments) => capture::run(&arguments, command.json),
+        Subcommands::Verify(arguments) => verify::run(&arguments, command.json),
+        Subcommands::Trial(arguments) => trial::run(&arguments, command.json),
+        Subcommands::Completions(arguments) => completions::run(&arguments, command.json),
+        Subcommands::Manual(arguments) => manual::run(&arguments, command.json),
     };
     peervram_programs::end(ending::of(result, command.json))
 }

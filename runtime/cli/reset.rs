@@ -85,7 +85,7 @@ struct Report {
 }
 
 #[derive(Serialize)]
-struct EventReport {
+pub struct EventReport {
     at_ms: f64,
     event: &'static str,
     generation: u64,
@@ -93,31 +93,40 @@ struct EventReport {
 }
 
 #[derive(Serialize)]
-struct ImporterReport {
+pub struct ImporterReport {
     importer: String,
     path: &'static str,
     /// Whether it can be used again.
-    good: bool,
+    pub good: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ErrorReport>,
 }
 
 /// An attachment of whatever importer.
-trait Attached {
+pub trait Attached {
+    /// Enters and leaves.
+    ///
+    /// # Errors
+    /// The memory is away, or the import is of an earlier generation.
+    fn enter_once(&self) -> Result<()>;
+
     /// Imports again where that is needed, and enters once.
     fn try_again(&self) -> ImporterReport;
 }
 
 impl<I: Importer> Attached for Attachment<I> {
+    fn enter_once(&self) -> Result<()> {
+        self.enter(Direction::Read)?.finish().check()
+    }
+
     fn try_again(&self) -> ImporterReport {
-        let entered = || -> Result<()> {
+        let again = || -> Result<()> {
             if !self.is_current() {
                 self.current()?;
             }
-            self.enter(Direction::Read)?.finish().check()?;
-            Ok(())
+            self.enter_once()
         };
-        let result = entered();
+        let result = again();
         ImporterReport {
             importer: self.importer().name(),
             path: self.path().name(),
@@ -159,15 +168,15 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         }
         log.lock().unwrap_or_else(PoisonError::into_inner).push(report);
     });
-    let mut terms = RevokeOptions::within(Duration::from_millis(arguments.timeout_ms))
+    let mut options = RevokeOptions::within(Duration::from_millis(arguments.timeout_ms))
         .with_call_limit(Duration::from_millis(arguments.call_limit_ms));
     if arguments.go_on {
-        terms = terms.or_go_on();
+        options = options.or_go_on();
     }
     let result = match how {
-        "hot" => lender.hot_reset(&[], terms),
-        "function" => lender.function_level_reset(terms),
-        _ => lender.reset(terms),
+        "hot" => lender.hot_reset(&[], options),
+        "function" => lender.function_level_reset(options),
+        _ => lender.reset(options),
     };
     let took_ms = begun.elapsed().as_secs_f64() * 1e3;
     drop(subscription);
@@ -217,7 +226,11 @@ fn open(address: PciAddress) -> Result<Opened> {
     })
 }
 
-fn attach(export: &Export, to: &Target) -> Result<Box<dyn Attached>> {
+/// Attaches the importer that `to` names, by the first path that works.
+///
+/// # Errors
+/// It is not there, or takes no path.
+pub fn attach(export: &Export, to: &Target) -> Result<Box<dyn Attached>> {
     Ok(match to {
         Target::Vulkan(selector) => {
             let device = Arc::new(Instance::open()?.open_device(selector)?);
@@ -231,7 +244,7 @@ fn attach(export: &Export, to: &Target) -> Result<Box<dyn Attached>> {
 }
 
 impl EventReport {
-    fn new(event: &Event, at: Duration) -> Self {
+    pub fn new(event: &Event, at: Duration) -> Self {
         let text = match &event.kind {
             EventKind::Draining { cause, deadline } => {
                 let left = deadline.saturating_duration_since(Instant::now());

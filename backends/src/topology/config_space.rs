@@ -29,6 +29,10 @@ const PCI_EXT_CAP_ID_ACS: u16 = 0x0d;
 const PCI_ACS_CAP: usize = 0x04;
 const PCI_ACS_CTRL: usize = 0x06;
 const PCI_EXT_CAP_ID_REBAR: u16 = 0x15;
+const PCI_CAP_ID_VPD: u8 = 0x03;
+const PCI_VPD_DATA: usize = 0x04;
+const PCI_EXT_CAP_ID_DSN: u16 = 0x03;
+const PCI_DSN_SERIAL: usize = 0x04;
 
 /// The kernel gives up a chain of capabilities after so many (`PCI_FIND_CAP_TTL`), and of extended ones.
 const CHAIN_MAX: usize = 48;
@@ -243,6 +247,20 @@ impl ConfigSpace {
         if let Search::Found(acs) = self.acs() {
             let at = usize::from(acs.offset) + PCI_ACS_CTRL;
             Arc::make_mut(&mut self.bytes)[at..at + 2].copy_from_slice(&(acs.control & !bits).to_le_bytes());
+        }
+    }
+
+    /// Writes zeros over the numbers that tell one card from the next of its kind: the device's serial number (PCI Express
+    /// 7.9.3), and what was read last of its vital product data (PCI 3.0, appendix I).
+    pub(super) fn forget_serial_number(&mut self) {
+        let serial = self.extended_capability(PCI_EXT_CAP_ID_DSN).found().map(|at| (at + PCI_DSN_SERIAL, 8));
+        let product_data = self.capability(PCI_CAP_ID_VPD).found().map(|at| (at + PCI_VPD_DATA, 4));
+        for (at, length) in [serial, product_data].into_iter().flatten() {
+            let bytes = Arc::make_mut(&mut self.bytes);
+            let end = bytes.len().min(at + length);
+            if let Some(bytes) = bytes.get_mut(at..end) {
+                bytes.fill(0);
+            }
         }
     }
 

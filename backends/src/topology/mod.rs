@@ -17,6 +17,7 @@ mod map_type_tests;
 mod read;
 #[cfg(test)]
 mod read_tests;
+mod redact;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,7 @@ use crate::pci::Function;
 pub use config_space::{Acs, ConfigSpace, LinkRegisters, MaxPayload, PortType, ResizableBar, Search};
 pub use host_bridges::{HostBridge, Release, list_releases, listed, listed_at_last, parse_release};
 pub use map_type::{Client, Expected, MapType, Reason, Verdict};
+pub use redact::redact_command_line;
 
 /// What was read, or why it was not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

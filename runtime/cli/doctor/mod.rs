@@ -31,6 +31,8 @@ use serde::Serialize;
 
 use self::diagnosis::{Diagnosis, Verdict};
 use self::facts::Facts;
+pub use self::facts::{Vulkan, VulkanDevice};
+pub use self::vulkan_process::ask as ask_vulkan;
 use super::ending::print_json;
 use peervram_programs::CANNOT_RUN_HERE;
 

@@ -1,36 +1,21 @@
 //! Asks Vulkan in a process of its own: a driver that is broken ends that one, not the page.
 
-use std::io::Read as _;
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use peervram::backends::vulkan::{Instance, PhysicalDevice};
 use peervram::{Kind, Result};
 
 use super::facts::{Vulkan, VulkanDevice};
+use crate::child::{self, How};
 
 /// How long drivers may take to load. Emulated machines take some seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What Vulkan says, asked by a child of this process.
 pub fn ask() -> Vulkan {
-    // Without /proc there is no path of this program but the one that it was started by.
-    let program = std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(Into::into));
-    let child = program.and_then(|program| {
-        Command::new(program)
-            .args(["doctor", "--ask-vulkan"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()
-    });
-    match child {
-        Some(child) => hear(child),
-        None => ask_here(),
-    }
+    let hear = |mut program: Command| hear(program.args(["doctor", "--ask-vulkan"]).stderr(Stdio::null()));
+    child::this_program().and_then(hear).unwrap_or_else(ask_here)
 }
 
 /// The child's part: one line, since a driver or a layer may print lines of its own.
@@ -39,43 +24,18 @@ pub fn answer() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn hear(mut child: Child) -> Vulkan {
-    let output = child.stdout.take();
-    let reader = thread::spawn(move || {
-        let mut text = String::new();
-        let _ = output.map(|mut output| output.read_to_string(&mut text));
-        text
-    });
-    let Some(status) = end_of(&mut child) else {
-        return Vulkan::Broken { why: format!("no answer within {} s", LIMIT.as_secs()) };
+/// What a child says; none where it cannot be started.
+fn hear(command: &mut Command) -> Option<Vulkan> {
+    let ended = child::run(command, LIMIT).ok()?;
+    if let Some(vulkan) = ended.output.lines().rev().find_map(|line| serde_json::from_str(line).ok()) {
+        return Some(vulkan);
+    }
+    let why = match ended.how {
+        How::Exited(code) => format!("the loader or a driver ended the program, with code {code}"),
+        How::Signal(signal) => format!("the loader or a driver died by signal {signal}"),
+        How::TimedOut | How::Stuck(_) => format!("no answer within {} s", LIMIT.as_secs()),
     };
-    let text = reader.join().unwrap_or_default();
-    match text.lines().rev().find_map(|line| serde_json::from_str(line).ok()) {
-        Some(vulkan) => vulkan,
-        None => {
-            let why = match status.signal() {
-                Some(signal) => format!("the loader or a driver died by signal {signal}"),
-                None => format!("the loader or a driver ended the program, {status}"),
-            };
-            Vulkan::Broken { why }
-        }
-    }
-}
-
-/// None where it had to be killed.
-fn end_of(child: &mut Child) -> Option<ExitStatus> {
-    let deadline = Instant::now() + LIMIT;
-    while Instant::now() < deadline {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) => thread::sleep(Duration::from_millis(5)),
-            Err(_) => break,
-        }
-    }
-    // It may be gone by now, which is as good.
-    let _ = child.kill();
-    let _ = child.wait();
-    None
+    Some(Vulkan::Broken { why })
 }
 
 fn ask_here() -> Vulkan {
@@ -109,13 +69,13 @@ mod tests {
     use super::*;
 
     fn said_by(script: &str) -> Vulkan {
-        hear(Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap())
+        hear(Command::new("sh").args(["-c", script])).unwrap()
     }
 
     #[test]
     fn a_driver_that_dies_is_named_as_broken() {
         assert!(matches!(said_by("kill -SEGV $$"), Vulkan::Broken { why } if why.contains("signal 11")));
-        assert!(matches!(said_by("exit 3"), Vulkan::Broken { why } if why.contains("exit status: 3")));
+        assert!(matches!(said_by("exit 3"), Vulkan::Broken { why } if why.contains("with code 3")));
     }
 
     #[test]

@@ -117,6 +117,7 @@ const PRINTING: &[&[&str]] = &[
     &["reset", "fffe:fe:1f.7"],
     &["route", "--all"],
     &["route", "fffe:fe:1f.7", "cpu"],
+    &["trial", "--lender", "fffe:fe:1f.7", "--report", "FOLDER/trial.md"],
     &["unbind", "fffe:fe:1f.7", "--dry-run"],
     &["verify", "--list"],
     &["verify", "--host", "--bytes", "64K"],

@@ -24,6 +24,7 @@ mod shadow;
 mod signal;
 mod slots;
 mod staged;
+mod trial;
 mod trust;
 mod two_drivers;
 mod verify;
@@ -62,6 +63,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         doctor::TESTS,
         bind::TESTS,
         command_line::TESTS,
+        trial::TESTS,
     ]
     .into_iter()
     .flatten()
