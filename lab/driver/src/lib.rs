@@ -49,4 +49,5 @@ mod vram_room;
 pub use gpu::{ModelGpu, REGISTER_BAR, VRAM_BAR};
 pub use importing_gpu::{GpuMemory, ImportingGpu};
 pub use peervram_model::registers::{Descriptor, operation};
+pub use reached::Reached;
 pub use vram_room::VramPiece;

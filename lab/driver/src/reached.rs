@@ -11,7 +11,7 @@ use peervram::backends::{HostSlice, Importer};
 use peervram::{Error, Kind, Result};
 
 /// The host memory that one device has been given so far.
-pub(crate) struct Reached {
+pub struct Reached {
     /// The device's address space; none where another process opened the device.
     space: Option<IoAddressSpace>,
     mapped: Mutex<Vec<Arc<IovaMapping>>>,
@@ -24,6 +24,9 @@ impl Reached {
     }
 
     /// The DMA address of `host`, good for as long as what comes with it.
+    ///
+    /// # Errors
+    /// [`Kind::Unsupported`] where there is no address space; what mapping the memory says.
     pub fn address_of(&self, host: &HostSlice) -> Result<(u64, Arc<IovaMapping>)> {
         let Some(space) = &self.space else {
             let why = "another process opened the device: its DMA addresses are not ours to give";

@@ -63,6 +63,11 @@ impl Guest {
         Ok(Card::new(self.address_of(device)?.parse()?, u64::from(size_mib) << 20))
     }
 
+    /// The network card; bound to vfio-pci.
+    pub fn network_card(&self) -> Result<PciAddress> {
+        Ok(self.first(|device| *device == Device::NetworkCard, "network card")?.parse()?)
+    }
+
     /// The PCI address of the virtio GPU.
     pub fn virtio_gpu(&self) -> Result<String> {
         self.first(|device| *device == Device::VirtioGpu, "virtio GPU")
@@ -172,9 +177,9 @@ pub fn remember(facts: &Facts) -> Result<()> {
     fs::write(FACTS, serde_json::to_vec(facts)?).with_context(|| format!("writing {FACTS}"))
 }
 
-/// Binds every device that lends to vfio-pci, or to the variant of it that is its own.
+/// Binds every device that lends, or whose engine imports, to vfio-pci, or to the variant of it that is its own.
 pub fn bind_lenders(facts: &Facts) -> Result<()> {
-    let lenders = facts.devices.iter().enumerate().filter(|(_, device)| device.lends());
+    let lenders = facts.devices.iter().enumerate().filter(|(_, device)| device.is_for_vfio());
     for (device, _) in lenders {
         for address in addresses_of(facts, device)? {
             bind(&address, facts.devices[device].driver())?;

@@ -19,6 +19,7 @@ mod holder;
 mod kernel_log;
 mod lender_process;
 mod model;
+mod network_card;
 mod painted;
 mod program;
 mod revocable;

@@ -72,6 +72,11 @@ impl Test {
         Test { with: Facts::has_grace, ..Test::new(name, function) }
     }
 
+    /// A test for every machine with a network card that imports.
+    pub const fn of_network_card(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
+        Test { with: Facts::has_network_card, ..Test::new(name, function) }
+    }
+
     /// A test for every machine with two Vulkan drivers.
     pub const fn of_two_drivers(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
         Test { with: Facts::has_two_vulkan_drivers, ..Test::new(name, function) }

@@ -31,6 +31,9 @@ pub enum Device {
         /// Size of BAR 4, a power of two.
         size_mib: u32,
     },
+    /// QEMU's igb, an Intel 82576: it sends frames to itself, so that its DMA reads and writes what it imports. Its engine is
+    /// QEMU's own, and tells of no fault.
+    NetworkCard,
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
     /// A virtio GPU with 3D, whose Vulkan driver in the guest is Venus: it has the host's driver do the work, which
@@ -54,6 +57,7 @@ impl Device {
         match self {
             Device::SharedMemory { .. } | Device::CrowdedGroup | Device::Twins { .. } => PciId::SHARED_MEMORY,
             Device::Card { .. } => PciId::CARD,
+            Device::NetworkCard => PciId::NETWORK_CARD,
             Device::VirtioGpu | Device::VenusGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
             Device::Grace(grace) => grace.id,
@@ -88,8 +92,13 @@ impl Device {
             | Device::Card { .. }
             | Device::ModelGpu { .. }
             | Device::Grace(_) => true,
-            Device::CrowdedGroup | Device::VirtioGpu | Device::VenusGpu => false,
+            Device::CrowdedGroup | Device::NetworkCard | Device::VirtioGpu | Device::VenusGpu => false,
         }
+    }
+
+    /// Whether a test opens it by VFIO, to lend its memory or to have its engine import.
+    pub fn is_for_vfio(&self) -> bool {
+        self.lends() || *self == Device::NetworkCard
     }
 
     /// This device behind the port of the same number.
@@ -112,7 +121,11 @@ impl Device {
             Device::SharedMemory { size_mib } | Device::Card { size_mib } => vec![size_mib],
             Device::Twins { size_mib } => vec![size_mib, size_mib],
             Device::CrowdedGroup => vec![1],
-            Device::VirtioGpu | Device::VenusGpu | Device::ModelGpu { .. } | Device::Grace(_) => vec![],
+            Device::NetworkCard
+            | Device::VirtioGpu
+            | Device::VenusGpu
+            | Device::ModelGpu { .. }
+            | Device::Grace(_) => vec![],
         }
     }
 
@@ -156,6 +169,7 @@ impl Device {
                 let memory = format!("vram{index}.0.{life}");
                 vec![format!("nvme,id={},serial={memory},pmrdev={memory},bus=port{index}", name(0))]
             }
+            Device::NetworkCard => vec![format!("igb,id={},bus=port{index}", name(0))],
             Device::VirtioGpu => vec![format!("virtio-gpu-pci,{}", virtio_gpu(name(0)))],
             // hostmem: a BAR in which memory of the host's driver is shown to the guest's CPU.
             Device::VenusGpu => {

@@ -159,6 +159,11 @@ impl Facts {
         self.topology == Topology::RootPorts && self.cpu == "EPYC" && self.iommu == Iommu::Intel
     }
 
+    /// Whether it has a network card whose engine imports.
+    pub fn has_network_card(&self) -> bool {
+        self.devices.contains(&Device::NetworkCard)
+    }
+
     /// Whether it has model GPUs.
     pub fn has_models(&self) -> bool {
         self.devices.iter().any(Device::is_model)

@@ -20,6 +20,8 @@ impl PciId {
     pub(super) const VIRTIO_GPU: PciId = PciId { vendor: 0x1af4, device: 0x1050 };
     /// QEMU's NVMe controller.
     pub(super) const CARD: PciId = PciId { vendor: 0x1b36, device: 0x0010 };
+    /// Intel's 82576, QEMU's igb.
+    pub(super) const NETWORK_CARD: PciId = PciId { vendor: 0x8086, device: 0x10c9 };
 }
 
 impl std::fmt::Display for PciId {

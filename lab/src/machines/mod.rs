@@ -52,6 +52,16 @@ const TWO_MODELS: Machine = Machine {
     ..DEFAULT
 };
 
+/// Engines that are not of this project, and IOMMUs that stop them.
+const REFEREE: Machine = Machine {
+    name: "small-network-card",
+    about: "a device that only lends, and QEMU's network card, whose DMA imports from it",
+    devices: &[Device::SharedMemory { size_mib: 64 }, Device::NetworkCard],
+    vulkan: false,
+    memory_mib: 512,
+    ..DEFAULT
+};
+
 /// Every cause of a revoke, against every kind of importer.
 const REVOKE: Machine = Machine {
     name: "small-revoke",
@@ -180,6 +190,13 @@ pub const MACHINES: &[Machine] = &[
         memory_mib: 3072,
         everyday: false,
         ..TWO_MODELS
+    },
+    REFEREE,
+    Machine {
+        name: "small-network-card-virtio-iommu",
+        about: "as before, and a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
+        ..REFEREE
     },
     REVOKE,
     Machine {

@@ -225,7 +225,10 @@ fn the_users_folder_is_where_the_specification_says() {
     let folder = |variables: &'static [(&str, &str)]| {
         user_folder(move |name| Some(variables.iter().find(|(known, _)| *known == name)?.1.into()))
     };
-    assert_eq!(folder(&[("XDG_STATE_HOME", "/state"), ("HOME", "/people/a")]), Some("/state/peervram".into()));
+    assert_eq!(
+        folder(&[("XDG_STATE_HOME", "/state"), ("HOME", "/people/a")]),
+        Some("/state/peervram".into())
+    );
     assert_eq!(
         folder(&[("XDG_STATE_HOME", "state"), ("HOME", "/people/a")]),
         Some("/people/a/.local/state/peervram".into())

@@ -14,6 +14,7 @@ mod lab;
 mod lenders;
 mod lockdep;
 mod model;
+mod network_card;
 pub mod nvgrace;
 mod peer;
 mod power;
@@ -49,6 +50,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         two_drivers::TESTS,
         model::TESTS,
         peer::TESTS,
+        network_card::TESTS,
         verify::TESTS,
         staged::TESTS,
         trust::TESTS,
