@@ -7,9 +7,8 @@ use std::process::Command;
 
 use crate::folder::Folder;
 use crate::kernel::Kernel;
-use crate::kernel::{holder, initrd};
-use crate::machine::Machine;
-use crate::machine::grace;
+use crate::kernel::{holder, initrd, selftests};
+use crate::machine::{BLOCKS_BYTES, Device, Machine, grace};
 use crate::progress::Progress;
 use crate::root::cache;
 use crate::root::{Purpose, Root};
@@ -98,6 +97,19 @@ impl<'a> Lab<'a> {
         Kernel::open(&self.root, machine.kernel, self.progress)
     }
 
+    /// The programs of the kernel's own tests of VFIO, of that version, fetched and built if they are not there. One that did not
+    /// build is not among them.
+    pub fn selftests(&self, version: &str) -> Result<Vec<PathBuf>> {
+        let folder = selftests::open(&self.root, version, self.progress)?;
+        let files = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+        let mut programs: Vec<PathBuf> = files
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.is_file() && path.extension().is_none())
+            .collect();
+        programs.sort_unstable();
+        Ok(programs)
+    }
+
     /// Makes ready all that a boot of that machine needs.
     pub fn prepare(&self, machine: &Machine) -> Result<()> {
         let kernel = self.kernel(machine)?;
@@ -145,6 +157,9 @@ impl<'a> Lab<'a> {
         let initrd = initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
         let folder = Folder::new()?;
         let place = folder.path();
+        if machine.devices.contains(&Device::Storage) {
+            fs::File::create(place.join("blocks"))?.set_len(BLOCKS_BYTES)?;
+        }
         fs::create_dir_all(place.join("share").join(LAYERS))?;
         for (from, to) in [
             (&kernel.image, "kernel"),

@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::build;
+use crate::referees;
 use crate::terminal::{self, FAILED, Steps};
 use peervram_programs::{cannot, usage};
 
@@ -59,6 +60,18 @@ pub enum Task {
         name: Option<String>,
         #[command(flatten)]
         setup: Setup,
+    },
+    /// Run the kernel's own tests of VFIO on the lab's devices
+    ///
+    /// They are built from Debian's source of the kernel in the cache folder, which takes a minute once. Each is run on a
+    /// network card, a model GPU and a device that only lends. What cannot pass there is listed with the reason; the exit
+    /// code is 1 if anything else fails, or if something passes that is said not to.
+    Referees {
+        #[command(flatten)]
+        setup: Setup,
+        /// What was found as JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Run a program of this machine in a guest: its output here, its exit code ours
     #[command(after_help = "Example:
@@ -178,6 +191,7 @@ pub fn run(task: Task) -> Result<ExitCode> {
                 );
             }
         }
+        Task::Referees { setup, json } => return referees::run(&open(&setup, &steps)?, json),
         Task::Exec { machine, setup, program, arguments } => {
             let machines = chosen(&[machine])?;
             let lab = open(&setup, &steps)?;

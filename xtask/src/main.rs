@@ -15,6 +15,7 @@ mod mutants;
 mod page;
 mod peer_copy;
 mod quick;
+mod referees;
 mod routes;
 mod sample;
 mod shaders;

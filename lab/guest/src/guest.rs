@@ -68,6 +68,11 @@ impl Guest {
         Ok(self.first(|device| *device == Device::NetworkCard, "network card")?.parse()?)
     }
 
+    /// The storage; bound to vfio-pci.
+    pub fn storage(&self) -> Result<PciAddress> {
+        Ok(self.first(|device| *device == Device::Storage, "storage")?.parse()?)
+    }
+
     /// The PCI address of the virtio GPU.
     pub fn virtio_gpu(&self) -> Result<String> {
         self.first(|device| *device == Device::VirtioGpu, "virtio GPU")

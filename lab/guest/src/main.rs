@@ -25,6 +25,7 @@ mod program;
 mod revocable;
 mod slot;
 mod stage;
+mod storage;
 mod sw_sync;
 mod test;
 mod tests;

@@ -8,6 +8,7 @@ pub mod holder;
 pub(crate) mod initrd;
 mod modules;
 pub mod own_kernel;
+pub(crate) mod selftests;
 mod source;
 
 use anyhow::{Context, Result, bail};

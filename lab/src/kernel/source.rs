@@ -58,15 +58,21 @@ impl KernelSource {
 }
 
 fn fetch(root: &Root, wanted: &str, draft: &Path, progress: &dyn Progress) -> Result<()> {
-    root.take_name_service()?;
-    root.output(draft, &["apt-get", "--quiet", "update"])?;
-    let names = root.output(draft, &["apt-cache", "pkgnames", "linux-source-"])?;
-    let package = choose(wanted, &names)?;
+    let package = package(root, draft, wanted)?;
     if package != format!("linux-source-{wanted}") {
         progress.note(&format!("Debian has no source of Linux {wanted} any more; taking {package}"));
     }
     root.output(draft, &["sh", "-c", FETCH, "fetch", &package])?;
     Ok(())
+}
+
+/// The package with that version's source, or else with the newest, by what the archive has now. `draft` is a folder in the
+/// lab's cache.
+pub(super) fn package(root: &Root, draft: &Path, wanted: &str) -> Result<String> {
+    root.take_name_service()?;
+    root.output(draft, &["apt-get", "--quiet", "update"])?;
+    let names = root.output(draft, &["apt-cache", "pkgnames", "linux-source-"])?;
+    choose(wanted, &names)
 }
 
 /// The package with that version's source, or else with the newest.

@@ -34,6 +34,8 @@ pub enum Device {
     /// QEMU's igb, an Intel 82576: it sends frames to itself, so that its DMA reads and writes what it imports. Its engine is
     /// QEMU's own, and tells of no fault.
     NetworkCard,
+    /// QEMU's NVMe controller with a memory buffer of its own (CMB) in BAR 2, where a queue can lie, and a megabyte of blocks.
+    Storage,
     /// A virtio GPU with blob resources: the GPU that imports, and whose screen is dumped.
     VirtioGpu,
     /// A virtio GPU with 3D, whose Vulkan driver in the guest is Venus: it has the host's driver do the work, which
@@ -51,12 +53,17 @@ pub enum Device {
     Grace(Grace),
 }
 
+/// The file with the blocks of a machine's storage, as QEMU sees it.
+const BLOCKS: &str = "/lab/blocks";
+/// How long that file is.
+pub(crate) const BLOCKS_BYTES: u64 = 1 << 20;
+
 impl Device {
     /// What it calls itself on the bus.
     pub fn id(&self) -> PciId {
         match self {
             Device::SharedMemory { .. } | Device::CrowdedGroup | Device::Twins { .. } => PciId::SHARED_MEMORY,
-            Device::Card { .. } => PciId::CARD,
+            Device::Card { .. } | Device::Storage => PciId::CARD,
             Device::NetworkCard => PciId::NETWORK_CARD,
             Device::VirtioGpu | Device::VenusGpu => PciId::VIRTIO_GPU,
             Device::ModelGpu { id, .. } => *id,
@@ -90,6 +97,7 @@ impl Device {
             Device::SharedMemory { .. }
             | Device::Twins { .. }
             | Device::Card { .. }
+            | Device::Storage
             | Device::ModelGpu { .. }
             | Device::Grace(_) => true,
             Device::CrowdedGroup | Device::NetworkCard | Device::VirtioGpu | Device::VenusGpu => false,
@@ -107,7 +115,13 @@ impl Device {
         let memories = self.qemu_memories(index, LIFE);
         let memories = memories.iter().flat_map(|memory| options(&[("-object", memory)]));
         let functions = self.qemu_functions(index, topology, LIFE);
-        memories.chain(functions.iter().flat_map(|function| options(&[("-device", function)]))).collect()
+        let blocks = matches!(self, Device::Storage)
+            .then(|| format!("driver=file,node-name=blocks{index},filename={BLOCKS}"));
+        let blocks = blocks.iter().flat_map(|blocks| options(&[("-blockdev", blocks)]));
+        memories
+            .chain(blocks)
+            .chain(functions.iter().flat_map(|function| options(&[("-device", function)])))
+            .collect()
     }
 
     /// What QEMU calls a function of the row's device of that number.
@@ -122,6 +136,7 @@ impl Device {
             Device::Twins { size_mib } => vec![size_mib, size_mib],
             Device::CrowdedGroup => vec![1],
             Device::NetworkCard
+            | Device::Storage
             | Device::VirtioGpu
             | Device::VenusGpu
             | Device::ModelGpu { .. }
@@ -168,6 +183,10 @@ impl Device {
             Device::Card { .. } => {
                 let memory = format!("vram{index}.0.{life}");
                 vec![format!("nvme,id={},serial={memory},pmrdev={memory},bus=port{index}", name(0))]
+            }
+            Device::Storage => {
+                let place = format!("id={},bus=port{index}", name(0));
+                vec![format!("nvme,{place},serial=blocks{index},cmb_size_mb=1,drive=blocks{index}")]
             }
             Device::NetworkCard => vec![format!("igb,id={},bus=port{index}", name(0))],
             Device::VirtioGpu => vec![format!("virtio-gpu-pci,{}", virtio_gpu(name(0)))],

@@ -19,7 +19,7 @@ use options::options;
 use shape::Shape;
 
 pub use device::Device;
-pub(crate) use device::socket_name;
+pub(crate) use device::{BLOCKS_BYTES, socket_name};
 pub use grace::{Firmware, Grace};
 pub use pci_id::PciId;
 pub use topology::Topology;
@@ -162,6 +162,11 @@ impl Facts {
     /// Whether it has a network card whose engine imports.
     pub fn has_network_card(&self) -> bool {
         self.devices.contains(&Device::NetworkCard)
+    }
+
+    /// Whether it has storage whose queue can lie in lent memory.
+    pub fn has_storage(&self) -> bool {
+        self.devices.contains(&Device::Storage)
     }
 
     /// Whether it has model GPUs.

@@ -55,8 +55,8 @@ const TWO_MODELS: Machine = Machine {
 /// Engines that are not of this project, and IOMMUs that stop them.
 const REFEREE: Machine = Machine {
     name: "small-network-card",
-    about: "a device that only lends, and QEMU's network card, whose DMA imports from it",
-    devices: &[Device::SharedMemory { size_mib: 64 }, Device::NetworkCard],
+    about: "a device that only lends, QEMU's network card, whose DMA imports from it, and storage",
+    devices: &[Device::SharedMemory { size_mib: 64 }, Device::NetworkCard, Device::Storage],
     vulkan: false,
     memory_mib: 512,
     ..DEFAULT
@@ -198,6 +198,15 @@ pub const MACHINES: &[Machine] = &[
         iommu: Iommu::Virtio,
         ..REFEREE
     },
+    Machine {
+        name: REFEREES,
+        about: "a network card, a model GPU and a device that only lends, and room for the kernel's own tests",
+        devices: &[Device::NetworkCard, MODEL, Device::SharedMemory { size_mib: 64 }],
+        // They map a gigabyte.
+        memory_mib: 3072,
+        everyday: false,
+        ..REFEREE
+    },
     REVOKE,
     Machine {
         name: "lockdep-revoke",
@@ -299,6 +308,9 @@ pub const STOCK: &str = "epyc-root-ports";
 pub fn all() -> impl Iterator<Item = &'static Machine> {
     MACHINES.iter().chain(shapes::MACHINES)
 }
+
+/// The machine of the kernel's own tests.
+pub const REFEREES: &str = "small-referees";
 
 /// The machine whose IOMMU passes kernel drivers' addresses on.
 pub const PASSTHROUGH: &str = "small-passthrough";

@@ -25,6 +25,7 @@ mod shadow;
 mod signal;
 mod slots;
 mod staged;
+mod storage;
 mod trial;
 mod trust;
 mod two_drivers;
@@ -51,6 +52,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         model::TESTS,
         peer::TESTS,
         network_card::TESTS,
+        storage::TESTS,
         verify::TESTS,
         staged::TESTS,
         trust::TESTS,
