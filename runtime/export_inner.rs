@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use peervram_backends::topology::{Expected, MapType, Topology};
+use peervram_backends::topology::{Expected, MapType, SEVERAL_RANGES, Topology};
 use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
 use crate::hook::guard_owner;
@@ -116,9 +116,8 @@ impl ExportInner {
         }
     }
 
-    /// Refuses what the kernel would map wrongly: it gives every range the same IO addresses
-    /// (`dma_buf_phys_vec_to_sgt`). VT-d then says EADDRINUSE; virtio-iommu says nothing, and the importer
-    /// gets addresses with nothing behind them (both seen on Linux 7.3).
+    /// Refuses what a kernel with the fault [`SEVERAL_RANGES`] would map wrongly. VT-d then says EADDRINUSE; virtio-iommu says
+    /// nothing, and the importer gets addresses with nothing behind them (both seen on Linux 7.3).
     fn check_several_ranges<I: Importer>(&self, importer: &I) -> Result<()> {
         if self.aperture.ranges().as_slice().len() < 2 {
             return Ok(());
@@ -130,8 +129,11 @@ impl ExportInner {
         }
         // Bridges that redirect (ACS) send requests up to the host bridge, though they are above both. Where
         // that may not be read, the kernel is asked.
-        let expected =
-            Topology::read_above(&[exporter, address])?.expected_map_type(exporter, address).expected;
+        let topology = Topology::read_above(&[exporter, address])?;
+        if topology.kernel_release.known().is_some_and(|release| !SEVERAL_RANGES.is_in(release)) {
+            return Ok(());
+        }
+        let expected = topology.expected_map_type(exporter, address).expected;
         let may_stay_below = match &expected {
             Expected::Known(map_type) => *map_type == MapType::BusAddress,
             Expected::Unknown { possible, .. } => possible.contains(&MapType::BusAddress),
@@ -139,8 +141,7 @@ impl ExportInner {
         if may_stay_below {
             return Ok(());
         }
-        let why = "the kernel maps only the first of several ranges through an IOMMU and a host bridge";
-        Err(Error::new(Kind::RouteRefused, "import a dma-buf", why)
+        Err(Error::new(Kind::RouteRefused, "import a dma-buf", SEVERAL_RANGES.what)
             .on(importer.name())
             .next(format!("export one range; what else would help: peervram route {exporter} {address}")))
     }

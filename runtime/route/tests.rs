@@ -128,6 +128,9 @@ fn several_ranges_want_no_translation() {
     }
     assert!(!has(&identity.route("01:00.0", "02:00.0"), FixKind::Passthrough));
     assert!(!has(&switch(None).route("03:00.0", "04:00.0"), FixKind::Passthrough));
+    let mut mended = root_ports().zen();
+    mended.release = "7.3.4-mended";
+    assert!(!has(&mended.route("01:00.0", "02:00.0"), FixKind::Passthrough));
 }
 
 #[test]

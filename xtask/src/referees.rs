@@ -114,7 +114,7 @@ fn one(vm: &mut Vm, program: &Path, device: &'static str, address: &str) -> Resu
     let begun = Instant::now();
     let said = vm.run_watched(program, &[address], &BTreeMap::new(), SILENCE_LIMIT, |_, _, _| Ok(()))?;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut run = Run::read(&name, device, &said.stdout);
+    let mut run = Run::read(&name, device, &said.stdout, &said.stderr);
     run.took_s = begun.elapsed().as_secs_f64();
     if run.passed + run.skipped.len() + run.failed.len() == 0 {
         let told = said.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -130,8 +130,9 @@ fn one(vm: &mut Vm, program: &Path, device: &'static str, address: &str) -> Resu
 
 impl Run {
     /// Reads what a test says by the Test Anything Protocol, as the kernel's harness does: "ok 1 name", "not ok 2 name",
-    /// "ok 3 name # SKIP why", with lines that begin with # before the one that they are about.
-    fn read(program: &str, device: &'static str, text: &str) -> Run {
+    /// "ok 3 name # SKIP why", with lines that begin with # before the one that they are about. What ends a test is in `errors`,
+    /// with the last part of the test's name.
+    fn read(program: &str, device: &'static str, text: &str, errors: &str) -> Run {
         let mut run = Run {
             program: program.to_owned(),
             device,
@@ -161,7 +162,9 @@ impl Run {
                 (false, _) => {
                     said.retain(|line| !line.starts_with("FAIL") && !line.starts_with("RUN"));
                     let last = said.len().saturating_sub(3);
-                    let why = said[last..].join("; ");
+                    let short = name.trim().rsplit('.').next().unwrap_or_default();
+                    let ended = errors.lines().rev().find(|line| line.contains(short));
+                    let why = said[last..].iter().copied().chain(ended).collect::<Vec<_>>().join("; ");
                     run.failed.push(Verdict::failed(program, device, name.trim(), why));
                 }
             }
@@ -237,11 +240,11 @@ mod tests {
                     # b.c:12:b:Expected 0 (0) == rc (-22)\n# b: Test terminated by assertion\n\
                     #          FAIL  global.b\nnot ok 2 global.b\nok 3 global.c # SKIP no driver\n\
                     # Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0\nsomething else\n";
-        let run = Run::read("vfio_test", "model GPU", text);
+        let run = Run::read("vfio_test", "model GPU", text, "# a: other\n# b: Test terminated by timeout\n");
         assert_eq!(run.passed, 1);
         let verdict = |test: &str, why: &str| Verdict { test: test.into(), why: why.into(), excused: None };
         assert_eq!(run.skipped, [verdict("global.c", "no driver")]);
-        let why = "b.c:12:b:Expected 0 (0) == rc (-22); b: Test terminated by assertion";
+        let why = "b.c:12:b:Expected 0 (0) == rc (-22); b: Test terminated by assertion; # b: Test terminated by timeout";
         assert_eq!(run.failed, [verdict("global.b", why)]);
         assert!(run.in_words().starts_with("1 passed, 1 failed, 1 skipped"));
     }

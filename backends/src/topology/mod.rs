@@ -11,6 +11,7 @@ mod change;
 mod config_space;
 mod groups;
 mod host_bridges;
+mod kernel_fault;
 mod map_type;
 #[cfg(test)]
 mod map_type_tests;
@@ -26,6 +27,7 @@ use crate::pci::Function;
 
 pub use config_space::{Acs, ConfigSpace, LinkRegisters, MaxPayload, PortType, ResizableBar, Search};
 pub use host_bridges::{HostBridge, Release, list_releases, listed, listed_at_last, parse_release};
+pub use kernel_fault::{KernelFault, SEVERAL_RANGES};
 pub use map_type::{Client, Expected, MapType, Reason, Verdict};
 pub use redact::redact_command_line;
 

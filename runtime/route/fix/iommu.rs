@@ -1,16 +1,18 @@
 //! The IOMMU between the importer and the host bridge.
 
 use peervram_backends::PciAddress;
-use peervram_backends::topology::{MapType, Topology};
+use peervram_backends::topology::{MapType, SEVERAL_RANGES, Topology};
 
 use super::super::Route;
 use super::{Fix, FixKind, Needs, on_the_command_line};
 
-/// Through an IOMMU that translates, only the first of several ranges arrives (`dma_buf_phys_vec_to_sgt`).
+/// Through an IOMMU that translates, only the first of several ranges arrives, where the kernel has the fault
+/// [`SEVERAL_RANGES`].
 pub(super) fn passthrough(topology: &Topology, route: &Route, client: PciAddress) -> Option<Fix> {
     let place = topology.place(client)?;
     let is_translated = place.iommu_domain.as_deref().is_some_and(|domain| domain.starts_with("DMA"));
-    if route.map_type() != Some(MapType::ThroughHostBridge) || !is_translated {
+    let has_fault = topology.kernel_release.known().is_none_or(|release| SEVERAL_RANGES.is_in(release));
+    if !has_fault || route.map_type() != Some(MapType::ThroughHostBridge) || !is_translated {
         return None;
     }
     Some(Fix {
