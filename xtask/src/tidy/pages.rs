@@ -128,4 +128,29 @@ mod tests {
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(found[0].place, "a.md:1");
     }
+
+    /// README's sentence on features names those of the library's package: what is on, and what is off.
+    #[test]
+    fn the_features_that_readme_names_are_the_packages() {
+        let read = |file: &str| std::fs::read_to_string(Path::new(crate::book::PROJECT).join(file)).unwrap();
+        let quoted = |text: &str, quote: char| -> BTreeSet<String> {
+            text.split(quote).skip(1).step_by(2).map(str::to_owned).collect()
+        };
+        let manifest = read("Cargo.toml");
+        let (_, features) = manifest.split_once("[features]\n").unwrap();
+        let rows: Vec<(&str, &str)> = features
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .filter_map(|line| line.split_once(" = "))
+            .collect();
+        let (_, default) = rows.iter().find(|(name, _)| *name == "default").unwrap();
+        let on = quoted(default, '"');
+        // Shuttle is for the library's own tests.
+        let names = rows.iter().map(|(name, _)| *name).filter(|name| !["default", "shuttle"].contains(name));
+        let off: BTreeSet<String> = names.filter(|name| !on.contains(*name)).map(str::to_owned).collect();
+        let readme = read("README.md");
+        let sentence = readme.lines().find_map(|line| line.strip_prefix("Its features ")).unwrap();
+        let (named_on, named_off) = sentence.split_once(" are on, ").unwrap();
+        assert_eq!((quoted(named_on, '`'), quoted(named_off, '`')), (on, off));
+    }
 }
