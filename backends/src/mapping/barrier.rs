@@ -4,6 +4,20 @@
 //! memory be made before an earlier load of one. `std::sync::atomic::fence` orders them for other *processors* only: on
 //! arm64 it is `dmb ish`, which does not reach the outer shareable domain where devices are. What stands here is what
 //! Linux has before `writel` and after `readl` (`arch/*/include/asm/io.h`).
+//!
+//! What is ordered on arm64, and how it is mapped (read in Linux 7.3):
+//!
+//! | memory | attribute | by |
+//! |---|---|---|
+//! | a BAR: registers, and VRAM behind it | Device-nGnRnE | `pgprot_noncached` in `vfio_pci_core_mmap`, prefetchable or not |
+//! | nvgrace's reserved memory | Normal, not cached | `pgprot_writecombine` in `nvgrace_gpu_mmap` |
+//! | nvgrace's usable memory, host memory | Normal, write-back | neither changes it |
+//!
+//! Accesses to Device memory of one peripheral are made in the order of the program, and none is merged, repeated or
+//! made early: two of the first row need nothing between them. Accesses to Normal memory, cached or not, are ordered
+//! with them by a barrier alone (Arm Architecture Reference Manual, B2.3). `dmb` is enough, and `dsb` waits for nothing
+//! more that matters here: order is asked for, and not that a store has arrived, which only a read from the device
+//! tells. Linux' `readl` has a dummy branch besides, for `udelay` after it, which nothing here has.
 #![expect(unsafe_code, reason = "barriers that only the processor's own instructions are")]
 
 /// Before a register is written that announces what was stored (a *doorbell*): all earlier stores, to host memory and

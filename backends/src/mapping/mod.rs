@@ -146,6 +146,10 @@ impl Mapping {
     }
 
     /// The first byte. Valid until the mapping is dropped; see the module for when it may be touched.
+    ///
+    /// On arm64 a BAR is mapped as Device memory (`pgprot_noncached` in `vfio_pci_core_mmap`), where an access that is not
+    /// aligned to its size is SIGBUS, and so is an instruction that zeroes a cache line: a library's `memcpy` and
+    /// `memset` may have either. [`Mapping::read`] and [`Mapping::write`] have neither.
     pub fn as_ptr(&self) -> *mut u8 {
         self.reservation.as_ptr()
     }
