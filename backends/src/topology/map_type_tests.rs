@@ -501,3 +501,29 @@ fn groups_of_what_does_not_answer_are_not_predicted() {
     let tree = Tree::new(INTEL).add("00:02.0", "pci0000:00", ones);
     assert_eq!(tree.0.predicted_iommu_groups(), Err("0000:00:02.0 does not answer".into()));
 }
+
+/// On arm64 no processor is trusted, and each root port is a PCI domain of its own: the list decides.
+#[test]
+fn between_domains_of_arm64_both_host_bridges_are_to_be_on_the_list() {
+    let arm64 = Cpu { family: None, ..INTEL };
+    let domains = |id: u16| {
+        let mut tree = Tree::new(arm64.clone());
+        for domain in ["0008", "0009"] {
+            let root = format!("{domain}:00:00.0");
+            tree = tree
+                .port(&root, &format!("pci{domain}:00"), 0x1d)
+                .with_id(&root, 0x10de, id)
+                .endpoint(&format!("{domain}:01:00.0"), &root);
+        }
+        tree
+    };
+    // Grace's, and one of later CPUs.
+    let not_listed = Reason::HostBridgeNotListed(address("0008:00:00.0"));
+    domains(0x22b1).expect("0008:01:00.0", "0009:01:00.0", NotSupported, not_listed);
+    let verdict =
+        domains(0x2f95).expect("0008:01:00.0", "0009:01:00.0", ThroughHostBridge, Reason::HostBridgesListed);
+    assert_eq!((verdict.distance, verdict.common), (Some(4), None));
+    let one = domains(0x2f95).with_id("0009:00:00.0", 0x10de, 0x22b1);
+    let not_listed = Reason::HostBridgeNotListed(address("0009:00:00.0"));
+    one.expect("0008:01:00.0", "0009:01:00.0", NotSupported, not_listed);
+}
