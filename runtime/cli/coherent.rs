@@ -24,6 +24,9 @@ const PCI_ATS_CTRL_ENABLE: u16 = 1 << 15;
 /// The size of a configuration space on PCI Express.
 const MAX_BYTES: usize = 4096;
 
+/// What the firmware calls the memory's length, in bytes (`nvgrace_gpu_fetch_memory_property`).
+const LENGTH_PROPERTY: &str = "of_node/nvidia,gpu-mem-size";
+
 /// Where a driver of extended GPU memory lists it. Linux 7.3 has none.
 const EGM_CLASS: &str = "/sys/class/egm";
 
@@ -37,6 +40,9 @@ pub struct CoherentReport {
     ats: &'static str,
     /// Extended GPU memory that the kernel lists.
     egm: Vec<String>,
+    /// How much memory it has in bytes, as a device tree says; none where ACPI has it, which the kernel shows to its drivers alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    named_bytes: Option<u64>,
     /// What its regions are, where it was opened.
     memories: Option<Vec<MemoryReport>>,
     /// Why it shows no memory, where it was opened.
@@ -67,19 +73,17 @@ impl CoherentReport {
             part: part.map(|part| part.name),
             bound,
             // Reading would wake a device that sleeps, of which nobody knows whether its memory is on.
-            ats: match function.memory_enabled {
-                Some(_) => ats(&function.address.sysfs_path().join("config")),
-                None => "unknown",
-            },
+            ats: if function.memory_enabled.is_some() { ats_of(function) } else { "unknown" },
             egm: names(Path::new(EGM_CLASS)),
+            named_bytes: named_bytes(&function.address.sysfs_path()),
             memories: None,
             why_not: None,
         };
         if bound && open {
-            let opened = memories(function);
-            match opened {
-                Ok((memories, why_not)) => {
-                    (this.memories, this.why_not) = (Some(memories), why_not.map(str::to_owned));
+            match Opened::of(function) {
+                Ok(Opened { memories, why_not, ats }) => {
+                    (this.memories, this.why_not, this.ats) =
+                        (Some(memories), why_not.map(str::to_owned), ats);
                 }
                 Err(error) => this.why_not = Some(error.to_string()),
             }
@@ -87,16 +91,19 @@ impl CoherentReport {
         Some(this)
     }
 
-    /// What it can lend besides its BARs, where it was opened.
-    pub fn lends(&self) -> Option<String> {
-        let usable = self.memories.as_ref()?.first()?;
-        Some(format!(
-            "region {}, {}, {} and {}",
-            usable.region,
-            bytes::in_words(usable.length_bytes),
-            usable.used_for,
-            usable.cpu_access
-        ))
+    /// What it can lend besides `bars`. How much of its memory is usable only the driver says, to whoever opens it.
+    pub fn lends(&self, bars: &str) -> Option<String> {
+        match (&self.memories, self.named_bytes) {
+            (Some(memories), _) => memories.first().map(|usable| {
+                let length = bytes::in_words(usable.length_bytes);
+                format!("region {}, {length}, {} and {}", usable.region, usable.used_for, usable.cpu_access)
+            }),
+            _ if !self.bound || self.why_not.is_some() => None,
+            (None, Some(length_bytes)) => {
+                Some(format!("{} of coherent memory, as the device tree says", bytes::in_words(length_bytes)))
+            }
+            (None, None) => Some(format!("coherent memory, if the firmware names any; else {bars}")),
+        }
     }
 
     /// What to bind it to, where another driver has it.
@@ -136,23 +143,42 @@ impl CoherentReport {
     }
 }
 
-/// Opens the GPU, and closes it.
-fn memories(function: &Function) -> Result<(Vec<MemoryReport>, Option<&'static str>), Error> {
-    let address = function.address;
-    let device = Device::open(address, &mut |why| note!("{address}: {why}"))?;
-    let mut memories: Vec<Memory> = device.memories().to_vec();
-    // The usable one first.
-    memories.sort_by_key(|memory| std::cmp::Reverse(memory.region_index));
-    let reports = memories.iter().map(|memory| MemoryReport {
-        region: memory.region_index,
-        used_for: memory.used_for.name(),
-        cpu_access: memory.cpu_access().name(),
-        length_bytes: memory.length_bytes,
-        reported_bytes: memory.reported_bytes,
-        whole_blocks: memory.whole_blocks(),
-        provider_bar: peervram::nvgrace::PROVIDER_BAR,
-    });
-    Ok((reports.collect(), device.fall_back()))
+/// What a GPU says that was opened, and so is awake.
+struct Opened {
+    memories: Vec<MemoryReport>,
+    why_not: Option<&'static str>,
+    ats: &'static str,
+}
+
+impl Opened {
+    /// Opens the GPU, and closes it.
+    fn of(function: &Function) -> Result<Self, Error> {
+        let address = function.address;
+        let device = Device::open(address, &mut |why| note!("{address}: {why}"))?;
+        let mut memories: Vec<Memory> = device.memories().to_vec();
+        // The usable one first.
+        memories.sort_by_key(|memory| std::cmp::Reverse(memory.region_index));
+        let reports = memories.iter().map(|memory| MemoryReport {
+            region: memory.region_index,
+            used_for: memory.used_for.name(),
+            cpu_access: memory.cpu_access().name(),
+            length_bytes: memory.length_bytes,
+            reported_bytes: memory.reported_bytes,
+            whole_blocks: memory.whole_blocks(),
+            provider_bar: peervram::nvgrace::PROVIDER_BAR,
+        });
+        Ok(Self { memories: reports.collect(), why_not: device.fall_back(), ats: ats_of(function) })
+    }
+}
+
+fn ats_of(function: &Function) -> &'static str {
+    ats(&function.address.sysfs_path().join("config"))
+}
+
+/// What a device tree says of the function in that folder; none where it says that there are no bytes, of a link that is down.
+fn named_bytes(function: &Path) -> Option<u64> {
+    let bytes = fs::read(function.join(LENGTH_PROPERTY)).ok()?;
+    Some(u64::from_be_bytes(bytes.try_into().ok()?)).filter(|length_bytes| *length_bytes > 0)
 }
 
 /// What the function's capability says, as far as this user may read.
@@ -181,6 +207,42 @@ fn names(folder: &Path) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_trees_length_is_read() {
+        let function = tempfile::tempdir().unwrap();
+        assert_eq!(named_bytes(function.path()), None);
+        fs::create_dir(function.path().join("of_node")).unwrap();
+        let says = |bytes: &[u8]| {
+            fs::write(function.path().join(LENGTH_PROPERTY), bytes).unwrap();
+            named_bytes(function.path())
+        };
+        assert_eq!(says(&(96_u64 << 30).to_be_bytes()), Some(96 << 30));
+        assert_eq!((says(&[0; 8]), says(&[1; 4])), (None, None));
+    }
+
+    #[test]
+    fn what_is_lent_is_no_bar_before_it_is_opened() {
+        let closed = CoherentReport {
+            part: None,
+            bound: true,
+            ats: "absent",
+            egm: vec![],
+            named_bytes: None,
+            memories: None,
+            why_not: None,
+        };
+        assert!(
+            closed.lends("BAR 4, 32 MiB").unwrap().ends_with("if the firmware names any; else BAR 4, 32 MiB")
+        );
+        let named = CoherentReport { named_bytes: Some(1600 << 20), ..closed };
+        let words = named.lends("BAR 4, 32 MiB").unwrap();
+        assert!(words.starts_with("1600 MiB of coherent memory") && !words.contains("BAR"), "{words}");
+        // One that was opened and has none, and one that another driver has, lend what their BARs are.
+        let without = CoherentReport { memories: Some(vec![]), ..named };
+        assert_eq!(without.lends("BAR 4, 32 MiB"), None);
+        assert_eq!(CoherentReport { memories: None, bound: false, ..without }.lends(""), None);
+    }
 
     #[test]
     fn ats_is_read_from_the_capability() {

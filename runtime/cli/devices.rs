@@ -200,7 +200,7 @@ fn can_lend(function: &Function) -> Verdict {
 fn can_lend_coherent(function: &Function, coherent: Option<&CoherentReport>) -> Verdict {
     let verdict = can_lend(function);
     let Some(coherent) = coherent.filter(|_| function.answers != Some(false)) else { return verdict };
-    match (verdict.can, coherent.lends()) {
+    match (verdict.can, coherent.lends(&verdict.because)) {
         (true, Some(because)) => Verdict { because, ..verdict },
         _ => Verdict { next: coherent.bind(function.address).or(verdict.next), ..verdict },
     }
