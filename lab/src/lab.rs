@@ -4,11 +4,12 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use crate::folder::Folder;
 use crate::kernel::Kernel;
 use crate::kernel::{holder, initrd, selftests};
-use crate::machine::{BLOCKS_BYTES, Device, Machine, grace};
+use crate::machine::{Architecture, BLOCKS_BYTES, Device, Machine, device_tree, grace};
 use crate::progress::Progress;
 use crate::root::cache;
 use crate::root::{Purpose, Root};
@@ -33,7 +34,31 @@ pub struct Programs {
     pub model: PathBuf,
     /// The Vulkan layer that makes a driver seem another one (package `peervram-lab-layer`).
     pub layer: PathBuf,
+    /// Builds what guests of arm64 run, when the first of them is made ready. The error is [`Absent`] where that cannot be
+    /// had on this host.
+    pub for_arm64: fn() -> Result<GuestPrograms>,
 }
+
+/// What a guest of another architecture runs: programs that need no library.
+#[derive(Clone, Debug)]
+pub struct GuestPrograms {
+    /// As [`Programs::agent`].
+    pub agent: PathBuf,
+    /// As [`Programs::command_line`].
+    pub command_line: PathBuf,
+}
+
+/// An error that is no failure: this host cannot have what machines of one kind need. Their tests are skipped.
+#[derive(Debug)]
+pub struct Absent(pub String);
+
+impl std::fmt::Display for Absent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Absent {}
 
 /// A lab that is ready to boot machines.
 pub struct Lab<'a> {
@@ -41,14 +66,18 @@ pub struct Lab<'a> {
     programs: Programs,
     /// More of them, by their names.
     more: Vec<PathBuf>,
+    /// [`Programs::for_arm64`], once they are built.
+    for_arm64: Mutex<Option<GuestPrograms>>,
     progress: &'a dyn Progress,
 }
 
 /// The kernels of machines, fetched or built where they are not there, with the private root that this takes. No
 /// program of this workspace is needed.
 pub fn kernels<'m>(machines: &[&'m Machine], progress: &dyn Progress) -> Result<Vec<(&'m Machine, Kernel)>> {
-    let root = Root::open(progress, Purpose::Lab)?;
-    let open = |machine: &&'m Machine| Ok((*machine, Kernel::open(&root, machine.kernel, progress)?));
+    let open = |machine: &&'m Machine| {
+        let root = Root::open(progress, machine.architecture().into())?;
+        Ok((*machine, Kernel::open(&root, machine.kernel, progress)?))
+    };
     machines.iter().map(open).collect()
 }
 
@@ -61,7 +90,7 @@ impl<'a> Lab<'a> {
         for name in cache::sweep()? {
             progress.note(&format!("{name} is removed from the cache: nobody has asked for it in two weeks"));
         }
-        Ok(Lab { root, programs, more: Vec::new(), progress })
+        Ok(Lab { root, programs, more: Vec::new(), for_arm64: Mutex::default(), progress })
     }
 
     /// Gives the guests one more program, in [`wire::SHARE`]: one that takes the private root to build.
@@ -94,7 +123,7 @@ impl<'a> Lab<'a> {
 
     /// The kernel of a machine, fetched if it is not there.
     pub fn kernel(&self, machine: &Machine) -> Result<Kernel> {
-        Kernel::open(&self.root, machine.kernel, self.progress)
+        Kernel::open(&self.root_of(machine)?, machine.kernel, self.progress)
     }
 
     /// The programs of the kernel's own tests of VFIO, of that version, fetched and built if they are not there. One that did not
@@ -111,13 +140,38 @@ impl<'a> Lab<'a> {
     }
 
     /// Makes ready all that a boot of that machine needs.
+    ///
+    /// # Errors
+    /// [`Absent`] where this host cannot have it.
     pub fn prepare(&self, machine: &Machine) -> Result<()> {
-        let kernel = self.kernel(machine)?;
-        initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        self.guest_programs(machine)?;
+        let (root, kernel) = (self.root_of(machine)?, self.kernel(machine)?);
+        initrd::open(&root, &kernel, &machine.modules(), self.progress)?;
         if let Some(own) = &kernel.own {
-            holder::open(&self.root, own, self.progress)?;
+            holder::open(&root, own, self.progress)?;
         }
         Ok(())
+    }
+
+    /// The private root with that machine's QEMU and compiler, made if it does not exist.
+    fn root_of(&self, machine: &Machine) -> Result<Root> {
+        match machine.architecture() {
+            Architecture::X86 => Ok(self.root.clone()),
+            other => Root::open(self.progress, other.into()),
+        }
+    }
+
+    /// What runs in that machine.
+    fn guest_programs(&self, machine: &Machine) -> Result<GuestPrograms> {
+        let Programs { agent, command_line, for_arm64, .. } = &self.programs;
+        if machine.architecture() == Architecture::X86 {
+            return Ok(GuestPrograms { agent: agent.clone(), command_line: command_line.clone() });
+        }
+        let mut built = self.for_arm64.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*built {
+            Some(programs) => Ok(programs.clone()),
+            None => Ok(built.insert(for_arm64()?).clone()),
+        }
     }
 
     /// Boots a machine and waits until its agent is up.
@@ -129,7 +183,7 @@ impl<'a> Lab<'a> {
     pub fn boot_by(&self, machine: &Machine, clock: Clock) -> Result<Vm> {
         let folder = self.lay_out(machine)?;
         let models = self.start_models(machine, &folder)?;
-        let (qemu, channel) = Qemu::start(&self.root, machine, clock, folder.path())
+        let (qemu, channel) = Qemu::start(&self.root_of(machine)?, machine, clock, folder.path())
             .with_context(|| format!("starting machine {}", machine.name))?;
         Vm::begin(qemu, models, channel, folder, machine.facts())
             .with_context(|| format!("booting machine {}", machine.name))
@@ -143,7 +197,7 @@ impl<'a> Lab<'a> {
             share(folder.path(), program)?;
         }
         let _models = self.start_models(machine, &folder)?;
-        Qemu::interact(&self.root, machine, folder.path())
+        Qemu::interact(&self.root_of(machine)?, machine, folder.path())
     }
 
     fn start_models(&self, machine: &Machine, folder: &Folder) -> Result<Vec<Model>> {
@@ -153,8 +207,9 @@ impl<'a> Lab<'a> {
 
     /// The folder that a QEMU needs, with everything in it.
     fn lay_out(&self, machine: &Machine) -> Result<Folder> {
-        let kernel = self.kernel(machine)?;
-        let initrd = initrd::open(&self.root, &kernel, &machine.modules(), self.progress)?;
+        let GuestPrograms { agent, command_line } = self.guest_programs(machine)?;
+        let (root, kernel) = (self.root_of(machine)?, self.kernel(machine)?);
+        let initrd = initrd::open(&root, &kernel, &machine.modules(), self.progress)?;
         let folder = Folder::new()?;
         let place = folder.path();
         if machine.devices.contains(&Device::Storage) {
@@ -165,14 +220,15 @@ impl<'a> Lab<'a> {
             (&kernel.image, "kernel"),
             (&initrd, "initrd"),
             (&self.programs.shim, "shim.so"),
-            (&self.programs.agent, "share/agent"),
-            (&self.programs.command_line, "share/peervram"),
+            (&agent, "share/agent"),
+            (&command_line, "share/peervram"),
             (&self.programs.layer, "share/layers/layer.so"),
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;
         }
-        for program in &self.more {
+        // They are linked against libraries of the private root.
+        for program in self.more.iter().filter(|_| machine.architecture().is_the_hosts()) {
             share(place, program)?;
         }
         let shared = place.join("share");
@@ -180,8 +236,12 @@ impl<'a> Lab<'a> {
         fs::write(shared.join(LAYERS).join("layer.json"), peervram_lab_layer::manifest(&layer))?;
         fs::write(shared.join(validation::SETTINGS), validation::settings(validation::LOG_IN_GUEST))?;
         grace::lay_out(machine, place)?;
+        if device_tree::differs(machine) {
+            let tree = device_tree::of(machine, &Qemu::device_tree(&root, machine, place)?)?;
+            fs::write(place.join(device_tree::FILE), tree).context("writing the device tree")?;
+        }
         if let Some(own) = &kernel.own {
-            share(place, &holder::open(&self.root, own, self.progress)?)?;
+            share(place, &holder::open(&root, own, self.progress)?)?;
         }
         Ok(folder)
     }

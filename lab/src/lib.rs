@@ -1,5 +1,5 @@
 //! The lab: virtual machines with a real Linux kernel, a device that lends its memory and a GPU
-//! that imports it, on any x86-64 Linux machine, without a GPU, KVM or changes to the host.
+//! that imports it, on any x86-64 Linux machine, without a GPU, KVM or changes to the host. Some of them are of 64-bit Arm.
 //!
 //! ```text
 //! Lab::open      the private root: Debian's QEMU, busybox and Mesa in the user's cache folder
@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod architecture;
 pub mod browser;
 mod folder;
 pub mod kernel;
@@ -25,7 +26,7 @@ mod run;
 mod vm;
 
 pub use kernel::holder;
-pub use lab::{LAYERS, Lab, Programs, kernels};
+pub use lab::{Absent, GuestPrograms, LAYERS, Lab, Programs, kernels};
 pub use machine::{Machine, tree};
 pub use progress::Progress;
 pub use root::{cache, host};

@@ -1,7 +1,7 @@
 //! Building programs of this workspace: cargo is asked where they are.
 
 use anyhow::{Context, Result, bail, ensure};
-use peervram_lab::Programs;
+use peervram_lab::{Absent, GuestPrograms, Programs, host};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,57 @@ pub fn lab_programs() -> Result<Programs> {
     let Ok([agent, shim, model, layer]) = <[PathBuf; 4]>::try_from(artifacts(&packages)?) else {
         bail!("cargo built fewer programs than packages");
     };
-    Ok(Programs { agent, command_line, shim, model, layer })
+    Ok(Programs { agent, command_line, shim, model, layer, for_arm64 })
+}
+
+/// What guests of arm64 run, linked against nothing: Rust's library for musl has a C library in it, and its own linker links them. So no
+/// compiler and no library of that architecture is needed.
+fn for_arm64() -> Result<GuestPrograms> {
+    add_target(ARM64)?;
+    let build = |package: &str, program: &str| {
+        let mut command = cargo();
+        command.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER", "rust-lld");
+        // An emulated CPU reads all of a program over 9p, each time that it is started.
+        command.env("CARGO_PROFILE_DEV_STRIP", "debuginfo");
+        path(&build_by(command, &[package], &["--target", ARM64])?, program)
+    };
+    Ok(GuestPrograms {
+        agent: build("peervram-lab-guest", "peervram-lab-guest")?,
+        command_line: build("peervram-cli", "peervram")?,
+    })
+}
+
+const ARM64: &str = "aarch64-unknown-linux-musl";
+
+/// Rust's library for a target, installed by rustup where it is not there.
+fn add_target(target: &str) -> Result<()> {
+    let sysroot = Command::new("rustc").args(["--print", "target-libdir", "--target", target]).output();
+    let has_it = sysroot.is_ok_and(|said| {
+        said.status.success() && Path::new(String::from_utf8_lossy(&said.stdout).trim()).exists()
+    });
+    if has_it {
+        return Ok(());
+    }
+    let absent = |why: String| {
+        Absent(format!(
+            "no programs for machines of arm64: Rust's library for {target} is not there, and {why}"
+        ))
+    };
+    if !host::has_program("rustup") {
+        bail!(absent("without rustup it cannot be installed".into()));
+    }
+    peervram_programs::note!(
+        "$ rustup target add {target}    (27 MB: Rust's library for programs of arm64 guests)"
+    );
+    let output =
+        Command::new("rustup").args(["target", "add", target]).output().context("starting rustup")?;
+    if !output.status.success() {
+        bail!(absent(format!(
+            "rustup cannot install it: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )));
+    }
+    Ok(())
 }
 
 /// The tests of Vulkan's backend, as programs that run elsewhere.

@@ -17,12 +17,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::guest;
+use crate::holder::Hold;
 use crate::kernel_log::{self, NewMessages};
 use crate::program::{Happening, Program};
 use crate::test::{Test, validated};
 use crate::tests;
 use crate::tree::Tree;
 use crate::validation_log;
+
+/// The first device of the root bus, by which the kernel knows the host bridge.
+const ROOT: &str = "0000:00:00.0";
 
 const SOCKET: &str = "/run/lab.sock";
 
@@ -100,6 +104,10 @@ impl Agent {
 
     fn begin(&self, facts: &Facts) -> Result<()> {
         guest::remember(facts)?;
+        if let Some(id) = facts.host_bridge {
+            let taken = Hold::open()?.take_for(ROOT, id);
+            taken.with_context(|| format!("having the kernel take {ROOT} for {id}"))?;
+        }
         guest::bind_lenders(facts)?;
         if facts.has_two_vulkan_drivers() {
             guest::check_venus()?;

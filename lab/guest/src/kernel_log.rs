@@ -12,6 +12,8 @@ const COMPLAINTS: &[&str] = &[
     "BUG: ",
     "Oops: ",
     "Call Trace:",
+    // The same on arm64.
+    "Call trace:",
     "general protection fault",
     "UBSAN: ",
     "KASAN: ",

@@ -13,13 +13,13 @@ use peervram_lab::machine::{Facts, PciId};
 use peervram_lab::machines::shapes;
 use peervram_lab::tree::{self, Node, Part, Placed};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::guest;
 use crate::holder::Hold;
 
-/// Where the kernel shows host bridges, each a folder that holds what is below it.
-const DEVICES: &str = "/sys/devices";
+/// Where the kernel shows buses, each a link to a folder in that of the bridge.
+const BUSES: &str = "/sys/class/pci_bus";
 
 /// A place of the tree, found.
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ impl Tree {
 fn find(placed: &Placed) -> Result<Found> {
     let lost = || format!("nothing is at {}", placed.path);
     let (root, steps) = placed.path.split_once(':').with_context(lost)?;
-    let mut folder = Path::new(DEVICES).join(format!("pci0000:{root}"));
+    let mut folder = root_bus(root).with_context(lost)?;
     let mut address = None;
     for step in steps.split('/') {
         let found = child(&folder, step).with_context(lost)?;
@@ -89,6 +89,19 @@ fn find(placed: &Placed) -> Result<Found> {
     let found = Found { path: placed.path.clone(), node: placed.node, address: address.with_context(lost)? };
     found.check()?;
     Ok(found)
+}
+
+/// The folder of the host bridge with the root bus of that number. Where each is a PCI domain of its own, the number is still another on
+/// each.
+fn root_bus(number: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(BUSES).with_context(|| format!("looking into {BUSES}"))?;
+    let buses = entries.filter_map(|entry| fs::canonicalize(entry.ok()?.path()).ok());
+    let mut bridges = buses.filter_map(|bus| Some(bus.parent()?.parent()?.to_owned()));
+    let is_it = |bridge: &PathBuf| {
+        let name = bridge.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("pci") && name.ends_with(&format!(":{number}"))
+    };
+    bridges.find(is_it).with_context(|| format!("there is no root bus {number}"))
 }
 
 /// The function below a bridge whose device and function numbers are those.

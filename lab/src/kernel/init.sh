@@ -27,7 +27,13 @@ load rest &
     echo "init: cannot mount $1"
     poweroff -f
 }
-9p root /userland ro,cache=loose
+if grep -q peervram.busybox /proc/cmdline; then
+    # The private root is another architecture's: busybox is all that there is.
+    mkdir -p /userland/proc /userland/sys /userland/dev /userland/tmp /userland/run /userland/lab
+    cp -a /bin /userland/bin
+else
+    9p root /userland ro,cache=loose
+fi
 mount -t proc proc /userland/proc
 mount -t sysfs sysfs /userland/sys
 mount -t debugfs debugfs /userland/sys/kernel/debug
@@ -49,12 +55,16 @@ fi
 
 if grep -q peervram.shell /proc/cmdline; then
     echo "The programs of this run are in /lab; the machine ends with this shell."
-    setsid cttyhack chroot /userland /bin/bash -i
+    shell=/bin/bash
+    [ -e "/userland$shell" ] || shell=/bin/sh
+    setsid cttyhack chroot /userland "$shell" -i
 else
-    stty -F /dev/ttyS1 raw -echo
+    port=/dev/ttyS1
+    [ -e "$port" ] || port=/dev/ttyAMA1
+    stty -F "$port" raw -echo
     # From memory: each test is a process of its own, and pages of a shared file are not kept.
     cp /userland/lab/agent /userland/run/agent
-    chroot /userland /run/agent agent /dev/ttyS1
+    chroot /userland /run/agent agent "$port"
     echo "init: the agent ended with code $?"
 fi
 poweroff -f

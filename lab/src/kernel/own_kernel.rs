@@ -15,6 +15,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::architecture::Architecture;
 use crate::kernel::source::KernelSource;
 use crate::progress::{Progress, step};
 use crate::root::cache;
@@ -27,17 +28,28 @@ pub enum Flavour {
     Small,
     /// The same, watching its locks, its sleeps and its DMA mappings.
     Lockdep,
+    /// The everyday kernel of 64-bit Arm: the small one with other drivers for the machine itself.
+    SmallArm64,
 }
 
 impl Flavour {
     /// All of them.
-    pub const ALL: [Flavour; 2] = [Flavour::Small, Flavour::Lockdep];
+    pub const ALL: [Flavour; 3] = [Flavour::Small, Flavour::Lockdep, Flavour::SmallArm64];
 
     /// What a person types, and what the kernel's release ends with.
     pub fn name(self) -> &'static str {
         match self {
             Flavour::Small => "small",
             Flavour::Lockdep => "lockdep",
+            Flavour::SmallArm64 => "small-arm64",
+        }
+    }
+
+    /// For which processors.
+    pub const fn architecture(self) -> Architecture {
+        match self {
+            Flavour::Small | Flavour::Lockdep => Architecture::X86,
+            Flavour::SmallArm64 => Architecture::Arm64,
         }
     }
 
@@ -45,10 +57,26 @@ impl Flavour {
     fn fragments(self) -> &'static [&'static str] {
         const SMALL: &str = include_str!("../../kernel/small.config");
         const LOCKDEP: &str = include_str!("../../kernel/lockdep.config");
+        const ARM64: &str = include_str!("../../kernel/arm64.config");
         match self {
             Flavour::Small => &[SMALL],
             Flavour::Lockdep => &[SMALL, LOCKDEP],
+            Flavour::SmallArm64 => &[SMALL, ARM64],
         }
+    }
+
+    /// The fragments as one: of an option that several name, the last word.
+    fn configuration(self) -> String {
+        let fragments = self.fragments();
+        let mut text = String::new();
+        for (number, fragment) in fragments.iter().enumerate() {
+            let is_named_again = |name| {
+                fragments[number + 1..].iter().flat_map(|later| options(later)).any(|later| later == name)
+            };
+            let lines = fragment.lines().filter(|line| !option(line).is_some_and(is_named_again));
+            lines.for_each(|line| text.extend([line, "\n"]));
+        }
+        text
     }
 
     /// How many files make will say that it makes; only people are told.
@@ -56,7 +84,60 @@ impl Flavour {
         match self {
             Flavour::Small => 2100,
             Flavour::Lockdep => 2150,
+            Flavour::SmallArm64 => 2000,
         }
+    }
+}
+
+/// The option that a line of a fragment sets.
+fn option(line: &str) -> Option<&str> {
+    Some(line.split_once('=')?.0).filter(|name| name.starts_with("CONFIG_"))
+}
+
+fn options(fragment: &str) -> impl Iterator<Item = &str> {
+    fragment.lines().filter_map(option)
+}
+
+/// How a kernel is built for an architecture.
+struct Recipe {
+    /// What make is told by its environment, configuring, building and building modules.
+    environment: &'static [&'static str],
+    /// What is made beside the modules.
+    goal: &'static str,
+    /// Where that is in the folder of the build, and its name in the cache.
+    built: &'static str,
+    image: &'static str,
+    /// Copies one to the other.
+    copy: &'static [&'static str],
+}
+
+impl Recipe {
+    fn of(architecture: Architecture) -> Recipe {
+        match architecture {
+            // QEMU loads the plain kernel; symbols are for debuggers.
+            Architecture::X86 => Recipe {
+                environment: &[],
+                goal: "vmlinux",
+                built: "vmlinux",
+                image: "vmlinux",
+                copy: &["objcopy", "--strip-all"],
+            },
+            Architecture::Arm64 => Recipe {
+                environment: &["ARCH=arm64", "CROSS_COMPILE=aarch64-linux-gnu-"],
+                goal: "Image",
+                built: "arch/arm64/boot/Image",
+                image: "Image",
+                copy: &["mv"],
+            },
+        }
+    }
+
+    /// make, with what it is told. Programs are found in the private root's own way.
+    fn make(&self) -> Vec<&'static str> {
+        let mut words = vec!["env"];
+        words.extend(self.environment);
+        words.push("make");
+        words
     }
 }
 
@@ -69,6 +150,7 @@ pub struct OwnKernel {
     pub release: String,
     /// The image.
     pub image: PathBuf,
+    architecture: Architecture,
     source: KernelSource,
 }
 
@@ -79,14 +161,15 @@ impl OwnKernel {
         let mut recipe = vec![source.version(), CONFIGURE];
         recipe.extend(flavour.fragments());
         let name = format!("kernel-{}-{}", flavour.name(), cache::key(&recipe));
-        let folder = cache::entry(&name, &["vmlinux", RELEASE], |draft| {
+        let Recipe { image, .. } = Recipe::of(flavour.architecture());
+        let folder = cache::entry(&name, &[image, RELEASE], |draft| {
             let what = format!("building the {} kernel (about ten minutes on two cores)", flavour.name());
             step(progress, &what, || build(root, &source, flavour, draft, progress))
         })?;
         let release = fs::read_to_string(folder.join(RELEASE))
             .with_context(|| format!("no kernel in {}", folder.display()))?;
-        let image = folder.join("vmlinux");
-        Ok(OwnKernel { folder, release: release.trim().into(), image, source })
+        let (image, architecture) = (folder.join(image), flavour.architecture());
+        Ok(OwnKernel { folder, release: release.trim().into(), image, architecture, source })
     }
 
     /// Builds the module in `draft`, a folder in the lab's cache, against this kernel.
@@ -94,7 +177,9 @@ impl OwnKernel {
         let tree = inside(&self.source.tree())?;
         let build = format!("O={}", inside(&self.folder.join("build"))?);
         let module = format!("M={}", inside(draft)?);
-        root.output(&cache::folder()?, &["make", "-C", &tree, &build, &module, "modules"])?;
+        let mut make = Recipe::of(self.architecture).make();
+        make.extend(["-C", &tree, &build, &module, "modules"]);
+        root.output(&cache::folder()?, &make)?;
         Ok(())
     }
 }
@@ -126,7 +211,7 @@ fn build(
     let build = draft.join("build");
     fs::create_dir(&build)?;
     let fragment = draft.join("fragment");
-    fs::write(&fragment, flavour.fragments().concat())?;
+    fs::write(&fragment, flavour.configuration())?;
     // Beside the draft, which goes away if the build fails.
     let log = draft.with_extension("log");
 
@@ -134,29 +219,34 @@ fn build(
     let output = inside(&build)?;
     let fragment = inside(&fragment)?;
     let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
-    let configure = ["sh", "-c", CONFIGURE, "configure", &tree, &output, &fragment];
-    let make = [
-        "make",
+    let recipe = Recipe::of(flavour.architecture());
+    let mut configure = vec!["env"];
+    configure.extend(recipe.environment);
+    configure.extend(["sh", "-c", CONFIGURE, "configure", &tree, &output, &fragment]);
+    let mut make = recipe.make();
+    let (folder, version, jobs) =
+        (format!("O={output}"), format!("LOCALVERSION=-{}", flavour.name()), format!("-j{jobs}"));
+    make.extend([
         "-C",
         &tree,
-        &format!("O={output}"),
-        &format!("LOCALVERSION=-{}", flavour.name()),
+        &folder,
+        &version,
         // The names of the machine and of whoever builds are no part of the kernel.
         "KBUILD_BUILD_USER=lab",
         "KBUILD_BUILD_HOST=peervram",
-        &format!("-j{jobs}"),
-        "vmlinux",
+        &jobs,
+        recipe.goal,
         "modules",
-    ];
+    ]);
     let mut writer = File::create(&log).with_context(|| format!("writing {}", log.display()))?;
     let about = flavour.about_steps();
     let mut done = 0;
-    // QEMU loads the plain kernel; symbols are for debuggers.
-    let image = inside(&draft.join("vmlinux"))?;
-    let built = format!("{output}/vmlinux");
-    let strip = ["objcopy", "--strip-all", &built, &image];
-    for program in [&configure[..], &make[..], &strip[..]] {
-        watch(root, program, &mut writer, |line| {
+    let image = inside(&draft.join(recipe.image))?;
+    let built = format!("{output}/{}", recipe.built);
+    let mut copy = recipe.copy.to_vec();
+    copy.extend([&*built, &*image]);
+    for program in [configure, make, copy] {
+        watch(root, &program, &mut writer, |line| {
             if is_step(line) {
                 done += 1;
                 progress.advance(done, done.max(about));
@@ -262,13 +352,19 @@ mod tests {
     }
 
     #[test]
-    fn fragments_say_everything_once() {
-        let all = Flavour::Lockdep.fragments().concat();
-        let mut names: Vec<_> = all.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
-        names.retain(|name| name.starts_with("CONFIG_"));
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count);
+    fn configurations_say_everything_once_and_the_last_word_counts() {
+        for flavour in Flavour::ALL {
+            let all = flavour.configuration();
+            let mut names: Vec<_> = options(&all).collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "{}", flavour.name());
+        }
+        let arm64 = Flavour::SmallArm64.configuration();
+        assert!(arm64.contains("\nCONFIG_INTEL_IOMMU=n\n") && !arm64.contains("CONFIG_INTEL_IOMMU=y"));
+        assert!(arm64.contains("\nCONFIG_PCI_P2PDMA=y\n") && arm64.contains("\nCONFIG_ARM_SMMU_V3=y\n"));
+        // Their entries in caches are named by this.
+        assert_eq!(Flavour::Lockdep.configuration(), Flavour::Lockdep.fragments().concat());
     }
 }

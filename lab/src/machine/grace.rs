@@ -4,13 +4,14 @@
 //! coherent0   a file in the machine's folder     (the number is the device's place in the row)
 //!   the model   has it as VRAM, and shows it by no BAR
 //!   QEMU        has it as the memory of a NUMA node, right behind the machine's own
-//!   the kernel  is told to leave it alone (memmap=), and what it is by the firmware's SSDT
+//!   the kernel  is told to leave it alone (memmap=, mem=), and what it is by the firmware
 //! ```
 //! So every byte is seen by the guest through the driver's regions, by other devices as memory of the machine,
 //! and by the host in the file.
 //!
-//! The memory lies below 4 GiB: QEMU's q35 has a DSDT of revision 1, and in such a machine every ACPI integer has
-//! 32 bits. A base of 4 GiB is silently read as 0, and the driver then hands out the kernel's own memory (seen).
+//! On x86 the memory lies below 4 GiB: QEMU's q35 has a DSDT of revision 1, and in such a machine every ACPI integer has
+//! 32 bits. A base of 4 GiB is silently read as 0, and the driver then hands out the kernel's own memory (seen). On arm64 a device
+//! tree says the same ([`device_tree`](super::device_tree)), in 64 bits: there the memory begins at 4 GiB.
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use super::options::options;
-use super::{Device, Machine, PciId, Topology, ssdt};
+use super::{Architecture, Device, Machine, PciId, Topology, ssdt};
 
 /// Where QEMU's q35 ends its low memory, whatever it has above.
 const LOW_MEMORY_END_BYTES: u64 = 2816 << 20;
@@ -83,16 +84,23 @@ impl Grace {
     }
 }
 
-impl Memory {
-    /// The kernel parameter that keeps the kernel off the memory.
-    pub fn kernel_argument(&self) -> String {
-        format!("memmap={:#x}${:#x}", self.size_bytes, self.base_bytes)
+/// The kernel parameters that keep the kernel off the memories. On arm64 they lie behind all that the kernel may have.
+pub(crate) fn kernel_arguments(machine: &Machine) -> Vec<String> {
+    let memories = memories(machine);
+    match machine.architecture() {
+        Architecture::X86 => {
+            let argument =
+                |memory: &Memory| format!("memmap={:#x}${:#x}", memory.size_bytes, memory.base_bytes);
+            memories.iter().map(argument).collect()
+        }
+        Architecture::Arm64 if memories.is_empty() => Vec::new(),
+        Architecture::Arm64 => vec![format!("mem={}M", machine.memory_mib)],
     }
 }
 
 /// The memories of a machine's GPUs that the firmware names, one behind the other.
 pub(crate) fn memories(machine: &Machine) -> Vec<Memory> {
-    let mut end_bytes = u64::from(machine.memory_mib) << 20;
+    let mut end_bytes = machine.architecture().memory_base_bytes() + (u64::from(machine.memory_mib) << 20);
     let graces = machine.devices.iter().enumerate().filter_map(|(device, kind)| match kind {
         Device::Grace(grace) if grace.firmware == Firmware::NamesMemory => Some((device, grace)),
         _ => None,
@@ -120,8 +128,16 @@ pub(crate) fn qemu_arguments(memories: &[Memory]) -> Vec<String> {
             ("-numa", &format!("node,nodeid={node},memdev={name}")),
         ]));
     }
-    arguments.extend(options(&[("-acpitable", &format!("file=/lab/{SSDT}"))]));
     arguments
+}
+
+/// QEMU's words for the firmware's table of an x86 machine.
+pub(crate) fn ssdt_arguments(machine: &Machine) -> Vec<String> {
+    if memories(machine).is_empty() {
+        Vec::new()
+    } else {
+        options(&[("-acpitable", &format!("file=/lab/{SSDT}"))])
+    }
 }
 
 const SSDT: &str = "ssdt.aml";
@@ -140,46 +156,66 @@ pub(crate) fn lay_out(machine: &Machine, folder: &Path) -> Result<()> {
         file.set_len(u64::from(grace.memory_mib) << 20)
             .with_context(|| format!("making {} as long as the memory", path.display()))?;
     }
-    if memories.is_empty() {
+    if memories.is_empty() || machine.architecture() != Architecture::X86 {
         return Ok(());
     }
     let path = folder.join(SSDT);
-    fs::write(&path, table(machine, &memories)?).with_context(|| format!("writing {}", path.display()))
+    fs::write(&path, table(machine)?).with_context(|| format!("writing {}", path.display()))
 }
 
 /// The firmware's words: each GPU's memory, by the GPU's place in QEMU's own table.
-fn table(machine: &Machine, memories: &[Memory]) -> Result<Vec<u8>> {
+fn table(machine: &Machine) -> Result<Vec<u8>> {
     ensure!(
         machine.topology == Topology::RootPorts,
         "{}: a GPU like this sits behind a root port",
         machine.name
     );
     let mut properties = Vec::new();
-    for (device, kind) in machine.devices.iter().enumerate() {
-        let Device::Grace(grace) = kind else { continue };
+    for said in said(machine) {
+        let end_bytes = said.base_bytes + said.size_bytes;
+        ensure!(
+            end_bytes <= LOW_MEMORY_END_BYTES,
+            "the memory of device {} ends at {end_bytes:#x}, beyond QEMU's low memory: an ACPI integer of this machine \
+             could not say where it begins",
+            said.device
+        );
+        // A root port's slot and the device in it: QEMU calls them by devfn.
+        let path = format!("\\_SB_.PCI0.S{:02X}_.S00_", Topology::slot_of(said.device) << 3);
+        properties.push(ssdt::Properties { path, integers: said.integers().into() });
+    }
+    Ok(ssdt::table(&properties))
+}
+
+/// What the firmware says of a device's memory.
+pub(super) struct Said {
+    pub device: usize,
+    base_bytes: u64,
+    size_bytes: u64,
+}
+
+impl Said {
+    /// The names that the driver asks for.
+    pub fn integers(&self) -> [(&'static str, u64); 2] {
+        [("nvidia,gpu-mem-base-pa", self.base_bytes), ("nvidia,gpu-mem-size", self.size_bytes)]
+    }
+}
+
+/// What the firmware says, device by device; of some nothing.
+pub(super) fn said(machine: &Machine) -> Vec<Said> {
+    let memories = memories(machine);
+    let of_device = |(device, kind): (usize, &Device)| {
+        let Device::Grace(grace) = kind else { return None };
         let (base_bytes, size_bytes) = match grace.firmware {
-            Firmware::NamesNone => continue,
+            Firmware::NamesNone => return None,
             Firmware::NamesNoBytes => (0, 0),
             Firmware::NamesMemory => {
-                let memory = memories.iter().find(|memory| memory.device == device);
-                let memory = memory.with_context(|| format!("device {device} has no memory"))?;
-                let end_bytes = memory.base_bytes + memory.size_bytes;
-                ensure!(
-                    end_bytes <= LOW_MEMORY_END_BYTES,
-                    "the memory of device {device} ends at {end_bytes:#x}, beyond QEMU's low memory: an ACPI \
-                     integer of this machine could not say where it begins"
-                );
+                let memory = memories.iter().find(|memory| memory.device == device)?;
                 (memory.base_bytes, memory.size_bytes)
             }
         };
-        // A root port's slot, as `Topology` numbers it, and the device in it: QEMU calls them by devfn.
-        let path = format!("\\_SB_.PCI0.S{:02X}_.S00_", (device + 2) << 3);
-        properties.push(ssdt::Properties {
-            path,
-            integers: vec![("nvidia,gpu-mem-base-pa", base_bytes), ("nvidia,gpu-mem-size", size_bytes)],
-        });
-    }
-    Ok(ssdt::table(&properties))
+        Some(Said { device, base_bytes, size_bytes })
+    };
+    machine.devices.iter().enumerate().filter_map(of_device).collect()
 }
 
 #[cfg(test)]
@@ -189,10 +225,11 @@ mod tests {
 
     #[test]
     fn every_machines_memory_can_be_named_in_32_bits() {
-        for machine in MACHINES.iter().filter(|machine| machine.facts().has_grace()) {
+        let is_x86 = |machine: &&Machine| machine.architecture() == Architecture::X86;
+        for machine in MACHINES.iter().filter(is_x86).filter(|machine| machine.facts().has_grace()) {
             let memories = memories(machine);
             assert!(!memories.is_empty(), "{}", machine.name);
-            table(machine, &memories).unwrap();
+            table(machine).unwrap();
             let end_bytes =
                 memories.iter().map(|memory| memory.base_bytes + memory.size_bytes).max().unwrap();
             assert!(end_bytes < LOW_MEMORY_END_BYTES, "{} has more low memory than QEMU", machine.name);
@@ -203,7 +240,7 @@ mod tests {
     fn a_base_that_would_be_read_as_zero_is_refused() {
         let mut machine = *named("small-gh200").unwrap();
         machine.memory_mib = 4096;
-        let error = table(&machine, &memories(&machine)).unwrap_err().to_string();
+        let error = table(&machine).unwrap_err().to_string();
         assert!(error.contains("ACPI integer"), "{error}");
     }
 
@@ -220,7 +257,7 @@ mod tests {
     #[test]
     fn a_gpu_without_a_word_from_the_firmware_is_in_no_table() {
         let machine = named("small-gh200").unwrap();
-        let bytes = table(machine, &memories(machine)).unwrap();
+        let bytes = table(machine).unwrap();
         let has = |path: &[u8]| bytes.windows(path.len()).any(|window| window == path);
         assert!(has(b"PCI0S10_S00_") && has(b"PCI0S38_S00_") && !has(b"PCI0S30_S00_"));
     }

@@ -4,6 +4,8 @@
 //! and its QEMU words to [`Topology`] or [`Device`].
 
 mod device;
+pub(crate) mod device_tree;
+mod flattened_tree;
 pub(crate) mod grace;
 pub(crate) mod options;
 mod pci_id;
@@ -18,6 +20,7 @@ use crate::kernel::own_kernel::Flavour;
 use options::options;
 use shape::Shape;
 
+pub use crate::architecture::Architecture;
 pub use device::Device;
 pub(crate) use device::{BLOCKS_BYTES, socket_name};
 pub use grace::{Firmware, Grace};
@@ -39,6 +42,8 @@ pub struct Machine {
     pub topology: Topology,
     /// Who translates the devices' DMA addresses.
     pub iommu: Iommu,
+    /// What the kernel is to take the first device of the root bus for, by which it knows the host bridge. Takes one of our own kernels.
+    pub host_bridge: Option<PciId>,
     /// The devices, the first behind the first port and so on.
     pub devices: &'static [Device],
     /// What it has instead of devices and their ports if its topology is a tree.
@@ -82,6 +87,8 @@ pub enum Kernel {
 pub enum Iommu {
     /// Intel VT-d.
     Intel,
+    /// Arm's SMMUv3.
+    Smmu,
     /// The paravirtual IOMMU of the virtio family.
     Virtio,
 }
@@ -107,12 +114,16 @@ pub struct Facts {
     pub machine: String,
     /// The version that the row asks for, not the running release.
     pub kernel: String,
+    /// [`Machine::architecture`].
+    pub architecture: Architecture,
     /// [`Machine::cpu`].
     pub cpu: String,
     /// [`Machine::topology`].
     pub topology: Topology,
     /// [`Machine::iommu`].
     pub iommu: Iommu,
+    /// [`Machine::host_bridge`].
+    pub host_bridge: Option<PciId>,
     /// [`Machine::peer_to_peer`].
     pub peer_to_peer: PeerToPeer,
     /// [`Machine::vulkan`].
@@ -128,6 +139,11 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Whether the private root is its userland, with libraries for programs and drivers for Vulkan.
+    pub fn has_root(&self) -> bool {
+        self.architecture.is_the_hosts()
+    }
+
     /// Whether the kernel can export a VFIO dma-buf at all.
     pub fn exports_dma_bufs(&self) -> bool {
         self.peer_to_peer != PeerToPeer::NoFeature
@@ -156,7 +172,17 @@ impl Facts {
 
     /// Whether devices hang together as on most machines: root ports of a trusted host bridge, behind an IOMMU.
     pub fn has_usual_topology(&self) -> bool {
-        self.topology == Topology::RootPorts && self.cpu == "EPYC" && self.iommu == Iommu::Intel
+        let has_usual_iommu = match self.architecture {
+            Architecture::X86 => self.cpu == "EPYC" && self.iommu == Iommu::Intel,
+            Architecture::Arm64 => self.host_bridge.is_some() && self.iommu == Iommu::Smmu,
+        };
+        self.topology == Topology::RootPorts && has_usual_iommu
+    }
+
+    /// Whether model GPUs can reach each other by iommufd. QEMU's virtio-iommu does not tell vfio-user devices of mappings with the
+    /// flag for MMIO, which is how iommufd maps a BAR.
+    pub fn has_peers_by_iommufd(&self) -> bool {
+        self.iommu != Iommu::Virtio
     }
 
     /// Whether it has a network card whose engine imports.
@@ -209,6 +235,14 @@ impl Kernel {
         }
     }
 
+    /// For which processors.
+    pub const fn architecture(&self) -> Architecture {
+        match self {
+            Kernel::Debian { .. } => Architecture::X86,
+            Kernel::Own { flavour, .. } => flavour.architecture(),
+        }
+    }
+
     /// Its name if it is one of our own.
     pub fn own_name(&self) -> Option<&'static str> {
         match self {
@@ -219,14 +253,21 @@ impl Kernel {
 }
 
 impl Machine {
+    /// Of which processors it is: those of its kernel.
+    pub const fn architecture(&self) -> Architecture {
+        self.kernel.architecture()
+    }
+
     /// What the guest is told of this machine.
     pub fn facts(&self) -> Facts {
         Facts {
             machine: self.name.into(),
             kernel: self.kernel.version().into(),
+            architecture: self.architecture(),
             cpu: self.cpu.into(),
             topology: self.topology,
             iommu: self.iommu,
+            host_bridge: self.host_bridge,
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
             hotplug: self.hotplug,
@@ -267,12 +308,13 @@ impl Machine {
 
     /// The part of the kernel's command line that is this machine's.
     pub fn command_line(&self) -> String {
-        let iommu = match self.iommu {
-            Iommu::Intel => "intel_iommu=on",
-            Iommu::Virtio => "intel_iommu=off",
+        let iommu = match (self.architecture(), self.iommu) {
+            (Architecture::X86, Iommu::Intel) => "intel_iommu=on",
+            (Architecture::X86, _) => "intel_iommu=off",
+            (Architecture::Arm64, _) => "",
         };
         let mut words = vec![iommu.to_string()];
-        words.extend(grace::memories(self).iter().map(|memory| memory.kernel_argument()));
+        words.extend(grace::kernel_arguments(self));
         if self.has_venus() {
             // For init: which Vulkan drivers programs are to find.
             words.push("peervram.venus".into());
@@ -282,30 +324,44 @@ impl Machine {
         words.join(" ")
     }
 
-    /// QEMU's arguments for the machine itself: CPU, memory, bridges and devices.
-    pub fn qemu_arguments(&self) -> Vec<String> {
+    /// QEMU's arguments for the machine itself: what its description by the firmware depends on.
+    pub(crate) fn board_arguments(&self) -> Vec<String> {
         let memory = format!("memory-backend-memfd,id=ram,size={}M,share=on", self.memory_mib);
         let coherent = grace::memories(self);
         let of_gpus_mib: u64 = coherent.iter().map(|memory| memory.size_bytes >> 20).sum();
+        let mut board = self.architecture().qemu_machine().to_string();
+        if self.iommu == Iommu::Smmu {
+            board += ",iommu=smmuv3";
+        }
+        // Else each memory is that of a NUMA node.
+        if coherent.is_empty() {
+            board += ",memory-backend=ram";
+        }
         let mut arguments = options(&[
-            match coherent.is_empty() {
-                true => ("-machine", "q35,kernel-irqchip=split,memory-backend=ram"),
-                // Each memory is that of a NUMA node then.
-                false => ("-machine", "q35,kernel-irqchip=split"),
-            },
+            ("-machine", &board),
             ("-object", &memory),
             ("-m", &(u64::from(self.memory_mib) + of_gpus_mib).to_string()),
             ("-smp", "2"),
             ("-cpu", self.cpu),
-            match self.iommu {
-                Iommu::Intel => ("-device", "intel-iommu,intremap=on,caching-mode=on"),
-                Iommu::Virtio => ("-device", "virtio-iommu-pci,addr=1e.0"),
-            },
         ]);
+        arguments.extend(match self.iommu {
+            Iommu::Intel => options(&[("-device", "intel-iommu,intremap=on,caching-mode=on")]),
+            Iommu::Virtio => options(&[("-device", "virtio-iommu-pci,addr=1e.0")]),
+            Iommu::Smmu => Vec::new(),
+        });
         if !coherent.is_empty() {
             arguments.extend(grace::qemu_arguments(&coherent));
         }
-        if self.hotplug {
+        arguments
+    }
+
+    /// QEMU's arguments: the machine itself, its bridges and devices.
+    pub fn qemu_arguments(&self) -> Vec<String> {
+        let mut arguments = self.board_arguments();
+        if self.architecture() == Architecture::X86 {
+            arguments.extend(grace::ssdt_arguments(self));
+        }
+        if self.hotplug && self.architecture() == Architecture::X86 {
             // Without it QEMU's ports leave hot-plugging to ACPI, which our own kernels have no driver for.
             arguments.extend(options(&[("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")]));
         }

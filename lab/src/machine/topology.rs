@@ -17,6 +17,11 @@ pub enum Topology {
 }
 
 impl Topology {
+    /// The slot of the root bus where the row's device of that number has its port, each behind a root port.
+    pub(super) const fn slot_of(device: usize) -> usize {
+        device + 2
+    }
+
     /// Bridges that give `ports` ports, named `port0`, `port1` and so on.
     pub(crate) fn qemu_arguments(self, ports: usize) -> Vec<String> {
         let mut arguments = Vec::new();
@@ -30,7 +35,10 @@ impl Topology {
             let chassis = index + 1;
             let port = match self {
                 Topology::RootPorts | Topology::Tree => {
-                    format!("pcie-root-port,id=port{index},chassis={chassis},addr={:x}.0", index + 2)
+                    format!(
+                        "pcie-root-port,id=port{index},chassis={chassis},addr={:x}.0",
+                        Self::slot_of(index)
+                    )
                 }
                 Topology::Switch => {
                     format!("xio3130-downstream,id=port{index},bus=upstream,chassis={chassis},slot={chassis}")

@@ -12,6 +12,7 @@ use crate::machine::{Device, Firmware, Grace, Iommu, Kernel, Machine, PciId, Pee
 
 const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
 const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lockdep };
+const ARM64_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::SmallArm64 };
 const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
 const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
 
@@ -22,6 +23,7 @@ pub(crate) const DEFAULT: Machine = Machine {
     cpu: "EPYC",
     topology: Topology::RootPorts,
     iommu: Iommu::Intel,
+    host_bridge: None,
     devices: &[Device::SharedMemory { size_mib: 256 }, Device::VirtioGpu, Device::CrowdedGroup],
     shape: None,
     parameters: "",
@@ -109,6 +111,33 @@ impl Grace {
         [Device::Grace(self), Device::VirtioGpu, plain, MODEL, Device::Grace(silent), Device::Grace(down)]
     }
 }
+
+/// One of NVIDIA's CPUs: Linux 7.3 knows its host bridges to forward. (Grace's own, 10de:22b1, are not on its list.)
+const LISTED_HOST_BRIDGE: PciId = PciId { vendor: 0x10de, device: 0x2f95 };
+
+/// As the default, on 64-bit Arm. No Vulkan: busybox is the userland.
+const ARM64: Machine = Machine {
+    name: "arm64-smmu",
+    about: "64-bit Arm: an SMMUv3, and a trusted host bridge between lender and importer",
+    kernel: ARM64_7_3,
+    cpu: "neoverse-n1",
+    iommu: Iommu::Smmu,
+    host_bridge: Some(LISTED_HOST_BRIDGE),
+    vulkan: false,
+    hotplug: true,
+    ..DEFAULT
+};
+
+/// QEMU's SMMUv3 cannot tell vfio-user devices what is mapped.
+const ARM64_GRACE: Machine = Machine {
+    name: "arm64-gh200",
+    about: "64-bit Arm: a GH200 whose memory begins at 4 GiB, as a device tree says, under the kernel's nvgrace driver",
+    iommu: Iommu::Virtio,
+    devices: &GH200.with_company(),
+    // The machine's own memory ends where the GPU's begins.
+    memory_mib: 3072,
+    ..ARM64
+};
 
 /// Machines with one lender and one importer, or a few; the default first. Our own kernel is the everyday
 /// one; Debian's are what users run.
@@ -249,6 +278,37 @@ pub const MACHINES: &[Machine] = &[
         .with_company(),
         everyday: false,
         ..GRACE
+    },
+    ARM64,
+    Machine {
+        name: "arm64-smmu-switch",
+        about: "64-bit Arm, an SMMUv3, both devices under one switch: bus addresses",
+        everyday: false,
+        ..ARM64.under_a_switch()
+    },
+    Machine {
+        name: "arm64-smmu-untrusted",
+        about: "64-bit Arm, an SMMUv3, a host bridge that the kernel does not know: import is refused",
+        host_bridge: None,
+        peer_to_peer: PeerToPeer::NotSupported,
+        everyday: false,
+        ..ARM64
+    },
+    Machine {
+        name: "arm64-two-models-virtio-iommu",
+        about: "64-bit Arm, two model GPUs, and a paravirtual IOMMU translates",
+        iommu: Iommu::Virtio,
+        devices: &[MODEL, MODEL],
+        everyday: false,
+        ..ARM64
+    },
+    ARM64_GRACE,
+    Machine {
+        name: "arm64-gb200",
+        about: "64-bit Arm: a GB200 whose memory begins at 4 GiB, under the kernel's nvgrace driver",
+        devices: &GB200.with_company(),
+        everyday: false,
+        ..ARM64_GRACE
     },
     Machine {
         name: "epyc-root-ports",

@@ -9,11 +9,11 @@ use crate::machine::shape::{
 };
 use crate::machine::{Machine, PeerToPeer, Topology};
 
-use super::DEFAULT;
 use super::trees::{
-    ACS_SWITCH, CHIPSET, CONVENTIONAL, FILLED_SLOT, FREE_SLOT, HOSTS, INTEGRATED, MIXED, NESTED, NOT_FIRST,
-    PORTS, SAME_HOST, SWITCH, TRUSTED_HOSTS,
+    ACS_SWITCH, CHIPSET, CONVENTIONAL, DOMAINS, FILLED_SLOT, FREE_SLOT, GRACE_HOPPER, HOSTS, INTEGRATED,
+    LISTED_SWITCH, MIXED, NESTED, NOT_FIRST, PORTS, SAME_HOST, SWITCH, TRUSTED_HOSTS,
 };
+use super::{ARM64, DEFAULT};
 
 /// The version of the kernel of all of them.
 pub const KERNEL: &str = DEFAULT.kernel.version();
@@ -61,6 +61,12 @@ const fn on_demand(machine: Machine) -> Machine {
     Machine { everyday: false, ..machine }
 }
 
+/// One of 64-bit Arm, behind an SMMUv3, run only when it is asked for.
+const fn arm64(name: &'static str, about: &'static str, shape: &'static Shape) -> Machine {
+    let (kernel, cpu, iommu) = (ARM64.kernel, ARM64.cpu, ARM64.iommu);
+    on_demand(Machine { kernel, iommu, ..machine(name, about, cpu, shape) })
+}
+
 const PLAIN_SETTINGS: &[Setting] = &[AS_BOOTED, OFF];
 
 const PORTS_SETTINGS: &[Setting] = &[
@@ -95,6 +101,9 @@ const MIXED_SETTINGS: &[Setting] = &[
     only("above conventional PCI", &[("00:02.0/00.0/00.0", REDIRECTS)]),
     only("above the inner switch", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)]),
 ];
+
+const LISTED_SWITCH_SETTINGS: &[Setting] =
+    &[AS_BOOTED, OFF, only("one port redirects", &[("00:02.0/00.0/00.0", REDIRECTS)])];
 
 const CHIPSET_SETTINGS: &[Setting] =
     &[AS_BOOTED, OFF, only("one port redirects", &[("00:02.0/00.0/01.0", REQUEST_REDIRECT)])];
@@ -265,6 +274,31 @@ pub const MACHINES: &[Machine] = &[
         "EPYC-Milan",
         &Shape { tree: MIXED, parameters: "", settings: MIXED_SETTINGS },
     )),
+    arm64(
+        "shapes-arm64-ports",
+        "64-bit Arm: root ports; a host bridge that is not on the kernel's list",
+        &Shape { tree: PORTS, parameters: "", settings: PORTS_SETTINGS },
+    ),
+    arm64(
+        "shapes-arm64-switch",
+        "64-bit Arm: a switch with ACS; a host bridge that is not on the kernel's list",
+        &Shape { tree: ACS_SWITCH, parameters: "", settings: ACS_SWITCH_SETTINGS },
+    ),
+    arm64(
+        "shapes-arm64-listed-switch",
+        "64-bit Arm: a switch with ACS; a host bridge that is on the kernel's list",
+        &Shape { tree: LISTED_SWITCH, parameters: "", settings: LISTED_SWITCH_SETTINGS },
+    ),
+    arm64(
+        "shapes-arm64-domains",
+        "64-bit Arm: three PCI domains, the host bridges of two of them on the kernel's list",
+        &Shape { tree: DOMAINS, parameters: "", settings: PLAIN_SETTINGS },
+    ),
+    arm64(
+        "shapes-arm64-gh200",
+        "64-bit Arm: PCI domains as with GH200s, one for each root port; no host bridge is on the list",
+        &Shape { tree: GRACE_HOPPER, parameters: "", settings: PLAIN_SETTINGS },
+    ),
 ];
 
 /// Where redirecting ports refuse a pair.

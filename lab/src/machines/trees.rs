@@ -162,3 +162,33 @@ pub(super) const MIXED: &[RootBus] = &[
     ),
     root_bus(0x40, &[root_port(0, 0, &[switch(&[port(0, ONE), acs_port(1, ONE)])])]),
 ];
+
+/// A host bridge of NVIDIA's CPUs on the kernel's list, with a switch and a function beside it.
+pub(super) const LISTED_SWITCH: &[RootBus] = &[root_bus(
+    0x00,
+    &[
+        chipset().taken_for(0x10de, 0x2f95),
+        root_port(2, 0, &[switch(&[acs_port(0, ONE), acs_port(1, ONE), port(2, ONE)])]),
+        root_port(3, 0, TWO),
+    ],
+)];
+
+/// PCI domains of a machine without ACPI: QEMU's own host bridge, which no list has, and two of NVIDIA's CPUs that are on the
+/// kernel's.
+pub(super) const DOMAINS: &[RootBus] = &[
+    root_bus(0x00, &[root_port(2, 0, ONE), root_port(3, 0, &[switch(&[port(0, ONE), port(1, ONE)])])]),
+    root_bus(0x40, &[root_port(0, 0, ONE).taken_for(0x10de, 0x2f96), root_port(1, 0, TWO)]),
+    root_bus(
+        0x60,
+        &[root_port(0, 0, &[switch(&[acs_port(0, ONE), port(1, ONE)])]).taken_for(0x10de, 0x2f97)],
+    ),
+];
+
+/// As on a machine with GH200s: a PCI domain for each root port of the CPU (10de:22b1, which is not on the kernel's list), and one
+/// device below it, or a switch.
+pub(super) const GRACE_HOPPER: &[RootBus] = &[
+    root_bus(0x00, &[chipset().taken_for(0x10de, 0x22b1), root_port(2, 0, ONE)]),
+    root_bus(0x20, &[root_port(0, 0, &[switch(&[port(0, ONE), port(1, ONE)])]).taken_for(0x10de, 0x22b1)]),
+    root_bus(0x40, &[root_port(0, 0, ONE).taken_for(0x10de, 0x22b1)]),
+    root_bus(0x60, &[root_port(0, 0, ONE).taken_for(0x10de, 0x22b1)]),
+];

@@ -1,5 +1,6 @@
 //! The private root: a small Debian in the user's cache folder with QEMU, Mesa, busybox and what
-//! it takes to build a kernel. And a second one with a browser, made only when a page is looked at.
+//! it takes to build a kernel. Others are made only when they are wanted: one with a browser, when a page is looked at, and one for
+//! machines of another architecture.
 //!
 //! QEMU runs in it, apt fetches kernels in it, gcc builds them in it, and the guest mounts it read-only as its own
 //! userland. Nothing is installed on the host. mmdebstrap makes it, from the archive that the
@@ -13,6 +14,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::architecture::Architecture;
 use crate::progress::{Progress, step};
 
 const SUITE: &str = "trixie";
@@ -22,21 +24,44 @@ const SUITE: &str = "trixie";
 pub enum Purpose {
     /// Virtual machines, their kernels, and the userland of their guests.
     Lab,
+    /// Machines of 64-bit Arm and their kernels. Its programs are the host's, but for busybox.
+    LabArm64,
     /// A browser without a screen. Its programs have no network.
     Browser,
+}
+
+impl From<Architecture> for Purpose {
+    fn from(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::X86 => Self::Lab,
+            Architecture::Arm64 => Self::LabArm64,
+        }
+    }
 }
 
 impl Purpose {
     fn packages(self) -> &'static [&'static str] {
         match self {
             Self::Lab => OF_THE_LAB,
+            Self::LabArm64 => OF_ARM64,
             Self::Browser => &["chromium-headless-shell", "fonts-liberation"],
+        }
+    }
+
+    /// mmdebstrap's options for it alone.
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::LabArm64 => &["--architectures=amd64,arm64"],
+            Self::Lab | Self::Browser => &[],
         }
     }
 
     fn about(self) -> &'static str {
         match self {
             Self::Lab => "making the private root (Debian, QEMU, Mesa, gcc; about a minute)",
+            Self::LabArm64 => {
+                "making the private root for arm64 (Debian, QEMU, a cross compiler; about a minute)"
+            }
             Self::Browser => "making the browser's private root (Debian, Chromium; about a minute)",
         }
     }
@@ -67,6 +92,21 @@ const OF_THE_LAB: &[&str] = &[
     "vulkan-validationlayers",
     "xz-utils",
     "zstd",
+];
+
+const OF_ARM64: &[&str] = &[
+    "bc",
+    "bison",
+    "busybox-static:arm64",
+    "ca-certificates",
+    "flex",
+    "gcc",
+    "gcc-aarch64-linux-gnu",
+    "kmod",
+    "libc6-dev",
+    "make",
+    "qemu-system-arm",
+    "xz-utils",
 ];
 
 /// mmdebstrap's options. Backports are preferred as a whole: asking for single packages from
@@ -110,9 +150,10 @@ impl Root {
         let mut recipe = vec![SUITE, BACKPORTS_HOOK];
         recipe.extend(purpose.packages());
         recipe.extend(OPTIONS);
+        recipe.extend(purpose.options());
         let name = format!("root-{}", cache::key(&recipe));
         let folder = cache::entry(&name, &["root/usr/bin"], |draft| {
-            step(progress, purpose.about(), || make(draft, purpose.packages()))
+            step(progress, purpose.about(), || make(draft, purpose))
         })?;
         Ok(Root { folder: folder.join("root"), purpose })
     }
@@ -172,14 +213,14 @@ impl Root {
 
 /// mmdebstrap writes an archive and tar unpacks it: as root and without, the same way, and every
 /// file belongs to the caller.
-fn make(draft: &Path, packages: &[&str]) -> Result<()> {
+fn make(draft: &Path, purpose: Purpose) -> Result<()> {
     let folder = draft.join("root");
     fs::create_dir(&folder)?;
     let log = draft.join("mmdebstrap.log");
 
     let mut mmdebstrap = Command::new("mmdebstrap");
-    mmdebstrap.args(OPTIONS).arg(BACKPORTS_HOOK);
-    mmdebstrap.arg(format!("--include={}", packages.join(",")));
+    mmdebstrap.args(OPTIONS).args(purpose.options()).arg(BACKPORTS_HOOK);
+    mmdebstrap.arg(format!("--include={}", purpose.packages().join(",")));
     mmdebstrap.args(proxy_options());
     mmdebstrap.args([SUITE, "-"]).args(host::debian_mirror());
     if host::is_root() {

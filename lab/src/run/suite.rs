@@ -10,7 +10,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Lab, Programs};
+use crate::lab::{Absent, Lab, Programs};
 use crate::machine::{Facts, Machine};
 use crate::root::host;
 use crate::run::schedule::{Job, Schedule};
@@ -40,6 +40,14 @@ pub struct Outcome {
     pub tests: Vec<Tested>,
     /// What the tests said for tables, in order.
     pub cells: Vec<Cell>,
+}
+
+impl Outcome {
+    /// That of a plan of which nothing has been run.
+    fn of(plan: &Plan) -> Outcome {
+        let machine = plan.machine.name.into();
+        Outcome { machine, release: None, boot_s: 0.0, total_s: 0.0, tests: Vec::new(), cells: Vec::new() }
+    }
 }
 
 /// What came of a test.
@@ -127,9 +135,22 @@ pub fn plan(
 /// error is only what keeps the lab from working at all.
 pub fn run_all(lab: &Lab, plans: &[Plan], at_once: usize, watcher: &mut dyn Watcher) -> Result<Vec<Outcome>> {
     // Prepare machines one after the other: building a kernel takes all cores, and progress is shown step by step.
-    plans.iter().try_for_each(|plan| lab.prepare(plan.machine))?;
+    let mut skipped: BTreeMap<&str, String> = BTreeMap::new();
+    for plan in plans {
+        match lab.prepare(plan.machine) {
+            Ok(()) => {}
+            Err(error) if error.is::<Absent>() => {
+                drop(skipped.insert(plan.machine.name, format!("{error:#}")))
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let run = |plan: &Plan, watcher: &mut dyn Watcher| match skipped.get(plan.machine.name) {
+        Some(reason) => skip(plan, reason, watcher),
+        None => run(lab, plan, watcher),
+    };
     if at_once <= 1 || plans.len() <= 1 {
-        return Ok(plans.iter().map(|plan| run(lab, plan, watcher)).collect());
+        return Ok(plans.iter().map(|plan| run(plan, watcher)).collect());
     }
     let jobs = plans
         .iter()
@@ -144,9 +165,9 @@ pub fn run_all(lab: &Lab, plans: &[Plan], at_once: usize, watcher: &mut dyn Watc
         loop {
             while let Some(number) = schedule.start() {
                 watcher.machine_starts(&plans[number]);
-                let (plan, sender) = (&plans[number], sender.clone());
+                let (plan, sender, run) = (&plans[number], sender.clone(), &run);
                 scope.spawn(move || {
-                    let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(lab, plan, &mut Unwatched)));
+                    let outcome = panic::catch_unwind(AssertUnwindSafe(|| run(plan, &mut Unwatched)));
                     // The receiver lives until every machine has ended.
                     sender.send((number, outcome)).ok();
                 });
@@ -204,18 +225,24 @@ impl Watcher for Unwatched {
     fn machine_ends(&mut self, _: &Outcome) {}
 }
 
+/// Skips the plan of a machine that this host cannot have.
+fn skip(plan: &Plan, reason: &str, watcher: &mut dyn Watcher) -> Outcome {
+    watcher.machine_begins(plan);
+    let skipped = |name: &String| {
+        let verdict = Verdict::Skipped { reason: reason.into() };
+        Tested { name: name.clone(), verdict, seconds: 0.0 }
+    };
+    let outcome = Outcome { tests: plan.tests.iter().map(skipped).collect(), ..Outcome::of(plan) };
+    outcome.tests.iter().for_each(|tested| watcher.tested(tested));
+    watcher.machine_ends(&outcome);
+    outcome
+}
+
 /// Runs the plan of one machine that was made ready.
 fn run(lab: &Lab, plan: &Plan, watcher: &mut dyn Watcher) -> Outcome {
     watcher.machine_begins(plan);
     let start = Instant::now();
-    let mut outcome = Outcome {
-        machine: plan.machine.name.into(),
-        release: None,
-        boot_s: 0.0,
-        total_s: 0.0,
-        tests: Vec::new(),
-        cells: Vec::new(),
-    };
+    let mut outcome = Outcome::of(plan);
     let mut lost: Option<String> = None;
     let mut vm = match lab.boot(plan.machine) {
         Ok(vm) => {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::machine::{Device, Machine};
+use crate::machine::{Device, Machine, device_tree};
 use crate::root::{Root, tail};
 use crate::vm::change::Change;
 use crate::vm::model;
@@ -33,13 +33,17 @@ const ALWAYS: &[&str] = &[
     "-initrd",
     "/lab/initrd",
     "-fsdev",
-    "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap",
-    "-device",
-    "virtio-9p-pci,fsdev=root,mount_tag=root,addr=18.0",
-    "-fsdev",
     "local,id=share,path=/lab/share,security_model=none",
     "-device",
     "virtio-9p-pci,fsdev=share,mount_tag=share,addr=19.0",
+];
+
+/// The private root, for guests that can run its programs.
+const USERLAND: &[&str] = &[
+    "-fsdev",
+    "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap",
+    "-device",
+    "virtio-9p-pci,fsdev=root,mount_tag=root,addr=18.0",
 ];
 
 /// Console and channel are the two serial ports; QEMU connects to us, so there is nothing to
@@ -76,8 +80,8 @@ const ENVIRONMENT_3D: &[&str] = &[
 /// For speed, as every instruction is emulated: few lines on the console (warnings and worse), no
 /// defences against anybody, no self-tests, and no certificates: checking the modules' signatures
 /// takes a second. A virtual IOMMU cannot isolate interrupts; without the last two VFIO refuses it.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=5 mitigations=off init_on_alloc=0 \
-    audit=0 nokaslr nowatchdog tsc=reliable no_timer_check random.trust_cpu=on \
+const COMMAND_LINE: &str = "panic=-1 loglevel=5 mitigations=off init_on_alloc=0 \
+    audit=0 nokaslr nowatchdog random.trust_cpu=on \
     rcupdate.rcu_expedited=1 cryptomgr.notests initcall_blacklist=load_system_certificate_list \
     vfio_iommu_type1.allow_unsafe_interrupts=1 iommufd.allow_unsafe_interrupts=1";
 
@@ -119,7 +123,7 @@ impl Qemu {
             .args(clock.arguments())
             .args(CHANNELS)
             .arg("-append")
-            .arg(format!("{COMMAND_LINE} {}", machine.command_line()))
+            .arg(command_line(machine))
             .stdin(Stdio::null())
             .stdout(File::create(folder.join("qemu.log"))?)
             .stderr(File::options().append(true).open(folder.join("qemu.log"))?)
@@ -145,14 +149,31 @@ impl Qemu {
         let status = command(root, machine, folder)
             .args(Clock::Time.arguments())
             .args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"])
+            .args(["-serial", "null"])
             .arg("-append")
-            .arg(format!("{COMMAND_LINE} {} peervram.shell", machine.command_line()))
+            .arg(format!("{} peervram.shell", command_line(machine)))
             .status()
             .context("starting unshare (package `util-linux`)")?;
         if !status.success() {
             bail!("QEMU ended with {status}");
         }
         Ok(())
+    }
+
+    /// The device tree that it makes for a machine's board, which bridges and devices are no part of.
+    pub fn device_tree(root: &Root, machine: &Machine, folder: &Path) -> Result<Vec<u8>> {
+        const FILE: &str = "device-tree.qemu";
+        let dump = format!("dumpdtb=/lab/{FILE}");
+        let board = machine.board_arguments();
+        // The second serial port is only there if something is behind it.
+        let mut words =
+            vec![machine.architecture().qemu(), "-nodefaults", "-serial", "null", "-serial", "null"];
+        words.extend(NO_DISPLAY);
+        words.extend(board.iter().map(String::as_str));
+        words.extend(["-machine", &dump]);
+        root.output(folder, &words).context("asking QEMU for its device tree")?;
+        let path = folder.join(FILE);
+        fs::read(&path).with_context(|| format!("reading {}", path.display()))
     }
 
     /// Writes what the virtio GPU shows into a file of the shared folder (PPM).
@@ -187,8 +208,19 @@ fn command(root: &Root, machine: &Machine, folder: &Path) -> Command {
     } else {
         NO_DISPLAY
     };
-    command.arg("qemu-system-x86_64").args(ALWAYS).args(display).args(machine.qemu_arguments());
+    let architecture = machine.architecture();
+    command.arg(architecture.qemu()).args(ALWAYS);
+    // Before the machine's other root buses, which QEMU would put it on.
+    if architecture.is_the_hosts() {
+        command.args(USERLAND);
+    }
+    command.args(display).args(machine.qemu_arguments()).args(device_tree::qemu_arguments(machine));
     command
+}
+
+/// What the kernel is told.
+fn command_line(machine: &Machine) -> String {
+    format!("{} {COMMAND_LINE} {}", machine.architecture().command_line(), machine.command_line())
 }
 
 impl Drop for Qemu {

@@ -19,7 +19,10 @@ pub const TESTS: &[Test] = &[
     Test::new("bind/takes-a-device-that-lends-and-gives-it-back", takes_and_gives_back)
         .on(Facts::has_crowded_group)
         .on_any_topology(),
-    Test::new("bind/what-the-machine-needs-is-not-taken", what_is_needed_is_not_taken).on_any_topology(),
+    Test::new("bind/what-the-machine-needs-is-not-taken", what_is_needed_is_not_taken)
+        // It needs the device that brings the root file system.
+        .on(Facts::has_root)
+        .on_any_topology(),
 ];
 
 const DEVICES: &str = "/sys/bus/pci/devices";

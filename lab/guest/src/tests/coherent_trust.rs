@@ -12,7 +12,7 @@ use peervram::{AttachOptions, Attachment, Direction, Lender, Mover, Outcome, Pat
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{ImportingGpu, ModelGpu};
 
-use super::nvgrace::grace;
+use super::nvgrace::{grace, interface_of_peers};
 use crate::blocks;
 use crate::crossing::PATIENCE;
 use crate::guest::Guest;
@@ -58,7 +58,7 @@ impl<'guest> Pair<'guest> {
         let lender = Lender::new(device);
         let export = lender.export(Aperture::owned(ranges, owner))?;
 
-        let space = IoAddressSpace::new(Interface::Cdev)?;
+        let space = IoAddressSpace::new(interface_of_peers(guest))?;
         let other_device = vfio::Device::open_into(&space, other_model.address())?;
         let driver = Arc::new(ModelGpu::new(&other_device)?);
         let importer = Arc::new(ImportingGpu::new(&other_device, driver, STAGES)?);
@@ -87,7 +87,9 @@ impl<'guest> Pair<'guest> {
 
 fn is_certified(guest: &Guest) -> Verdict {
     let pair = Pair::new(guest, Direction::Both, true, &[])?;
-    ensure!(pair.attachment.path() == Path::Peer, "the path is {}", pair.attachment.path());
+    // A type1 container maps the mapping.
+    let expected = if guest.facts().has_peers_by_iommufd() { Path::Peer } else { Path::HostPointer };
+    ensure!(pair.attachment.path() == expected, "the path is {}", pair.attachment.path());
     let certificate = pair.attachment.certificate().context("it is trusted for nothing")?;
     ensure!(certificate.subject.region == USABLE_REGION, "it is of region {}", certificate.subject.region);
     let is_by_engine = certificate.tests.iter().all(|test| test.observer == Observer::OwnerEngine);

@@ -11,21 +11,25 @@ use crate::guest::Guest;
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
-    Test::new("gbm/buffer-object-shows-the-memory", |guest| on_screen(guest, "scan-out"))
-        .on(Facts::allows_peers),
+    Test::new("gbm/buffer-object-shows-the-memory", |guest| on_screen(guest, "scan-out")).on(can_import),
     Test::new("gbm/compositor-shows-by-its-own-open-file", |guest| on_screen(guest, "compositor"))
-        .on(Facts::allows_peers),
+        .on(can_import),
     Test::new("gbm/buffer-object-is-made-again-after-a-reset", |guest| on_screen(guest, "revoke"))
-        .on(Facts::allows_peers),
+        .on(can_import),
     Test::new("gbm/refusals-say-what-the-kernel-says", |guest| on_screen(guest, "refusals"))
-        .on(Facts::allows_peers)
+        .on(can_import)
         .on_any_topology(),
     Test::new("gbm/refused-route-is-named", |guest| on_screen(guest, "no-route"))
-        .on(|facts| facts.peer_to_peer == PeerToPeer::NotSupported),
+        .on(|facts| facts.has_root() && facts.peer_to_peer == PeerToPeer::NotSupported),
     Test::new("gbm/importer-that-cannot-is-named", importer_that_cannot)
-        .on(Facts::exports_dma_bufs)
+        .on(|facts| facts.has_root() && facts.exports_dma_bufs())
         .on_any_topology(),
 ];
+
+/// libgbm is in the private root.
+fn can_import(facts: &Facts) -> bool {
+    facts.has_root() && facts.allows_peers()
+}
 
 /// A case with the GPU that has a screen.
 fn on_screen(guest: &Guest, name: &str) -> Verdict {

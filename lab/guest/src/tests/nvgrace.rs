@@ -16,10 +16,11 @@ use peervram::backends::{
 };
 use peervram::nvgrace::{BLOCK_BYTES, DRIVER, Device, RESERVED_REGION, USABLE_REGION, Use};
 use peervram::{Direction, Kind, Lender, Outcome, Path, Trust};
-use peervram_lab::machine::{Firmware, Grace};
+use peervram_lab::machine::{Architecture, Facts, Firmware, Grace};
 use peervram_lab::wire::SHARE;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::{Descriptor, ModelGpu};
+use peervram_programs::bytes;
 use peervram_programs::picture::Picture;
 use serde_json::Value;
 
@@ -38,9 +39,11 @@ pub const TESTS: &[Test] = &[
     Test::of_grace("nvgrace/usable-memory-crosses-pixel-by-pixel", usable_memory_crosses),
     Test::of_grace("nvgrace/reserved-memory-crosses-pixel-by-pixel", reserved_memory_crosses)
         .on(|facts| facts.has_reserved_memory()),
-    Test::of_grace("nvgrace/shaders-read-and-paint-it-by-host-pointer", shaders_read_and_paint),
+    Test::of_grace("nvgrace/shaders-read-and-paint-it-by-host-pointer", shaders_read_and_paint)
+        .on(|facts| facts.vulkan),
     Test::of_grace("nvgrace/its-own-engine-and-the-cpu-see-one-memory", engine_and_cpu_see_one_memory),
-    Test::of_grace("nvgrace/another-gpu-copies-both-ways-by-iommufd", both_ways_by_iommufd),
+    Test::of_grace("nvgrace/another-gpu-copies-both-ways-by-iommufd", both_ways_by_iommufd)
+        .on(Facts::has_peers_by_iommufd),
     Test::of_grace("nvgrace/another-gpu-copies-both-ways-by-type1", both_ways_by_type1),
     Test::of_grace("nvgrace/another-gpu-copies-reserved-memory-both-ways", both_ways_of_reserved)
         .on(|facts| facts.has_reserved_memory()),
@@ -52,6 +55,7 @@ pub const TESTS: &[Test] = &[
     Test::of_grace("nvgrace/under-vfio-pci-it-is-refused-with-a-next-step", under_vfio_pci_it_is_refused),
     // What the driver says of its probe.
     Test::of_grace("nvgrace/a-link-that-never-comes-up-keeps-the-driver-away", link_never_comes_up)
+        .on_any_topology()
         .allowing(&["probe with driver nvgrace_gpu_vfio_pci failed"]),
 ];
 
@@ -180,7 +184,13 @@ fn devices_prints_the_memory_map(guest: &Guest) -> Verdict {
     ensure!(text.contains(reserved) == facts.has_mig_bug, "{text}");
     let silent = text.matches("the firmware names no memory of it").count();
     ensure!(silent == 2, "of two GPUs the firmware names no memory, {silent} say so:\n{text}");
-    ensure!(peervram(&["devices"])?.contains("--open shows it"), "it does not say how to see the memory");
+    let closed = peervram(&["devices"])?;
+    ensure!(closed.contains("--open shows it"), "it does not say how to see the memory:\n{closed}");
+    let words = match guest.facts().architecture {
+        Architecture::X86 => "yes: coherent memory, if the firmware names any; else BAR".to_owned(),
+        Architecture::Arm64 => format!("yes: {} of coherent memory", bytes::in_words(model.vram_bytes())),
+    };
+    ensure!(closed.contains(&words), "{words:?} is not in\n{closed}");
 
     let said: Value = serde_json::from_str(&peervram(&["devices", "--open", "--json"])?)?;
     let device = said["devices"].as_array().context("no devices")?.iter();
@@ -295,7 +305,12 @@ fn both_ways_by_type1(guest: &Guest) -> Verdict {
 }
 
 fn both_ways_of_reserved(guest: &Guest) -> Verdict {
-    both_ways(guest, Interface::Cdev, RESERVED_REGION)
+    both_ways(guest, interface_of_peers(guest), RESERVED_REGION)
+}
+
+/// By which another GPU reaches the memory on this machine.
+pub fn interface_of_peers(guest: &Guest) -> Interface {
+    if guest.facts().has_peers_by_iommufd() { Interface::Cdev } else { Interface::Group }
 }
 
 /// The engine of a second GPU writes into the memory and reads it back to another place of its own.

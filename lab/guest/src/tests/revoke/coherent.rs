@@ -9,6 +9,7 @@ use peervram::backends::RawBytes;
 use peervram::backends::vfio::Interface;
 use peervram::nvgrace::{Device, RESERVED_REGION, USABLE_REGION};
 use peervram::{Direction, EventKind, Kind, RevokeOptions, Trust};
+use peervram_lab::machine::Facts;
 use peervram_model::misbehaviour::Misbehaviour;
 use peervram_model_driver::ModelGpu;
 
@@ -27,15 +28,21 @@ pub const TESTS: &[Test] = &[
     Test::of_grace("nvgrace/every-cause-under-a-screen-of-reserved-memory", under_a_screen_of_reserved)
         .on(|facts| facts.has_reserved_memory())
         .allowing(ASKED_OR_TORN),
-    Test::of_grace("nvgrace/every-cause-under-shaders", under_shaders).allowing(ASKED),
-    Test::of_grace("nvgrace/every-cause-under-an-engine-by-iommufd", under_iommufd).allowing(ASKED),
+    Test::of_grace("nvgrace/every-cause-under-shaders", under_shaders)
+        .on(|facts| facts.vulkan)
+        .allowing(ASKED),
+    Test::of_grace("nvgrace/every-cause-under-an-engine-by-iommufd", under_iommufd)
+        .on(Facts::has_peers_by_iommufd)
+        .allowing(ASKED),
     Test::of_grace("nvgrace/every-cause-under-an-engine-by-type1", under_type1).allowing(ASKED),
     Test::of_grace("nvgrace/every-cause-under-the-holder", under_the_holder).allowing(ASKED),
     Test::of_grace("nvgrace/every-reset-waits-three-seconds-for-the-memory", every_reset_waits)
+        .on_any_topology()
         .allowing(ASKED_OR_TORN),
     Test::of_grace("nvgrace/a-wait-is-told-and-nobody-is-let-in", a_wait_is_told),
     Test::of_grace("nvgrace/importers-of-others-are-not-kept-waiting", others_are_not_kept_waiting),
-    Test::of_grace("nvgrace/memory-that-never-gets-ready-stays-away", never_ready_stays_away),
+    Test::of_grace("nvgrace/memory-that-never-gets-ready-stays-away", never_ready_stays_away)
+        .on_any_topology(),
 ];
 
 /// What the kernel may say: that it wants a device back; and of a virtio GPU that was about to show memory when that
