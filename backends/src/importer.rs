@@ -17,6 +17,17 @@ pub enum OnRevoke {
     Reimport,
 }
 
+/// What becomes of an importer where the kernel refuses to map what it has imported: the topology, mostly (EINVAL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnRefusal {
+    /// The import fails, and nothing else: it may be tried to see whether it works.
+    ImportFails,
+    /// Its device is lost, with all that was made of it: at the import (ANV on xe), or at the next submission (RADV).
+    /// So nothing is imported that the kernel is expected to refuse.
+    LosesDevice,
+}
+
 /// A device, or an application's Vulkan device, that maps dma-bufs.
 ///
 /// A revoke may free an import on another thread than the one that made it.
@@ -39,6 +50,11 @@ pub trait Importer: Send + Sync + 'static {
 
     /// What an import needs around a revoke.
     fn on_revoke(&self) -> OnRevoke;
+
+    /// What becomes of it where the kernel refuses to map an import. A lender looks first where that would be its end.
+    fn on_refusal(&self) -> OnRefusal {
+        OnRefusal::ImportFails
+    }
 
     /// Whether the kernel asks `pci_p2pdma_map_type` about this importer. Where it does not
     /// (iommufd, type1, a CPU), the topology between the devices forbids nothing.

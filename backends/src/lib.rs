@@ -49,7 +49,7 @@ pub use image::ImageLayout;
 pub use import_support::{
     Governor, ImportSupport, ScanOutSupport, import_modes, import_support, import_support_of,
 };
-pub use importer::{Importer, OnRevoke};
+pub use importer::{Importer, OnRefusal, OnRevoke};
 pub use kernel_log::{KERNEL_LOG, KernelLog, Logged};
 pub use mapping::{Mapping, Source};
 pub use not_closed::NotClosed;

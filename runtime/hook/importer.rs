@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peervram_backends::{DmaBuf, Engine, Importer, Mapping, OnRevoke, PciAddress};
+use peervram_backends::{DmaBuf, Engine, Importer, Mapping, OnRefusal, OnRevoke, PciAddress};
 
 use super::{Guarded, Hook, ask, call};
 use crate::Result;
@@ -25,6 +25,12 @@ impl<I: Importer> Importer for Guarded<I> {
 
     fn on_revoke(&self) -> OnRevoke {
         self.on_revoke_once()
+    }
+
+    /// Of one that does not say: what is right for every driver.
+    fn on_refusal(&self) -> OnRefusal {
+        let asked = || self.inner.on_refusal();
+        ask(Hook::ImporterOnRefusal, || self.inner.name(), OnRefusal::LosesDevice, asked)
     }
 
     fn governed_by_p2pdma(&self) -> bool {

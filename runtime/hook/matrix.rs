@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use peervram_backends::host::{Backing, HostMemory};
 use peervram_backends::{
     Aperture, CpuAccess, DmaBuf, DmaRanges, Engine, Error, Exporter, Flag, HostSlice, Importer, Interrupts,
-    Kind, Mapping, NotReady, OnRevoke, Owner, PciAddress, Region, Signal,
+    Kind, Mapping, NotReady, OnRefusal, OnRevoke, Owner, PciAddress, Region, Signal,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -229,6 +229,12 @@ impl Importer for Card {
     fn on_revoke(&self) -> OnRevoke {
         self.fault.pass(Hook::ImporterOnRevoke);
         self.on_revoke
+    }
+
+    fn on_refusal(&self) -> OnRefusal {
+        self.fault.pass(Hook::ImporterOnRefusal);
+        // Asked whether the kernel decides at all, and it is not.
+        OnRefusal::LosesDevice
     }
 
     fn governed_by_p2pdma(&self) -> bool {

@@ -71,6 +71,7 @@ hooks! {
     ImporterPciAddress = "Importer::pci_address",
     ImporterDriver = "Importer::driver",
     ImporterOnRevoke = "Importer::on_revoke",
+    ImporterOnRefusal = "Importer::on_refusal",
     ImporterGovernedByP2pdma = "Importer::governed_by_p2pdma",
     ImporterImport = "Importer::import",
     ImporterImportHostPointer = "Importer::import_host_pointer",

@@ -46,6 +46,7 @@ pub use device::{Device, GetInstanceProcAddr, RawDevice};
 pub use discovery::extensions::{
     EXTENSIONS, Extension, Need, missing_extensions, optional_extensions, required_extensions,
 };
+pub use discovery::import_policy::{Evidence, ImportPolicy, Rows, Source, Submissions};
 pub use discovery::instance::Instance;
 pub use discovery::physical_device::{DrmNode, PhysicalDevice};
 pub use discovery::selector::Selector;

@@ -9,7 +9,9 @@ use crate::vulkan::device::Device;
 use crate::vulkan::memory::buffer_import::{self, ImportOptions};
 use crate::vulkan::memory::memory_type;
 use crate::vulkan::memory::raw_buffer::RawBuffer;
-use crate::{DmaBuf, Engine, Error, HostSlice, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
+use crate::{
+    DmaBuf, Engine, Error, HostSlice, Importer, Kind, Mapping, OnRefusal, OnRevoke, PciAddress, Result,
+};
 
 impl Device {
     /// Imports `dma_buf` as a buffer. The descriptor stays the caller's: the driver gets a
@@ -62,6 +64,10 @@ impl Importer for Device {
 
     fn on_revoke(&self) -> OnRevoke {
         self.description().on_revoke()
+    }
+
+    fn on_refusal(&self) -> OnRefusal {
+        self.description().on_refusal()
     }
 
     fn governed_by_p2pdma(&self) -> bool {

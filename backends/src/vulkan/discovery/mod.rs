@@ -2,6 +2,7 @@
 //! them is meant. Nothing here makes a `VkDevice`.
 
 pub(crate) mod extensions;
+pub(crate) mod import_policy;
 pub(crate) mod instance;
 pub(crate) mod physical_device;
 pub(crate) mod selector;

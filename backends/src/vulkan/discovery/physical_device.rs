@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use ash::{ext, khr, vk};
 
 use super::extensions::{Extension, missing_extensions};
+use super::import_policy::{self, ImportPolicy};
 use crate::vulkan::failure::failure;
 use crate::vulkan::usage::BufferUsage;
-use crate::{OnRevoke, PciAddress, Result};
+use crate::{OnRefusal, OnRevoke, PciAddress, Result};
 
 /// A DRM device node, by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,26 +86,22 @@ pub struct PhysicalDevice {
 }
 
 impl PhysicalDevice {
+    /// What imports mean to its driver.
+    pub fn import_policy(&self) -> &'static ImportPolicy {
+        import_policy::of(self.driver_id)
+    }
+
     /// What a dma-buf's import needs around a revoke. Where the driver is not known, freeing before
     /// the revoke is right for all.
     pub fn on_revoke(&self) -> OnRevoke {
-        match vk::DriverId::from_raw(self.driver_id) {
-            // lavapipe maps the dma-buf itself (llvmpipe_dmabuf_import in lp_texture.c, Mesa 0aa6d727). What is
-            // revocable it cannot map, and a mapping does not come back by itself.
-            _ if self.is_cpu => OnRevoke::Reimport,
-            // - RADV: the kernel's amdgpu would map again by itself. But every submission of the device lists every
-            //   import that is resident, whatever it works on (radv_amdgpu_get_bo_list in radv_amdgpu_cs.c, Mesa 0518784b;
-            //   radv_alloc_memory makes all but a swapchain's resident; seen with 26.1.6). While one of them is revoked the
-            //   kernel says ENODEV to each, and RADV sets the device lost.
-            // - AMDVLK lists what its queues reference (Queue::UpdateResourceList in amdgpuQueue.cpp, PAL c5e80007); what
-            //   that is was not read.
-            // - ANV on xe: the kernel keeps its mapping until the buffer is used or destroyed (xe_bo_move_dmabuf in
-            //   xe_bo.c, Linux 7.3.4). A bind that is refused loses the device (xe_vm_bind_op in xe/anv_kmd_backend.c, Mesa
-            //   1bd83ba8; seen with 26.1.6), so nothing is imported while it is away, either.
-            // - NVK and Turnip: their kernel drivers attach statically, and VFIO refuses.
-            // - Others: not known.
-            _ => OnRevoke::FreeBefore,
-        }
+        // A driver for CPUs maps what it imports itself, whatever it is called.
+        if self.is_cpu { OnRevoke::Reimport } else { self.import_policy().on_revoke }
+    }
+
+    /// What becomes of a `VkDevice` where the kernel refuses to map an import of it. Where the driver is not known, it is
+    /// taken for lost.
+    pub fn on_refusal(&self) -> OnRefusal {
+        if self.is_cpu { OnRefusal::ImportFails } else { self.import_policy().on_refusal }
     }
 
     /// Whether dma-bufs that others made can be tried. Venus imports those of its own renderer alone, whatever it says
@@ -237,31 +234,46 @@ mod tests {
         assert_eq!(DrmNode { major: 4095, minor: 1 }.path(), None);
     }
 
+    /// A device of that driver.
+    fn device(driver_id: vk::DriverId, is_cpu: bool) -> PhysicalDevice {
+        PhysicalDevice {
+            name: String::new(),
+            driver_name: String::new(),
+            driver_version: String::new(),
+            driver_id: driver_id.as_raw(),
+            api_version: (1, 3, 0),
+            pci_address: None,
+            primary_node: None,
+            render_node: None,
+            is_cpu,
+            local_memory_bytes: 0,
+            can_import_dma_buf: true,
+            can_export_dma_buf: true,
+            host_pointer_alignment_bytes: None,
+            missing_extensions: Vec::new(),
+        }
+    }
+
     #[test]
     fn the_driver_decides_what_a_revoke_asks_for() {
-        let on_revoke = |driver_id: vk::DriverId, is_cpu| {
-            let device = PhysicalDevice {
-                name: String::new(),
-                driver_name: String::new(),
-                driver_version: String::new(),
-                driver_id: driver_id.as_raw(),
-                api_version: (1, 3, 0),
-                pci_address: None,
-                primary_node: None,
-                render_node: None,
-                is_cpu,
-                local_memory_bytes: 0,
-                can_import_dma_buf: true,
-                can_export_dma_buf: true,
-                host_pointer_alignment_bytes: None,
-                missing_extensions: Vec::new(),
-            };
-            device.on_revoke()
-        };
+        let on_revoke = |driver_id, is_cpu| device(driver_id, is_cpu).on_revoke();
         assert_eq!(on_revoke(vk::DriverId::MESA_LLVMPIPE, true), OnRevoke::Reimport);
         assert_eq!(on_revoke(vk::DriverId::MESA_RADV, false), OnRevoke::FreeBefore);
         assert_eq!(on_revoke(vk::DriverId::AMD_OPEN_SOURCE, false), OnRevoke::FreeBefore);
         assert_eq!(on_revoke(vk::DriverId::INTEL_OPEN_SOURCE_MESA, false), OnRevoke::FreeBefore);
         assert_eq!(on_revoke(vk::DriverId::from_raw(0), false), OnRevoke::FreeBefore);
+        assert_eq!(on_revoke(vk::DriverId::from_raw(0), true), OnRevoke::Reimport);
+    }
+
+    #[test]
+    fn a_refusal_is_taken_for_the_end_of_a_device_unless_its_driver_is_known() {
+        let on_refusal = |driver_id, is_cpu| device(driver_id, is_cpu).on_refusal();
+        for driver in
+            [vk::DriverId::MESA_RADV, vk::DriverId::INTEL_OPEN_SOURCE_MESA, vk::DriverId::from_raw(0)]
+        {
+            assert_eq!(on_refusal(driver, false), OnRefusal::LosesDevice, "{}", driver.as_raw());
+        }
+        assert_eq!(on_refusal(vk::DriverId::MESA_NVK, false), OnRefusal::ImportFails);
+        assert_eq!(on_refusal(vk::DriverId::from_raw(0), true), OnRefusal::ImportFails);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::image::{Image, ImageOptions};
 use super::import;
 use crate::vulkan::device::Device;
-use crate::{DmaBuf, Error, ImageLayout, Importer, Kind, Mapping, OnRevoke, PciAddress, Result};
+use crate::{DmaBuf, Error, ImageLayout, Importer, Kind, Mapping, OnRefusal, OnRevoke, PciAddress, Result};
 
 /// A [`Device`] whose imports are images. Cheap to clone.
 #[derive(Clone)]
@@ -52,6 +52,10 @@ impl Importer for ImageDevice {
 
     fn on_revoke(&self) -> OnRevoke {
         self.device.on_revoke()
+    }
+
+    fn on_refusal(&self) -> OnRefusal {
+        self.device.on_refusal()
     }
 
     fn governed_by_p2pdma(&self) -> bool {

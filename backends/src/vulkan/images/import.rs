@@ -8,7 +8,8 @@
 
 use std::sync::Arc;
 
-use ash::vk;
+use ash::prelude::VkResult;
+use ash::{ext, vk};
 
 use super::image::{Image, ImageOptions, PixelFormat, Tiling};
 use crate::vulkan::device::Device;
@@ -83,14 +84,7 @@ fn ask(
         .push_next(&mut asked_memory);
     if let Tiling::Explicit { modifier } = options.tiling {
         if !device.has_modifiers() {
-            return Err(Error::new(
-                Kind::VulkanMissing,
-                tried,
-                "VK_EXT_image_drm_format_modifier is not enabled",
-            )
-            .next(
-                "enable it where the driver has it, or lend with the driver's own stride: Tiling::Linear",
-            ));
+            return Err(no_modifiers(tried, device));
         }
         check_modifier(tried, device, options.format, modifier)?;
         asked_modifier =
@@ -112,8 +106,13 @@ fn ask(
     match result {
         Err(vk::Result::ERROR_FORMAT_NOT_SUPPORTED) => {
             let why = format!("the driver makes no {what} on {whose}");
-            return Err(Error::new(Kind::Unsupported, tried, why)
-                .next("ask for fewer usages, another format or tiling, or import it as a buffer"));
+            let next = match tiling {
+                Tiling::Linear if device.has_modifiers() => {
+                    "ask for Tiling::EXPLICIT_LINEAR, fewer usages or another format, or import it as a buffer"
+                }
+                _ => "ask for fewer usages or another format, or import it as a buffer",
+            };
+            return Err(Error::new(Kind::Unsupported, tried, why).next(next));
         }
         result => result.map_err(|result| failure(tried, result))?,
     }
@@ -130,6 +129,22 @@ fn ask(
         return Err(Error::new(Kind::InvalidInput, tried, why).next("import a part of it, or a buffer"));
     }
     Ok(features)
+}
+
+/// Why there are no explicit layouts.
+fn no_modifiers(tried: &'static str, device: &LogicalDevice) -> Error {
+    let name = ext::image_drm_format_modifier::NAME;
+    let lacks = device.description().missing_extensions.iter().any(|extension| extension.name == name);
+    let (why, next) = if lacks {
+        // GFX8 and older under RADV.
+        ("the driver has no VK_EXT_image_drm_format_modifier for this GPU", "import it as a buffer")
+    } else {
+        (
+            "VK_EXT_image_drm_format_modifier is not enabled",
+            "enable it, or lend with the driver's own stride: Tiling::Linear",
+        )
+    };
+    Error::new(Kind::VulkanMissing, tried, why).next(next)
 }
 
 /// Whether the driver has that modifier for the format, in one plane: an explicit layout is one for each.
@@ -178,6 +193,27 @@ fn create(
     handle: vk::ExternalMemoryHandleTypeFlags,
     origin: Origin,
 ) -> Result<Resource<vk::Image>> {
+    let image = create_raw(device, layout, options, handle);
+    let image = match (image, options.tiling) {
+        // RADV says so of rows that are not multiples of 256 bytes apart.
+        (Err(vk::Result::ERROR_INVALID_DRM_FORMAT_MODIFIER_PLANE_LAYOUT_EXT), Tiling::EXPLICIT_LINEAR) => {
+            return Err(wrong_rows(tried, device, layout, options, handle));
+        }
+        (image, _) => image.map_err(|result| failure(tried, result))?,
+    };
+    // SAFETY: made above.
+    let image = unsafe { Resource::new(device, image, origin) };
+    check_pixels(tried, layout, options.tiling, &pixels_of(device, image.handle(), options.tiling))?;
+    Ok(image)
+}
+
+/// A `VkImage`, the caller's to destroy.
+fn create_raw(
+    device: &LogicalDevice,
+    layout: ImageLayout,
+    options: ImageOptions,
+    handle: vk::ExternalMemoryHandleTypeFlags,
+) -> VkResult<vk::Image> {
     // VUID-VkImageDrmFormatModifierExplicitCreateInfoEXT-size-02267, -arrayPitch-02268 and -depthPitch-02269: what
     // follows from the rest is zero.
     let planes = [vk::SubresourceLayout::default()
@@ -205,14 +241,51 @@ fn create(
     }
     // SAFETY: the chain is initialised and outlives the call, and the driver said that it makes such images
     // (VUID-VkImageCreateInfo-imageCreateMaxMipLevels-02251).
-    let image = unsafe { device.ash().create_image(&info, None) }.map_err(|result| failure(tried, result))?;
-    // SAFETY: made above.
-    let image = unsafe { Resource::new(device, image, origin) };
-    let subresource = vk::ImageSubresource::default().aspect_mask(options.tiling.aspect());
-    // SAFETY: the image was made above, of one level and one layer; the aspect is the one that its tiling has.
-    let driver = unsafe { device.ash().get_image_subresource_layout(image.handle(), subresource) };
-    check_pixels(tried, layout, options.tiling, &driver)?;
-    Ok(image)
+    unsafe { device.ash().create_image(&info, None) }
+}
+
+/// Where the driver has the pixels of an image of one level and one layer.
+fn pixels_of(device: &LogicalDevice, image: vk::Image, tiling: Tiling) -> vk::SubresourceLayout {
+    let subresource = vk::ImageSubresource::default().aspect_mask(tiling.aspect());
+    // SAFETY: the image is of this device; the aspect is the one that its tiling has.
+    unsafe { device.ash().get_image_subresource_layout(image, subresource) }
+}
+
+/// Rows that the driver does not take at that distance, and the next one at which it does: it is asked, by images that are
+/// destroyed at once.
+fn wrong_rows(
+    tried: &'static str,
+    device: &LogicalDevice,
+    layout: ImageLayout,
+    options: ImageOptions,
+    handle: vk::ExternalMemoryHandleTypeFlags,
+) -> Error {
+    let description = device.description();
+    let policy = description.import_policy();
+    let rule = policy.rows.map_or_else(String::new, |rows| {
+        format!("; {} is known to take {}", policy.driver, rows.rule(&description.name))
+    });
+    let why = format!("the driver takes no rows that are {} bytes apart{rule}", layout.stride_bytes);
+    let error = Error::new(Kind::InvalidInput, tried, why);
+    let takes = |stride_bytes: &u32| {
+        let layout = ImageLayout { stride_bytes: *stride_bytes, ..layout };
+        let Ok(image) = create_raw(device, layout, options, handle) else { return false };
+        let pixels = pixels_of(device, image, options.tiling);
+        // SAFETY: made above, bound to nothing, and known to nobody.
+        unsafe { device.ash().destroy_image(image, None) };
+        pixels.row_pitch == u64::from(*stride_bytes)
+    };
+    let least_bytes = ImageLayout::packed(layout.width, layout.height).stride_bytes;
+    let mut tried = rounded(layout.stride_bytes.saturating_add(1)).chain(rounded(least_bytes));
+    match tried.find(takes) {
+        Some(stride_bytes) => error.next(format!("lend with a stride of {stride_bytes} bytes")),
+        None => error.next("import it as a buffer"),
+    }
+}
+
+/// Distances of rows that are no less than that, and rounder and rounder.
+fn rounded(least_bytes: u32) -> impl Iterator<Item = u32> {
+    (3..=12).filter_map(move |power| least_bytes.checked_next_multiple_of(1 << power))
 }
 
 /// Compares where the driver would have the pixels with where the lender has them.
@@ -289,6 +362,15 @@ mod tests {
         assert!(error.next_step().unwrap().contains("EXPLICIT_LINEAR"));
         let error = refused(Tiling::EXPLICIT_LINEAR, driver(0, 448));
         assert_eq!(error.why(), "the driver has the first pixel at 0x0, the lender at 0x1000");
+    }
+
+    #[test]
+    fn rounder_distances_are_tried_the_next_first() {
+        let tried: Vec<u32> = rounded(2565).collect();
+        assert_eq!(tried[0], 2568);
+        assert!(tried.contains(&2816) && tried.is_sorted(), "{tried:?}");
+        assert_eq!(rounded(4096).next(), Some(4096));
+        assert_eq!(rounded(u32::MAX).next(), None);
     }
 
     #[test]
