@@ -78,13 +78,26 @@ impl<'a, I: Importer> Attempt<'a, I> {
 
     /// Imports by `path`, one without a copy.
     fn import(&mut self, path: Path) {
-        match self.attachment.export.import(&*self.attachment.importer, path) {
+        let may_dare = || self.may_dare(path);
+        match self.attachment.export.import(&*self.attachment.importer, path, may_dare) {
             Ok(memory) => {
                 self.memory = Some(memory);
                 self.plan.imported(path);
             }
             Err(error) => self.refuse(path, error),
         }
+    }
+
+    /// Whether an import may be tried that the kernel may refuse, at the cost of the importer's device: where nothing is
+    /// to be proven, or the path has worked before, as a current certificate shows.
+    fn may_dare(&self, path: Path) -> bool {
+        let AttachmentInner { export, importer, .. } = &**self.attachment;
+        let Trust::Verified(asked) = self.attachment.trust() else { return true };
+        let Ok(Some(store)) = self.attachment.store() else { return false };
+        asked
+            .each()
+            .iter()
+            .any(|&direction| verify::is_certified(store, export, &**importer, path, direction))
     }
 
     /// Has a current certificate, or a test made now, say whether bytes arrive by `path`, which was imported.

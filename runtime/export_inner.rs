@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use peervram_backends::topology::{Expected, MapType, SEVERAL_RANGES, Topology};
 use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
 
+use crate::foresight;
 use crate::hook::guard_owner;
 use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::ExportId;
@@ -98,13 +99,21 @@ impl ExportInner {
         self.dma_buf.as_ref().expect("the export is not closed while anybody has it")
     }
 
-    /// Imports by `path`, one without a copy.
-    pub fn import<I: Importer>(&self, importer: &I, path: Path) -> Result<I::Memory> {
+    /// Imports by `path`, one without a copy. `may_dare` says whether that may cost the importer its device, where
+    /// nobody can say what the kernel will do.
+    pub fn import<I: Importer>(
+        &self,
+        importer: &I,
+        path: Path,
+        may_dare: impl FnOnce() -> bool,
+    ) -> Result<I::Memory> {
         match path {
             Path::Peer => {
                 let dma_buf = self.dma_buf_or_why().as_ref().map_err(Error::clone)?;
                 self.check_several_ranges(importer)?;
-                importer.import(dma_buf).map_err(|error| self.point_to_route(error, importer))
+                let imported =
+                    foresight::check(self, importer, may_dare).and_then(|()| importer.import(dma_buf));
+                imported.map_err(|error| self.point_to_route(error, importer))
             }
             Path::HostPointer => {
                 let device = self.device.exporter()?;

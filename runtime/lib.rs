@@ -41,6 +41,7 @@ mod attachment_inner;
 mod attempt;
 mod export;
 mod export_inner;
+mod foresight;
 mod gate;
 mod hook;
 mod import;

@@ -167,6 +167,18 @@ pub(crate) fn certified_or_tested<I: Importer>(
     granted.map(|()| (Evidence::Right { window_only }, certificate))
 }
 
+/// Whether a current certificate of `store` shows that bytes arrived by this path, whoever looked.
+pub(crate) fn is_certified<I: Importer>(
+    store: &Store,
+    export: &ExportInner,
+    importer: &I,
+    path: Path,
+    direction: Direction,
+) -> bool {
+    let request = request(export, importer, path, direction).window_only(true);
+    store.current(&subject(export, importer), &request, &fingerprint(export, importer)).is_ok()
+}
+
 /// The request that a certificate must satisfy for this importer, path and direction.
 pub(crate) fn request<I: Importer>(
     export: &ExportInner,

@@ -503,6 +503,22 @@ fn a_path_is_tested_once_until_something_changes() {
 }
 
 #[test]
+fn a_certificate_is_proof_of_its_path_and_direction() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, pair) = (Store::at(folder.path()), Pair::new(GOOD));
+    let path = pair.attachment.path();
+    let access = pair.attachment.enter(Direction::Both).unwrap();
+    let target = pair.attachment.target(&access);
+    let is_proven = |path, direction| is_certified(&store, target.export, target.importer, path, direction);
+    assert!(!is_proven(path, Direction::Read), "nothing was tested yet");
+    certified_or_tested(Some(&store), &target, Direction::Read, &Limits::default()).unwrap();
+    assert!(is_proven(path, Direction::Read) && !is_proven(path, Direction::Write));
+    assert!(!is_proven(Path::Peer, Direction::Read), "another path");
+    *pair.attachment.importer().driver.lock() = "fake driver 2".into();
+    assert!(!is_proven(path, Direction::Read), "under another driver");
+}
+
+#[test]
 fn an_old_look_through_the_window_is_enough_only_where_nobody_sees_more() {
     for owner_has_engine in [true, false] {
         let folder = tempfile::tempdir().unwrap();
