@@ -16,7 +16,7 @@ use crate::root::{Purpose, Root};
 use crate::vm::Vm;
 use crate::vm::model::Model;
 use crate::vm::qemu::{Clock, Qemu};
-use crate::vm::{validation, wire};
+use crate::vm::{driver, validation, wire};
 
 /// The folder of our layer in the guest's [`wire::SHARE`].
 pub const LAYERS: &str = "layers";
@@ -34,6 +34,8 @@ pub struct Programs {
     pub model: PathBuf,
     /// The Vulkan layer that makes a driver seem another one (package `peervram-lab-layer`).
     pub layer: PathBuf,
+    /// The library that stands in for kernel drivers of GPUs (package `peervram-lab-drm`).
+    pub drm: PathBuf,
     /// Builds what guests of arm64 run, when the first of them is made ready. The error is [`Absent`] where that cannot be
     /// had on this host.
     pub for_arm64: fn() -> Result<GuestPrograms>,
@@ -223,6 +225,7 @@ impl<'a> Lab<'a> {
             (&agent, "share/agent"),
             (&command_line, "share/peervram"),
             (&self.programs.layer, "share/layers/layer.so"),
+            (&self.programs.drm, &format!("share/{}", driver::LIBRARY)),
         ] {
             fs::copy(from, place.join(to))
                 .with_context(|| format!("copying {} to {}", from.display(), place.display()))?;

@@ -31,4 +31,4 @@ pub use machine::{Machine, tree};
 pub use progress::Progress;
 pub use root::{cache, host};
 pub use run::{report, routes, suite};
-pub use vm::{Clock, Exit, Vm, change, link, validation, wire};
+pub use vm::{Clock, Exit, Vm, change, driver, link, validation, wire};

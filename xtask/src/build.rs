@@ -53,11 +53,17 @@ pub fn command_line() -> Result<PathBuf> {
 pub fn lab_programs() -> Result<Programs> {
     // By itself: features that the guest's packages leave out are not to change theirs.
     let command_line = command_line()?;
-    let packages = ["peervram-lab-guest", "peervram-lab-shim", "peervram-model", "peervram-lab-layer"];
-    let Ok([agent, shim, model, layer]) = <[PathBuf; 4]>::try_from(artifacts(&packages)?) else {
+    let packages = [
+        "peervram-lab-guest",
+        "peervram-lab-shim",
+        "peervram-model",
+        "peervram-lab-layer",
+        "peervram-lab-drm",
+    ];
+    let Ok([agent, shim, model, layer, drm]) = <[PathBuf; 5]>::try_from(artifacts(&packages)?) else {
         bail!("cargo built fewer programs than packages");
     };
-    Ok(Programs { agent, command_line, shim, model, layer, for_arm64 })
+    Ok(Programs { agent, command_line, shim, model, layer, drm, for_arm64 })
 }
 
 /// What guests of arm64 run, linked against nothing: Rust's library for musl has a C library in it, and its own linker links them. So no

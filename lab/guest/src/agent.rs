@@ -125,7 +125,8 @@ impl Agent {
         let mut command = Command::new("/proc/self/exe");
         command.args(["test", name]).env(wire::SOCKET_VARIABLE, SOCKET);
         validation_log::begin()?;
-        command.envs(tests::all().find(|test| test.name == name).map(Test::environment).unwrap_or_default());
+        let test = tests::all().find(|test| test.name == name);
+        command.envs(test.map(Test::environment).transpose()?.unwrap_or_default());
         // Certificates of one test are not for the next: devices go wrong between them, unseen.
         command.env("XDG_STATE_HOME", format!("/tmp/state/{name}"));
         let program = Program::start(command, false, &self.sender)?;

@@ -11,9 +11,11 @@
 
 mod acs;
 mod agent;
+mod application;
 mod blocks;
 mod card;
 mod crossing;
+mod driver;
 mod guest;
 mod holder;
 mod kernel_log;

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use crate::driver;
 use crate::guest::Guest;
 use crate::tests;
 
@@ -39,6 +40,8 @@ pub struct Test {
     allowed: &'static [&'static str],
     /// What the Vulkan driver pretends.
     pretence: Option<&'static str>,
+    /// The real Vulkan driver that it runs under.
+    driver: Option<&'static str>,
 }
 
 impl Test {
@@ -47,11 +50,17 @@ impl Test {
         Test {
             name,
             function,
-            with: |facts| facts.has_lender_and_screen() && !facts.has_every_importer() && !facts.has_grace(),
+            with: |facts| {
+                facts.has_lender_and_screen()
+                    && !facts.has_every_importer()
+                    && !facts.has_grace()
+                    && !facts.drivers
+            },
             on: |_| true,
             is_of_a_topology: true,
             allowed: &[],
             pretence: None,
+            driver: None,
         }
     }
 
@@ -80,6 +89,15 @@ impl Test {
     /// A test for every machine with two Vulkan drivers.
     pub const fn of_two_drivers(name: &'static str, function: fn(&Guest) -> Verdict) -> Test {
         Test { with: Facts::has_two_vulkan_drivers, ..Test::new(name, function) }
+    }
+
+    /// A test under the real Vulkan driver of that name, on a stand-in for its GPU ([`peervram_lab::driver`]).
+    pub const fn of_driver(
+        name: &'static str,
+        driver: &'static str,
+        function: fn(&Guest) -> Verdict,
+    ) -> Test {
+        Test { with: |facts| facts.drivers, driver: Some(driver), ..Test::new(name, function) }
     }
 
     /// A test for every machine that has a row of devices, whatever these are.
@@ -114,14 +132,17 @@ impl Test {
     }
 
     /// What it is started with: the validation layers watch, and the driver is another one where it says so.
-    pub fn environment(&self) -> Vec<(&'static str, OsString)> {
+    pub fn environment(&self) -> Result<Vec<(&'static str, OsString)>> {
         let mut all = validated();
         all.extend(
             self.pretence
                 .into_iter()
                 .flat_map(|what| validation::pretending(what, &Path::new(wire::SHARE).join(LAYERS))),
         );
-        all
+        if let Some(driver) = self.driver {
+            all.extend(driver::environment(driver)?);
+        }
+        Ok(all)
     }
 
     /// Whether it is for that machine.

@@ -54,6 +54,8 @@ pub struct Machine {
     pub peer_to_peer: PeerToPeer,
     /// Whether the guest can use Vulkan (Mesa lavapipe from the private root).
     pub vulkan: bool,
+    /// Whether it is for real Vulkan drivers, on stand-ins for their GPUs ([`crate::vm::driver`]).
+    pub drivers: bool,
     /// Whether devices can be taken out and put in while it runs.
     pub hotplug: bool,
     /// Guest memory.
@@ -128,6 +130,8 @@ pub struct Facts {
     pub peer_to_peer: PeerToPeer,
     /// [`Machine::vulkan`].
     pub vulkan: bool,
+    /// [`Machine::drivers`].
+    pub drivers: bool,
     /// [`Machine::hotplug`].
     pub hotplug: bool,
     /// Whether the lab's importer module can be loaded there.
@@ -270,6 +274,7 @@ impl Machine {
             host_bridge: self.host_bridge,
             peer_to_peer: self.peer_to_peer,
             vulkan: self.vulkan,
+            drivers: self.drivers,
             hotplug: self.hotplug,
             holder: self.kernel.own_name().is_some(),
             lockdep: matches!(self.kernel, Kernel::Own { flavour: Flavour::Lockdep, .. }),

@@ -29,6 +29,7 @@ pub(crate) const DEFAULT: Machine = Machine {
     parameters: "",
     peer_to_peer: PeerToPeer::ThroughHostBridge,
     vulkan: true,
+    drivers: false,
     hotplug: false,
     memory_mib: 1024,
     everyday: true,
@@ -61,6 +62,15 @@ const REFEREE: Machine = Machine {
     devices: &[Device::SharedMemory { size_mib: 64 }, Device::NetworkCard, Device::Storage],
     vulkan: false,
     memory_mib: 512,
+    ..DEFAULT
+};
+
+/// Real Vulkan drivers on stand-ins for their GPUs. The virtio GPU says what the kernel says of an import.
+const DRIVERS: Machine = Machine {
+    name: "small-drivers",
+    about: "real Vulkan drivers (RADV, ANV, NVK) import from a lender, on stand-ins for their GPUs",
+    devices: &[Device::SharedMemory { size_mib: 64 }, Device::VirtioGpu],
+    drivers: true,
     ..DEFAULT
 };
 
@@ -235,6 +245,12 @@ pub const MACHINES: &[Machine] = &[
         memory_mib: 3072,
         everyday: false,
         ..REFEREE
+    },
+    DRIVERS,
+    Machine {
+        name: "small-drivers-refused",
+        about: "the same drivers, and a host bridge that the kernel does not trust: a map is refused",
+        ..DRIVERS.without_trust()
     },
     REVOKE,
     Machine {

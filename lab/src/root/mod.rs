@@ -83,6 +83,7 @@ const OF_THE_LAB: &[&str] = &[
     "libvulkan1",
     "linux-libc-dev",
     "make",
+    "mesa-drm-shim",
     "mesa-vulkan-drivers",
     "qemu-system-gui",
     "qemu-system-modules-opengl",

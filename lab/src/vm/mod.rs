@@ -4,6 +4,7 @@
 //! `Vm` ends its QEMU and removes its folder.
 
 pub mod change;
+pub mod driver;
 pub mod link;
 pub(crate) mod model;
 pub(crate) mod qemu;

@@ -14,7 +14,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("what programs share", &["peervram-programs"]),
     (
         "models and their driver",
-        &["peervram-model", "peervram-model-driver", "peervram-lab-shim", "peervram-lab-layer"],
+        &[
+            "peervram-model",
+            "peervram-model-driver",
+            "peervram-lab-shim",
+            "peervram-lab-layer",
+            "peervram-lab-drm",
+        ],
     ),
     ("the lab", &["peervram-lab"]),
     (

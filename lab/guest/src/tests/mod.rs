@@ -5,7 +5,8 @@ mod bind;
 mod coherent_trust;
 mod command_line;
 mod doctor;
-mod drm;
+mod drivers;
+pub mod drm;
 mod gbm;
 mod holder;
 mod holders;
@@ -49,6 +50,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
         images::TESTS,
         gbm::TESTS,
         two_drivers::TESTS,
+        drivers::TESTS,
         model::TESTS,
         peer::TESTS,
         network_card::TESTS,
