@@ -34,6 +34,8 @@ const MIB: u64 = 1 << 20;
 
 fn is_what_the_row_says(guest: &Guest) -> Verdict {
     for model in guest.models()? {
+        // Opened it is awake. On arm64 its port may sleep else, and then its link is not read.
+        let device = model.open()?;
         let function = model.function()?;
         ensure!(function.driver.as_deref() == Some("vfio-pci"), "its driver is {:?}", function.driver);
         ensure!(function.is_gpu(), "its class is {:#x}", function.class);
@@ -42,7 +44,6 @@ fn is_what_the_row_says(guest: &Guest) -> Verdict {
         let bar = function.bar(VRAM).context("no BAR for VRAM")?;
         ensure!(bar.is_prefetchable && bar.size_bytes == model.vram_bytes(), "VRAM is {bar:?}");
 
-        let device = model.open()?;
         ensure!(
             device.region(REGISTERS)?.size_bytes == map::BAR0_BYTES,
             "the registers' BAR has another size"
