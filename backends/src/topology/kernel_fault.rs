@@ -17,7 +17,7 @@ pub struct KernelFault {
 }
 
 /// Of a dma-buf of several ranges only one is mapped through an IOMMU and a host bridge. The change that mends it is in
-/// `docs/upstream/`; a kernel that was built with it says so by a local version that ends with `-mended`, as the lab's does.
+/// `docs/upstream/`; a kernel that was built with it says so by a local version that ends with `-mended`.
 pub const SEVERAL_RANGES: KernelFault = KernelFault {
     what: "the kernel maps only the first of several ranges through an IOMMU and a host bridge",
     since: (6, 19, 0),

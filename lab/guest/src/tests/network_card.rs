@@ -23,17 +23,23 @@ use crate::test::{Test, Verdict};
 const FAULTS: &[&str] = &["DMAR", "fault"];
 
 pub const TESTS: &[Test] = &[
-    Test::of_network_card("network-card/bytes-both-ways-by-iommufd", |guest| {
+    Test::of_network_card("referees/network-card-bytes-both-ways-by-iommufd", |guest| {
         both_ways(guest, Interface::Cdev)
     }),
-    Test::of_network_card("network-card/bytes-both-ways-by-type1", |guest| {
+    Test::of_network_card("referees/network-card-bytes-both-ways-by-type1", |guest| {
         both_ways(guest, Interface::Group)
     }),
-    Test::of_network_card("network-card/path-is-verified", path_is_verified),
-    Test::of_network_card("network-card/silent-bad-read-is-caught-with-its-address", silent_bad_read)
-        .allowing(FAULTS),
-    Test::of_network_card("network-card/reads-after-a-reset-report-success-and-are-torn", after_a_reset)
-        .allowing(FAULTS),
+    Test::of_network_card("referees/network-card-path-is-verified", path_is_verified),
+    Test::of_network_card(
+        "referees/network-card-silent-bad-read-is-caught-with-its-address",
+        silent_bad_read,
+    )
+    .allowing(FAULTS),
+    Test::of_network_card(
+        "referees/network-card-reads-after-a-reset-report-success-and-are-torn",
+        after_a_reset,
+    )
+    .allowing(FAULTS),
 ];
 
 const SIZE_BYTES: u64 = 4 << 20;

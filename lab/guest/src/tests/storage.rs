@@ -16,7 +16,7 @@ use crate::storage::{BUFFER, ENTRY_BYTES, READ, Storage, TRANSFER_BYTES, WRITE, 
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[Test::of_network_card(
-    "storage/a-block-crosses-into-vram-by-a-command-in-lent-memory",
+    "referees/a-block-crosses-into-vram-by-a-command-in-lent-memory",
     block_into_vram,
 )
 .on(Facts::has_storage)];

@@ -14,7 +14,8 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::new("trial/everything-is-tried-and-a-page-is-written", everything)
-        .on(|facts| facts.vulkan && facts.exports_dma_bufs() && Facts::allows_peers(facts)),
+        .on(|facts| facts.vulkan && facts.exports_dma_bufs() && Facts::allows_peers(facts))
+        .on_any_topology(),
     Test::new("trial/not-bound-is-a-report-without-opening", not_bound).on_any_topology(),
 ];
 
