@@ -54,6 +54,8 @@ const PLACEHOLDERS: &[(&str, &str)] = &[
 const NOT_MEASURING: &[&str] = &["--list", "--check", "--show", "--schema"];
 /// What peer-copy is told beyond its page, which names no sizes: copies up to 1 GiB take emulated CPUs minutes.
 const SMALL: &str = " --sizes 4K,64K";
+/// What a trial is told beyond its page: nobody is at a terminal to be asked.
+const UNASKED: &str = " --yes";
 
 /// What cannot run here: the beginning of a command, and why.
 const CANNOT: &[(&str, &str)] = &[
@@ -214,6 +216,9 @@ impl Shown {
         let measures = !NOT_MEASURING.iter().any(|option| command.contains(option));
         if self.words()[0] == "peer-copy" && measures && !command.contains("--sizes") {
             command += SMALL;
+        }
+        if command.contains("peervram trial ") && !command.contains("--yes") {
+            command += UNASKED;
         }
         Ok(command)
     }

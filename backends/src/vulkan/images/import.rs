@@ -136,8 +136,12 @@ fn no_modifiers(tried: &'static str, device: &LogicalDevice) -> Error {
     let name = ext::image_drm_format_modifier::NAME;
     let lacks = device.description().missing_extensions.iter().any(|extension| extension.name == name);
     let (why, next) = if lacks {
-        // GFX8 and older under RADV.
-        ("the driver has no VK_EXT_image_drm_format_modifier for this GPU", "import it as a buffer")
+        let next = match device.description().import_policy().linear_images {
+            // GFX8 and older under RADV.
+            Some(false) => "import it as a buffer",
+            _ => "lend with the driver's own stride (Tiling::Linear), or import it as a buffer",
+        };
+        ("the driver has no VK_EXT_image_drm_format_modifier for this GPU", next)
     } else {
         (
             "VK_EXT_image_drm_format_modifier is not enabled",
