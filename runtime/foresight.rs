@@ -81,9 +81,8 @@ fn predict(export: &ExportInner, exporter: PciAddress, importer: Option<PciAddre
         Ok(topology) => topology,
         Err(error) => return Prediction::Unknown(error.to_string()),
     };
-    let has_fault = topology.kernel_release.known().is_none_or(|release| SEVERAL_RANGES.is_in(release));
     let several = export.aperture().ranges().as_slice().len() > 1;
-    let maps_all = !(several && has_fault && pci::is_translated(importer));
+    let maps_all = !(several && topology.has_fault(&SEVERAL_RANGES) && pci::is_translated(importer));
     judge(&topology.expected_map_type(exporter, importer).expected, maps_all)
 }
 

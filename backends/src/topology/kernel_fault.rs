@@ -1,5 +1,6 @@
 //! Faults of released kernels that peervram goes round, as data: what it refuses depends on whether the kernel has them.
 
+use super::Topology;
 use super::host_bridges::{Release, parse_release};
 
 /// A fault of the kernel.
@@ -38,6 +39,13 @@ impl KernelFault {
         }
         let is_before = |mended_in| parse_release(release).is_none_or(|release| release < mended_in);
         self.mended_in.is_none_or(is_before)
+    }
+}
+
+impl Topology {
+    /// Whether this machine's kernel has the fault. One whose release was not read is taken to have it.
+    pub fn has_fault(&self, fault: &KernelFault) -> bool {
+        self.kernel_release.known().is_none_or(|release| fault.is_in(release))
     }
 }
 

@@ -171,7 +171,7 @@ fn read(step: &Step, ended: &Ended) -> StepReport {
         (How::Exited(1), Some(detail)) => (Outcome::Wrong, words_of(step.kind, detail)),
         (How::Exited(code), _) => (Outcome::Broke, format!("its process ended with code {code}{said}")),
     };
-    // Of a tree that was captured, and of facts, the report keeps what nobody can read off the page.
+    // The doctor's facts have the PCI tree once more, with the serial numbers that the captured one lacks.
     let mut detail = detail.unwrap_or(Value::Null);
     if let (StepKind::Doctor, Some(doctor)) = (step.kind, detail.as_object_mut()) {
         doctor.remove("facts");

@@ -11,8 +11,10 @@ use super::{Fix, FixKind, Needs, on_the_command_line};
 pub(super) fn passthrough(topology: &Topology, route: &Route, client: PciAddress) -> Option<Fix> {
     let place = topology.place(client)?;
     let is_translated = place.iommu_domain.as_deref().is_some_and(|domain| domain.starts_with("DMA"));
-    let has_fault = topology.kernel_release.known().is_none_or(|release| SEVERAL_RANGES.is_in(release));
-    if !has_fault || route.map_type() != Some(MapType::ThroughHostBridge) || !is_translated {
+    if !topology.has_fault(&SEVERAL_RANGES)
+        || route.map_type() != Some(MapType::ThroughHostBridge)
+        || !is_translated
+    {
         return None;
     }
     Some(Fix {
