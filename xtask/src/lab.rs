@@ -53,10 +53,11 @@ pub enum Task {
     /// cores, once; Debian's kernels are fetched.
     #[command(after_help = "Examples:
   cargo xtask lab kernel                    those of all machines
-  cargo xtask lab kernel small              our own; `lockdep` watches its locks, `small-arm64` is for 64-bit Arm
+  cargo xtask lab kernel small              our own; `lockdep` watches its locks, `small-arm64` is for 64-bit Arm,
+                                            `mended` maps several ranges right
   cargo xtask lab kernel linux-6.12         that of one machine")]
     Kernel {
-        /// One of our own kernels (small, lockdep, small-arm64), or a machine's name
+        /// One of our own kernels (small, lockdep, small-arm64, mended), or a machine's name
         name: Option<String>,
         #[command(flatten)]
         setup: Setup,

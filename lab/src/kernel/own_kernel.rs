@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! KernelSource   Debian's linux-source, unpacked in the cache
+//!   + a change   lab/kernel/*.sh, of one flavour: made in a copy of the source, which is built instead
 //!   + fragments  lab/kernel/*.config, on top of allnoconfig
 //!   = an entry   build/  the objects, headers and symbols that modules are built against
 //!                log     what make said; a build that fails leaves its log beside the entry
 //! ```
-//! An entry's key is made of the source's version and the fragments' text, so a changed fragment
-//! is another kernel. Compiler and make run in the private root.
+//! An entry's key is made of the source's version, the fragments' text and the change's, so a changed
+//! fragment is another kernel. Compiler and make run in the private root.
 
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -30,11 +31,14 @@ pub enum Flavour {
     Lockdep,
     /// The everyday kernel of 64-bit Arm: the small one with other drivers for the machine itself.
     SmallArm64,
+    /// The everyday kernel with the change of `docs/upstream/linux-dma-buf-several-ranges.md` in its source. The library knows such a
+    /// kernel by the end of its release, which is this flavour's name.
+    Mended,
 }
 
 impl Flavour {
     /// All of them.
-    pub const ALL: [Flavour; 3] = [Flavour::Small, Flavour::Lockdep, Flavour::SmallArm64];
+    pub const ALL: [Flavour; 4] = [Flavour::Small, Flavour::Lockdep, Flavour::SmallArm64, Flavour::Mended];
 
     /// What a person types, and what the kernel's release ends with.
     pub fn name(self) -> &'static str {
@@ -42,13 +46,14 @@ impl Flavour {
             Flavour::Small => "small",
             Flavour::Lockdep => "lockdep",
             Flavour::SmallArm64 => "small-arm64",
+            Flavour::Mended => "mended",
         }
     }
 
     /// For which processors.
     pub const fn architecture(self) -> Architecture {
         match self {
-            Flavour::Small | Flavour::Lockdep => Architecture::X86,
+            Flavour::Small | Flavour::Lockdep | Flavour::Mended => Architecture::X86,
             Flavour::SmallArm64 => Architecture::Arm64,
         }
     }
@@ -59,7 +64,7 @@ impl Flavour {
         const LOCKDEP: &str = include_str!("../../kernel/lockdep.config");
         const ARM64: &str = include_str!("../../kernel/arm64.config");
         match self {
-            Flavour::Small => &[SMALL],
+            Flavour::Small | Flavour::Mended => &[SMALL],
             Flavour::Lockdep => &[SMALL, LOCKDEP],
             Flavour::SmallArm64 => &[SMALL, ARM64],
         }
@@ -79,10 +84,26 @@ impl Flavour {
         text
     }
 
+    /// What is done to the source before it is built: a script, told where the tree is and where the copy is to be.
+    fn change(self) -> Option<&'static str> {
+        match self {
+            Flavour::Mended => Some(include_str!("../../kernel/mended.sh")),
+            Flavour::Small | Flavour::Lockdep | Flavour::SmallArm64 => None,
+        }
+    }
+
+    /// What makes it another kernel than others of the same name: the parts of its entry's key.
+    fn made_from(self, source_version: &str) -> Vec<&str> {
+        let mut parts = vec![source_version, CONFIGURE];
+        parts.extend(self.fragments());
+        parts.extend(self.change());
+        parts
+    }
+
     /// How many files make will say that it makes; only people are told.
     fn about_steps(self) -> usize {
         match self {
-            Flavour::Small => 2100,
+            Flavour::Small | Flavour::Mended => 2100,
             Flavour::Lockdep => 2150,
             Flavour::SmallArm64 => 2000,
         }
@@ -158,9 +179,8 @@ impl OwnKernel {
     /// The kernel of that version and flavour, built if it is not there.
     pub fn open(root: &Root, version: &str, flavour: Flavour, progress: &dyn Progress) -> Result<OwnKernel> {
         let source = KernelSource::open(root, version, progress)?;
-        let mut recipe = vec![source.version(), CONFIGURE];
-        recipe.extend(flavour.fragments());
-        let name = format!("kernel-{}-{}", flavour.name(), cache::key(&recipe));
+        let key = cache::key(&flavour.made_from(source.version()));
+        let name = format!("kernel-{}-{key}", flavour.name());
         let Recipe { image, .. } = Recipe::of(flavour.architecture());
         let folder = cache::entry(&name, &[image, RELEASE], |draft| {
             let what = format!("building the {} kernel (about ten minutes on two cores)", flavour.name());
@@ -215,7 +235,10 @@ fn build(
     // Beside the draft, which goes away if the build fails.
     let log = draft.with_extension("log");
 
-    let tree = inside(&source.tree())?;
+    let original = inside(&source.tree())?;
+    // Modules are built against the original later, so a change may not be to headers.
+    let copy_of_tree = draft.join("tree");
+    let tree = if flavour.change().is_some() { inside(&copy_of_tree)? } else { original.clone() };
     let output = inside(&build)?;
     let fragment = inside(&fragment)?;
     let jobs = std::thread::available_parallelism().map_or(1, |count| count.get());
@@ -245,7 +268,8 @@ fn build(
     let built = format!("{output}/{}", recipe.built);
     let mut copy = recipe.copy.to_vec();
     copy.extend([&*built, &*image]);
-    for program in [configure, make, copy] {
+    let change = flavour.change().map(|script| vec!["sh", "-c", script, "change", &*original, &*tree]);
+    for program in change.into_iter().chain([configure, make, copy]) {
         watch(root, &program, &mut writer, |line| {
             if is_step(line) {
                 done += 1;
@@ -263,6 +287,9 @@ fn build(
         })?;
     }
     fs::rename(&log, draft.join("log")).with_context(|| format!("moving {}", log.display()))?;
+    if flavour.change().is_some() {
+        fs::remove_dir_all(&copy_of_tree).with_context(|| format!("removing {}", copy_of_tree.display()))?;
+    }
     remove_objects(&build)
 }
 
@@ -366,5 +393,39 @@ mod tests {
         assert!(arm64.contains("\nCONFIG_PCI_P2PDMA=y\n") && arm64.contains("\nCONFIG_ARM_SMMU_V3=y\n"));
         // Their entries in caches are named by this.
         assert_eq!(Flavour::Lockdep.configuration(), Flavour::Lockdep.fragments().concat());
+    }
+
+    #[test]
+    fn the_mended_kernel_is_the_small_one_and_a_change() {
+        let small = Flavour::Small.made_from("7.3.4-1");
+        let mended = Flavour::Mended.made_from("7.3.4-1");
+        assert_eq!(mended.split_last().unwrap().1, small);
+        // Entries in caches are named by these parts: those of others are as they were.
+        assert_eq!(small, ["7.3.4-1", CONFIGURE, Flavour::Small.fragments()[0]]);
+    }
+
+    /// A tree with the file that is changed, where it has these lines; and what the script makes of it: whether it ends
+    /// well, and both files afterwards.
+    fn mend(lines: &str) -> (bool, String, String) {
+        const FILE: &str = "drivers/dma-buf/dma-buf-mapping.c";
+        let folder = tempfile::tempdir().unwrap();
+        let (tree, copy) = (folder.path().join("tree"), folder.path().join("copy"));
+        fs::create_dir_all(tree.join("drivers/dma-buf")).unwrap();
+        fs::write(tree.join(FILE), lines).unwrap();
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", Flavour::Mended.change().unwrap(), "change"]).args([&tree, &copy]);
+        let is_done = shell.output().unwrap().status.success();
+        let read = |tree: &Path| fs::read_to_string(tree.join(FILE)).unwrap();
+        (is_done, read(&tree), read(&copy))
+    }
+
+    #[test]
+    fn the_change_is_made_in_the_copy_alone_and_once() {
+        const FAULTY: &str = "\t    phys_vec[i].paddr, 0,\n\t    phys_vec[i].len, dir);\n";
+        let mended = FAULTY.replace(", 0,", ", mapped_len,");
+        assert_eq!(mend(FAULTY), (true, FAULTY.into(), mended.clone()));
+        // A source that is mended, or written otherwise, is no kernel to show the change on.
+        assert!(!mend(&mended).0);
+        assert!(!mend(&FAULTY.repeat(2)).0);
     }
 }

@@ -138,6 +138,8 @@ pub struct Facts {
     pub holder: bool,
     /// Whether its kernel watches its own locks and DMA mappings.
     pub lockdep: bool,
+    /// Whether its kernel maps each of several ranges behind the one before, which none that was released does.
+    pub mended: bool,
     /// [`Machine::devices`].
     pub devices: Vec<Device>,
 }
@@ -156,6 +158,16 @@ impl Facts {
     /// Whether a peer is expected to be allowed to import the lender's memory.
     pub fn allows_peers(&self) -> bool {
         matches!(self.peer_to_peer, PeerToPeer::BusAddress | PeerToPeer::ThroughHostBridge)
+    }
+
+    /// Whether the kernel is expected to map all ranges of a buffer for a peer: where bus addresses do, or where it is mended.
+    pub fn maps_several_ranges(&self) -> bool {
+        self.peer_to_peer == PeerToPeer::BusAddress || (self.allows_peers() && self.mended)
+    }
+
+    /// Whether it is expected to map a buffer of one range for a peer, and one of several wrongly or not at all.
+    pub fn maps_one_range(&self) -> bool {
+        self.allows_peers() && !self.maps_several_ranges()
     }
 
     /// Whether it has a device that only lends, and a GPU with a screen that imports.
@@ -278,6 +290,7 @@ impl Machine {
             hotplug: self.hotplug,
             holder: self.kernel.own_name().is_some(),
             lockdep: matches!(self.kernel, Kernel::Own { flavour: Flavour::Lockdep, .. }),
+            mended: matches!(self.kernel, Kernel::Own { flavour: Flavour::Mended, .. }),
             devices: self.devices.to_vec(),
         }
     }

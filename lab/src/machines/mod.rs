@@ -12,6 +12,7 @@ use crate::machine::{Device, Firmware, Grace, Iommu, Kernel, Machine, PciId, Pee
 
 const SMALL_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Small };
 const LOCKDEP_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Lockdep };
+const MENDED_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::Mended };
 const ARM64_7_3: Kernel = Kernel::Own { version: "7.3", flavour: Flavour::SmallArm64 };
 const DEBIAN_7_3: Kernel = Kernel::Debian { version: "7.3", suite: "trixie-backports" };
 const DEBIAN_6_12: Kernel = Kernel::Debian { version: "6.12", suite: "trixie" };
@@ -178,6 +179,21 @@ pub const MACHINES: &[Machine] = &[
         name: "lockdep-epyc-root-ports",
         about: "as the default, with a kernel that watches its locks and DMA mappings",
         kernel: LOCKDEP_7_3,
+        everyday: false,
+        ..DEFAULT
+    },
+    Machine {
+        name: "mended-epyc-root-ports",
+        about: "as the default, with a kernel that maps several ranges right",
+        kernel: MENDED_7_3,
+        everyday: false,
+        ..DEFAULT
+    },
+    Machine {
+        name: "mended-virtio-iommu",
+        about: "a kernel that maps several ranges right, and a paravirtual IOMMU translates",
+        kernel: MENDED_7_3,
+        iommu: Iommu::Virtio,
         everyday: false,
         ..DEFAULT
     },

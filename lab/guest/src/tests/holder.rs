@@ -18,8 +18,10 @@ use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
     Test::new("holder/verdict-and-addresses-follow-the-route", verdict_follows_the_route).on(has_holder),
-    Test::new("holder/several-ranges-through-the-host-bridge-collide", several_ranges_collide).on(|facts| {
-        facts.holder && facts.peer_to_peer == PeerToPeer::ThroughHostBridge && facts.iommu == Iommu::Intel
+    Test::new("holder/several-ranges-through-the-host-bridge-collide", several_ranges_collide)
+        .on(|facts| facts.holder && facts.maps_one_range() && facts.iommu == Iommu::Intel),
+    Test::new("holder/several-ranges-through-the-host-bridge-are-one", several_ranges_are_one).on(|facts| {
+        facts.holder && facts.maps_several_ranges() && facts.peer_to_peer == PeerToPeer::ThroughHostBridge
     }),
     Test::new("holder/reset-is-seen-twice-by-a-good-importer", reset_is_seen_twice).on(can_map),
     Test::new("holder/reset-waits-for-a-slow-importer", reset_waits_for_a_slow_importer).on(can_map),
@@ -81,7 +83,7 @@ fn verdict_follows_the_route(guest: &Guest) -> Verdict {
 /// A fault of Linux 7.3 and not of an importer: `dma_buf_phys_vec_to_sgt` puts each range at the same
 /// IO address. VT-d's driver refuses the second. Virtio's asks its device without listening for the
 /// answer, and the importer gets addresses with nothing behind them, which an importer without an engine cannot
-/// tell from right ones; so this is for VT-d. When it fails, a kernel has mended it.
+/// tell from right ones; so this is for VT-d. When it fails, a kernel has mended it: the next test is what is so then.
 fn several_ranges_collide(guest: &Guest) -> Verdict {
     let device = open_device(guest)?;
     let buffer = device.export(&scattered(&device, SIZE_BYTES, 2)?)?;
@@ -89,6 +91,29 @@ fn several_ranges_collide(guest: &Guest) -> Verdict {
     hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching")?;
     let mapped = hold.map();
     ensure!(mapped == Err(Errno::ADDRINUSE), "mapping says {mapped:?}");
+    Ok(())
+}
+
+/// On a mended kernel: ranges are in one stretch of IO addresses, down to ranges of a page, and each mapping gives its addresses back.
+/// Whether the bytes arrive an importer with an engine tells: `drm/picture-crosses-in-several-ranges`.
+fn several_ranges_are_one(guest: &Guest) -> Verdict {
+    let device = open_device(guest)?;
+    let hold = Hold::open()?;
+    for count in [2, 7, 256] {
+        let ranges = scattered(&device, SIZE_BYTES, count)?;
+        let buffer = device.export(&ranges)?;
+        hold.attach(&guest.virtio_gpu()?, &buffer).context("attaching")?;
+        for _ in 0..3 {
+            hold.map().with_context(|| format!("mapping {count} ranges"))?;
+            let seen = hold.state()?.ranges;
+            ensure!(
+                seen.len() == 1 && seen[0].length_bytes == ranges.size_bytes(),
+                "{count} are at {seen:x?}"
+            );
+            hold.unmap().with_context(|| format!("unmapping {count} ranges"))?;
+        }
+        hold.release().context("detaching")?;
+    }
     Ok(())
 }
 

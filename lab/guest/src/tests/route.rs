@@ -44,6 +44,8 @@ pub const TESTS: &[Test] = &[
         .on(|facts| facts.machine == FIXED_BY_SLOT),
     Test::new("route/passthrough-printed-is-the-one-that-mends", passthrough_printed)
         .on(|facts| facts.machine == machines::MACHINES[0].name),
+    Test::new("route/passthrough-is-not-printed-for-a-mended-kernel", passthrough_is_not_printed)
+        .on(|facts| facts.mended),
     Test::of_shapes(
         "route/several-ranges-below-a-port-that-redirects-are-refused",
         several_ranges_below_a_port,
@@ -264,6 +266,16 @@ fn passthrough_printed(guest: &Guest) -> Verdict {
     ensure!(fix.commands == [booted], "printed is {:?}, booted will be {booted:?}", fix.commands);
     // Lending one range is the other remedy.
     ensure!(map(provider, client, 1)?.is_ok(), "one range is not mapped");
+    Ok(())
+}
+
+fn passthrough_is_not_printed(guest: &Guest) -> Verdict {
+    let (provider, client) = (guest.lender()?.parse()?, guest.virtio_gpu()?.parse()?);
+    let mapped = map(provider, client, 2)?;
+    ensure!(mapped.is_ok(), "two ranges are not mapped: {mapped:x?}");
+    let route = explain(provider, client)?;
+    ensure!(route.map_type() == Some(MapType::ThroughHostBridge), "{}", route.verdict_words);
+    ensure!(!route.fixes.iter().any(|fix| fix.kind == FixKind::Passthrough), "it is printed all the same");
     Ok(())
 }
 
