@@ -98,6 +98,11 @@ impl Aperture {
         Self { ranges, owner: None }
     }
 
+    /// The same owner's statement of `ranges` alone, which are part of the aperture's.
+    pub fn part(&self, ranges: DmaRanges) -> Self {
+        Self { ranges, owner: self.owner.clone() }
+    }
+
     /// The ranges.
     pub fn ranges(&self) -> &DmaRanges {
         &self.ranges

@@ -55,6 +55,8 @@ pub enum Kind {
     /// A path was tested and is not to be trusted: bytes were wrong, or nobody saw them who could tell;
     /// or it was not tested for what is to be done.
     Unverified,
+    /// Nothing of what was asked for is free: memory, or a limit that was set for whoever asks.
+    Exhausted,
     /// The caller would wait for itself.
     WouldDeadlock,
     /// The kernel does not come back from a call, and cannot be made to.
@@ -66,6 +68,39 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    const ALL: [Self; 24] = [
+        Self::InvalidInput,
+        Self::NotFound,
+        Self::NotBoundToVfio,
+        Self::GroupNotViable,
+        Self::PermissionDenied,
+        Self::Busy,
+        Self::KernelTooOld,
+        Self::Unsupported,
+        Self::NoPeerProvider,
+        Self::RouteRefused,
+        Self::ImporterCannot,
+        Self::MemoryDisabled,
+        Self::Revoked,
+        Self::Gone,
+        Self::StillInUse,
+        Self::VulkanMissing,
+        Self::Vulkan,
+        Self::TimedOut,
+        Self::Unverified,
+        Self::Exhausted,
+        Self::WouldDeadlock,
+        Self::Stuck,
+        Self::Panicked,
+        Self::Os,
+    ];
+
+    /// The kind of that [`code`](Kind::code), as another process says it.
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
+
     /// A stable name for scripts and `--json`.
     pub fn code(self) -> &'static str {
         match self {
@@ -88,6 +123,7 @@ impl Kind {
             Self::Vulkan => "vulkan",
             Self::TimedOut => "timed-out",
             Self::Unverified => "unverified",
+            Self::Exhausted => "exhausted",
             Self::WouldDeadlock => "would-deadlock",
             Self::Stuck => "stuck",
             Self::Panicked => "panicked",
@@ -285,6 +321,8 @@ mod tests {
         let (arms, _) = function.split_once("\n    }\n").unwrap();
         let mut codes: Vec<&str> = arms.lines().filter_map(|arm| arm.split('"').nth(1)).collect();
         assert!(codes.contains(&Kind::Busy.code()) && codes.len() > 20, "{codes:?}");
+        let kinds: Vec<Option<Kind>> = codes.iter().map(|code| Kind::from_code(code)).collect();
+        assert!(kinds.iter().all(Option::is_some) && kinds.len() == Kind::ALL.len(), "{codes:?}, {kinds:?}");
         let page =
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/errors.md")).unwrap();
         let (_, table) = page.split_once("| code | means | do |\n|---|---|---|\n").unwrap();

@@ -33,6 +33,29 @@ pub trait Exporter: Send + Sync {
     /// Why this device, this kernel or this region cannot be exported; nothing is left open.
     fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf>;
 
+    /// An importer of this process is about to import the dma-buf of `ranges`; `must_be_freed` says that its import has
+    /// to be freed before the memory is taken back. Exporters whose memory is another process's tell that process. May
+    /// block for that.
+    ///
+    /// # Errors
+    /// The import is not to be: why.
+    fn begin_import(&self, ranges: &DmaRanges, importer: &str, must_be_freed: bool) -> Result<()> {
+        let _ = (ranges, importer, must_be_freed);
+        Ok(())
+    }
+
+    /// Nobody in this process uses the dma-buf of `ranges` any more: an export of these ranges ended, one of several
+    /// perhaps. Does not block.
+    fn end_export(&self, ranges: &DmaRanges) {
+        let _ = ranges;
+    }
+
+    /// Whether each export after [`end_export`](Exporter::end_export) is new memory, all zeros, whatever range it is of. Of
+    /// a device it is the same memory as before, with what was written to it.
+    fn exports_new_memory(&self) -> bool {
+        false
+    }
+
     /// Maps `ranges` into this process, one after the other. Does not touch the memory.
     ///
     /// # Errors

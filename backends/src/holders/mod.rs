@@ -207,7 +207,7 @@ impl fmt::Display for Unread {
     }
 }
 
-/// Which devices are attached to which dma-bufs, and nothing else: bufinfo alone, which is read before
+/// Which dma-bufs there are and which devices are attached to them, and nothing else: bufinfo alone, which is read before
 /// every revoke. Kept as the kernel wrote it, because hardly ever somebody asks.
 #[derive(Debug, Clone, Default)]
 pub struct Attachments(String);
@@ -219,6 +219,12 @@ impl Attachments {
     /// Why bufinfo cannot be read.
     pub fn read() -> Result<Self, Unread> {
         ProcFs::at(Path::new("/")).bufinfo().map(Self)
+    }
+
+    /// Whether the buffer of that inode exists. Whoever may make dma-bufs can add rows to the list that are none, and take
+    /// none away: a buffer that is not listed was freed.
+    pub fn has_buffer(&self, inode: u64) -> bool {
+        bufinfo::parse(&self.0).iter().any(|row| row.inode == inode)
     }
 
     /// The devices attached to the buffers of those inodes.

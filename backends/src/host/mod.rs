@@ -12,11 +12,13 @@
 //! Absent on purpose: revokes. Nobody takes this memory back; a dma-buf or mapping of it stays
 //! good after the exporter is gone.
 
+mod pool;
 pub(crate) mod udmabuf;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+pub use pool::HostPool;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::ranges::check_whole_pages;

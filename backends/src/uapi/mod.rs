@@ -9,6 +9,7 @@ pub mod dma_buf;
 pub mod fcntl;
 #[cfg(feature = "vfio")]
 pub mod iommufd;
+pub mod socket;
 pub mod sync_file;
 #[cfg(feature = "vfio")]
 pub mod vfio;
