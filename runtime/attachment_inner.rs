@@ -13,7 +13,7 @@ use crate::hook::Guarded;
 use crate::import::Import;
 use crate::piece_lock::PieceLock;
 use crate::revoke::machine::AttachmentId;
-use crate::revoke::target::RevokeTarget;
+use crate::revoke::target::{Admission, RevokeTarget};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{self, Mutex, Thread, pause};
 use crate::verify::{self, Certificate, Store, Target};
@@ -165,8 +165,8 @@ impl<I: Importer> AttachmentInner<I> {
 }
 
 impl<I: Importer> RevokeTarget for AttachmentInner<I> {
-    fn gate(&self) -> &Arc<Gate> {
-        &self.gate
+    fn admission(&self) -> Arc<dyn Admission> {
+        Arc::clone(&self.gate) as _
     }
 
     fn wait_idle(&self, deadline: Instant) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use peervram_backends::topology::{Expected, MapType, SEVERAL_RANGES, Topology};
-use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, Owner, pci};
+use peervram_backends::{Aperture, CpuAccess, DmaBuf, Error, Exporter, Importer, Kind, OnRevoke, Owner, pci};
 
 use crate::foresight;
 use crate::hook::guard_owner;
@@ -111,6 +111,7 @@ impl ExportInner {
             Path::Peer => {
                 let dma_buf = self.dma_buf_or_why().as_ref().map_err(Error::clone)?;
                 self.check_several_ranges(importer)?;
+                self.announce(importer)?;
                 let imported =
                     foresight::check(self, importer, may_dare).and_then(|()| importer.import(dma_buf));
                 imported.map_err(|error| self.point_to_route(error, importer))
@@ -123,6 +124,12 @@ impl ExportInner {
                 Err(Error::new(Kind::InvalidInput, "import lent memory", "a copy is made, not imported"))
             }
         }
+    }
+
+    /// Tells the exporter who is about to import.
+    fn announce<I: Importer>(&self, importer: &I) -> Result<()> {
+        let must_be_freed = importer.on_revoke() == OnRevoke::FreeBefore;
+        self.device.exporter()?.begin_import(self.aperture.ranges(), &importer.name(), must_be_freed)
     }
 
     /// Refuses what a kernel with the fault [`SEVERAL_RANGES`] would map wrongly. VT-d then says EADDRINUSE; virtio-iommu says
@@ -211,6 +218,11 @@ impl ExportedMemory for ExportInner {
 impl Drop for ExportInner {
     fn drop(&mut self) {
         self.revoker.unexport(self.id);
+        // The descriptor goes first: what an exporter keeps for it is not needed any more.
+        drop(self.dma_buf.take());
+        if let Ok(exporter) = self.device.exporter() {
+            exporter.end_export(self.aperture.ranges());
+        }
     }
 }
 

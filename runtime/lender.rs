@@ -21,7 +21,7 @@ use crate::Result;
 use crate::export::Export;
 use crate::hook::Guarded;
 use crate::lent_device::LentDevice;
-use crate::revoke::call::Call;
+use crate::revoke::call::{Call, Took};
 use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::Change;
 use crate::revoke::revoker::Revoker;
@@ -170,7 +170,7 @@ impl<E: Exporter + 'static> Lender<E> {
             what,
             tried,
             devices: vec![Arc::clone(&self.lending)],
-            make: Box::new(move || call(&device)),
+            make: Box::new(move || call(&device).map(|()| Took::Memory)),
             after: None,
         };
         self.revoker.change(call, options)

@@ -90,6 +90,11 @@ impl<'l, E: Exporter> LentDevice<'l, E> {
         })
     }
 
+    /// As [`Exporter::exports_new_memory`].
+    pub fn exports_new_memory(self) -> bool {
+        self.0.exports_new_memory()
+    }
+
     /// As [`Exporter::map`]. The lender puts shadow memory under the mapping while the memory is away.
     ///
     /// # Errors

@@ -78,6 +78,18 @@ impl Exporter for Opened {
         self.exporter().export(ranges)
     }
 
+    fn begin_import(&self, ranges: &DmaRanges, importer: &str, must_be_freed: bool) -> Result<()> {
+        self.exporter().begin_import(ranges, importer, must_be_freed)
+    }
+
+    fn end_export(&self, ranges: &DmaRanges) {
+        self.exporter().end_export(ranges);
+    }
+
+    fn exports_new_memory(&self) -> bool {
+        self.exporter().exports_new_memory()
+    }
+
     fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
         self.exporter().map(ranges)
     }

@@ -27,6 +27,20 @@ impl<E: Exporter> Exporter for Guarded<E> {
         call(Hook::ExporterExport, || self.inner.name(), || self.inner.export(ranges))
     }
 
+    fn begin_import(&self, ranges: &DmaRanges, importer: &str, must_be_freed: bool) -> Result<()> {
+        let begin = || self.inner.begin_import(ranges, importer, must_be_freed);
+        call(Hook::ExporterBeginImport, || self.inner.name(), begin)
+    }
+
+    fn end_export(&self, ranges: &DmaRanges) {
+        ask(Hook::ExporterEndExport, || self.inner.name(), (), || self.inner.end_export(ranges));
+    }
+
+    fn exports_new_memory(&self) -> bool {
+        let asked = || self.inner.exports_new_memory();
+        ask(Hook::ExporterExportsNewMemory, || self.inner.name(), false, asked)
+    }
+
     fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
         call(Hook::ExporterMap, || self.inner.name(), || self.inner.map(ranges))
     }

@@ -32,8 +32,14 @@ const TWO_SLICES: u64 = (1 << 20) + 4096;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Hooks that this crate never calls: exporters call `retire_mappings` when they close, engines copy for benchmarks only.
-const NEVER: [Hook; 4] =
-    [Hook::ExporterRetireMappings, Hook::ExporterRegions, Hook::ExporterProviderBar, Hook::EngineCopy];
+/// The broker alone asks whether memory is new.
+const NEVER: [Hook; 5] = [
+    Hook::ExporterExportsNewMemory,
+    Hook::ExporterRetireMappings,
+    Hook::ExporterRegions,
+    Hook::ExporterProviderBar,
+    Hook::EngineCopy,
+];
 
 /// What panics, and how often it did.
 #[derive(Default)]
@@ -77,6 +83,20 @@ impl Exporter for Device {
     fn export(&self, ranges: &DmaRanges) -> Result<DmaBuf> {
         self.fault.pass(Hook::ExporterExport);
         self.memory.export(ranges)
+    }
+
+    fn begin_import(&self, _: &DmaRanges, _: &str, _: bool) -> Result<()> {
+        self.fault.pass(Hook::ExporterBeginImport);
+        Ok(())
+    }
+
+    fn end_export(&self, _: &DmaRanges) {
+        self.fault.pass(Hook::ExporterEndExport);
+    }
+
+    fn exports_new_memory(&self) -> bool {
+        self.fault.pass(Hook::ExporterExportsNewMemory);
+        false
     }
 
     fn map(&self, ranges: &DmaRanges) -> Result<Arc<Mapping>> {
@@ -370,6 +390,8 @@ impl World {
         }
         let fault = Arc::clone(&self.fault);
         let _subscription = self.lender.on_event(move |_| fault.pass(Hook::Callback));
+        // The one below may be held by work that goes on after this life.
+        self.note("export and end it", |it| it.export().map(drop));
         let Some(export) = self.note("export", Self::export) else { return };
         self.note("print", |_| Ok(format!("{export:?}")));
         let mut attached: Vec<Attachment<Card>> = Vec::new();

@@ -7,7 +7,7 @@ use peervram_backends::{Error, Exporter, Kind, PciAddress, vfio};
 
 use super::Lender;
 use crate::Result;
-use crate::revoke::call::Call;
+use crate::revoke::call::{Call, Took};
 use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::{Change, State};
 use crate::revoke::watch;
@@ -99,7 +99,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
         let devices = all.iter().map(|one| Arc::clone(&one.lending)).collect();
         let call = move || {
             let others: Vec<&vfio::Device> = all[1..].iter().map(Together::vfio).collect();
-            all[0].vfio().hot_reset(&others)
+            all[0].vfio().hot_reset(&others).map(|()| Took::Memory)
         };
         let call = Call {
             what: Change::Take(RevokeCause::HotReset),

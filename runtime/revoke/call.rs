@@ -15,6 +15,15 @@ use super::machine::{After, Change, DeviceId};
 use crate::Result;
 use crate::hook::{self, Hook};
 
+/// What a call did that came back without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Took {
+    /// It took memory back, or gave it back.
+    Memory,
+    /// It was called off by whoever makes it: everything is as it was before, and nobody late was told otherwise.
+    Nothing,
+}
+
 /// A call that is to be made.
 pub(crate) struct Call {
     pub what: Change,
@@ -23,7 +32,7 @@ pub(crate) struct Call {
     /// All devices that it touches.
     pub devices: Vec<Arc<LendingDevice>>,
     /// Asks the kernel.
-    pub make: Box<dyn FnOnce() -> Result<()> + Send>,
+    pub make: Box<dyn FnOnce() -> Result<Took> + Send>,
     /// Where the memory is afterwards; asked of the device where this is none.
     pub after: Option<After>,
 }
@@ -41,11 +50,13 @@ impl Call {
             }
         };
         let whose = || names(&self.devices);
-        let mut result = hook::call(Hook::RevokingCall, whose, self.make).and(left);
+        let made = hook::call(Hook::RevokingCall, whose, self.make);
+        let here = if matches!(made, Ok(Took::Nothing)) { After::Untouched } else { After::Here };
+        let mut result = made.and(left);
         let after = (self.devices.iter())
             .map(|device| {
                 let after = self.after.unwrap_or_else(|| match come_back(device) {
-                    Ok(()) => After::Here,
+                    Ok(()) => here,
                     Err(error) if error.kind() == Kind::MemoryDisabled => After::Away,
                     Err(error) => {
                         if result.is_ok() {

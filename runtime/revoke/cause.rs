@@ -27,6 +27,23 @@ pub enum RevokeCause {
 }
 
 impl RevokeCause {
+    /// The cause of that [`code`](RevokeCause::code), as another process says it.
+    #[cfg(feature = "broker")]
+    pub(crate) fn from_code(code: &str) -> Option<Self> {
+        const ALL: [RevokeCause; 9] = [
+            RevokeCause::Reset,
+            RevokeCause::HotReset,
+            RevokeCause::MemoryDisabled,
+            RevokeCause::PowerState,
+            RevokeCause::FunctionReset,
+            RevokeCause::DeviceRequested,
+            RevokeCause::DeviceError,
+            RevokeCause::ExporterGone,
+            RevokeCause::Operator,
+        ];
+        ALL.into_iter().find(|cause| cause.code() == code)
+    }
+
     /// A stable name for scripts and `--json`.
     pub fn code(self) -> &'static str {
         match self {

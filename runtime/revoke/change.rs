@@ -24,7 +24,7 @@ use super::call::Call;
 use super::call_thread::CallThread;
 use super::event::EventKind;
 use super::lending_device::{LendingDevice, names};
-use super::machine::{Action, AttachmentId, Change, ChangeId, Input, RevokeOptions, State};
+use super::machine::{Action, After, AttachmentId, Change, ChangeId, DeviceId, Input, RevokeOptions, State};
 use super::revoker::{Revoker, new_id};
 use super::state::{PendingChange, RevokerState, explain};
 use super::stuck::Stuck;
@@ -230,6 +230,9 @@ impl Ongoing {
         let (mut result, after) = call.make();
         let revoker = &self.revoker;
         let mut state = revoker.state.lock();
+        let untouched: Vec<DeviceId> = (after.iter())
+            .filter_map(|(device, after)| (*after == After::Untouched).then_some(*device))
+            .collect();
         let actions = state.machine.handle(Input::Returned { change: self.id, after }, revoker.clock());
         for device in &self.devices {
             // The machine has forgotten a device that is closed.
@@ -239,6 +242,7 @@ impl Ongoing {
         state.act(actions);
         for device in &self.devices {
             device.queue(match state.machine.state(device.id) {
+                _ if untouched.contains(&device.id) => EventKind::CalledOff,
                 None => EventKind::Gone,
                 Some(State::Away(cause)) => EventKind::Revoked { cause },
                 Some(_) if state.machine.has_failed(device.id) => {

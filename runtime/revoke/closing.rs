@@ -6,7 +6,7 @@ use std::time::Duration;
 use peervram_backends::{Exporter, Kind};
 
 use super::RevokeCause;
-use super::call::Call;
+use super::call::{Call, Took};
 use super::lending_device::LendingDevice;
 use super::machine::{After, AtDeadline, Change, RevokeOptions};
 use super::revoker::Revoker;
@@ -37,7 +37,7 @@ impl Revoker {
             what: Change::Take(cause),
             tried: "close a device",
             devices: vec![Arc::clone(device)],
-            make: Box::new(move || exporter.close_device()),
+            make: Box::new(move || exporter.close_device().map(|()| Took::Memory)),
             after: Some(After::Closed),
         };
         self.change(call, options)

@@ -140,6 +140,9 @@ pub(crate) enum After {
     Away,
     /// It never will be again.
     Closed,
+    /// Where it was before: the call was called off before it touched anything. Where somebody was torn for it, the
+    /// memory counts as taken all the same, and as given back.
+    Untouched,
 }
 
 /// What happened.
@@ -155,6 +158,8 @@ pub(crate) enum Input {
     Attach { attachment: AttachmentId, export: ExportId, free_before: bool },
     /// An attachment ended, or whoever held it was lost.
     Detach { attachment: AttachmentId },
+    /// The import of an attachment must be freed before its memory is taken back, from now on.
+    MustBeFreed { attachment: AttachmentId },
     /// Somebody wants a change of one device, or of all that are reset together.
     Ask { change: ChangeId, what: Change, devices: Vec<DeviceId>, options: RevokeOptions },
     /// An attachment is out of the memory, after the notice of that change.
@@ -252,6 +257,8 @@ struct Pending {
     /// Who was told and has not answered; empty once the call is made.
     unanswered: BTreeSet<AttachmentId>,
     at_deadline: AtDeadline,
+    /// Somebody was torn.
+    has_torn: bool,
     /// Of the drain; once the call is made, when it counts as stuck. None when that was said.
     deadline: Option<Duration>,
     call_limit: Duration,
@@ -297,6 +304,11 @@ impl StateMachine {
                 Err(why) => actions.push(Action::RefuseAttach { attachment, why }),
             },
             Input::Detach { attachment } => self.forget(attachment, now, &mut actions),
+            Input::MustBeFreed { attachment } => {
+                if let Some(attachment) = self.attachments.get_mut(&attachment) {
+                    attachment.free_before = true;
+                }
+            }
             Input::Ask { change, what, devices, options } => {
                 self.ask(change, what, devices, options, now, &mut actions);
             }
@@ -315,6 +327,11 @@ impl StateMachine {
     /// When to say [`Input::Tick`] of a change.
     pub fn deadline(&self, change: ChangeId) -> Option<Duration> {
         self.changes.get(&change)?.deadline
+    }
+
+    /// What happens at that deadline.
+    pub fn at_deadline(&self, change: ChangeId) -> Option<AtDeadline> {
+        Some(self.changes.get(&change)?.at_deadline)
     }
 
     /// Where a device is; none where it is closed.
@@ -427,6 +444,7 @@ impl StateMachine {
             devices: before,
             failed,
             unanswered,
+            has_torn: false,
             at_deadline: options.at_deadline,
             deadline: Some(deadline),
             call_limit: options.call_limit,
@@ -474,6 +492,7 @@ impl StateMachine {
         pending.deadline = Some(now.saturating_add(pending.call_limit));
         // Nobody waits for the late any more.
         let (what, late) = (pending.what, std::mem::take(&mut pending.unanswered));
+        pending.has_torn = matches!(what, Change::Take(_)) && !late.is_empty();
         for attachment in late {
             let Change::Take(cause) = what else { continue };
             // The generation that is to come: the kernel takes the memory before the call returns.
@@ -537,8 +556,17 @@ impl StateMachine {
             let found = after.iter().find(|(id, _)| *id == device).map(|(_, after)| *after);
             let attachments = self.attachments_of(device);
             let entry = self.devices.get_mut(&device).expect("a device in a change is known");
+            let after = match found {
+                Some(After::Untouched) if pending.has_torn => After::Here,
+                // Nothing was said of it: better shut than torn.
+                found => found.unwrap_or(After::Away),
+            };
             // A revoking call revokes first, and may fail then (vfio_pci_ioctl_reset).
             let cause = match pending.what {
+                Change::Take(_) if after == After::Untouched => {
+                    entry.failed |= pending.failed.contains(&device);
+                    away.unwrap_or(RevokeCause::DeviceError)
+                }
                 Change::Take(cause) => {
                     entry.generation += 1;
                     cause
@@ -546,18 +574,22 @@ impl StateMachine {
                 Change::Restore => away.expect("only what is away is given back"),
             };
             let (generation, failed) = (entry.generation, entry.failed);
-            // Nothing was said of it: better shut than torn.
-            let after = found.unwrap_or(After::Away);
             match after {
                 After::Here => self.move_to(device, State::Live),
+                After::Untouched => self.move_to(device, away.map_or(State::Live, State::Away)),
                 After::Away => self.move_to(device, State::Away(cause)),
                 After::Closed => self.close(device),
             }
+            // Who is attached to memory that stays away knows.
+            if after == After::Untouched && away.is_some() {
+                continue;
+            }
             actions.extend(attachments.into_iter().map(|attachment| match after {
-                After::Here if failed => {
+                After::Here | After::Untouched if failed => {
                     Action::Bar { attachment, generation, cause: RevokeCause::DeviceError }
                 }
                 After::Here => Action::Open { attachment, generation },
+                After::Untouched => Action::CalledOff { attachment, generation },
                 After::Away => Action::Away { attachment, generation, cause },
                 After::Closed => Action::Gone { attachment, generation },
             }));

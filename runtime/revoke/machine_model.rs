@@ -22,6 +22,8 @@ struct World {
     together: bool,
     /// How often the first device fails, at most.
     failures: usize,
+    /// Calls may come back without a touch.
+    untouched: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -77,7 +79,8 @@ impl Model for World {
             inputs.extend(changes.map(|change| Input::Answered { attachment, change }));
         }
         for (change, devices) in moment.observer.calls() {
-            for place in [After::Here, After::Away, After::Closed] {
+            let untouched = self.untouched.then_some(After::Untouched);
+            for place in [After::Here, After::Away, After::Closed].into_iter().chain(untouched) {
                 let after = devices.iter().map(|device| (*device, place)).collect();
                 inputs.push(Input::Returned { change, after });
             }
@@ -182,19 +185,28 @@ fn search(name: &str, world: World) {
 #[test]
 fn two_devices_each_for_itself() {
     let attachments = &[(0, false), (0, true), (1, false)];
-    let world = World { attachments, changes: 3, together: false, failures: 0 };
+    let world = World { attachments, changes: 3, together: false, failures: 0, untouched: false };
     search("two devices, each for itself", world);
 }
 
 #[test]
 fn two_devices_of_which_one_fails() {
-    let world = World { attachments: &[(0, false), (0, true)], changes: 3, together: false, failures: 2 };
+    let attachments = &[(0, false), (0, true)];
+    let world = World { attachments, changes: 3, together: false, failures: 2, untouched: false };
     search("two devices, of which one fails", world);
 }
 
 #[test]
 fn two_devices_reset_together() {
     let attachments = &[(0, false), (1, true), (1, false)];
-    let world = World { attachments, changes: 3, together: true, failures: 0 };
+    let world = World { attachments, changes: 3, together: true, failures: 0, untouched: false };
     search("two devices, reset together", world);
+}
+
+/// As a client of a broker has it: what it gives back may be called off.
+#[test]
+fn a_device_whose_calls_may_come_back_without_a_touch() {
+    let attachments = &[(0, false), (0, true)];
+    let world = World { attachments, changes: 2, together: true, failures: 1, untouched: true };
+    search("calls without a touch", world);
 }

@@ -37,6 +37,10 @@ struct Asked {
     devices: BTreeSet<DeviceId>,
     /// Of these, what had failed before.
     failed: BTreeSet<DeviceId>,
+    /// Somebody was torn for it.
+    has_torn: bool,
+    /// Of the devices, what the call came back from without a touch.
+    untouched: BTreeSet<DeviceId>,
     at_deadline: AtDeadline,
     deadline: Duration,
     called: bool,
@@ -135,6 +139,19 @@ impl Observer {
             Input::Detach { attachment } => {
                 self.attachments.remove(attachment);
             }
+            Input::MustBeFreed { attachment } => {
+                if let Some(seen) = self.attachments.get_mut(attachment) {
+                    seen.free_before = true;
+                }
+            }
+            Input::Returned { change, after } => {
+                if let Some(asked) =
+                    self.changes.get_mut(change).filter(|asked| asked.called && !asked.has_torn)
+                {
+                    let untouched = after.iter().filter(|(_, after)| *after == After::Untouched);
+                    asked.untouched = untouched.map(|(device, _)| *device).collect();
+                }
+            }
             Input::Ask { change, what, devices, options } => {
                 let devices: BTreeSet<DeviceId> = devices.iter().copied().collect();
                 let mut failed = BTreeSet::new();
@@ -149,6 +166,8 @@ impl Observer {
                     at_deadline: options.at_deadline,
                     deadline: now.saturating_add(options.timeout),
                     called: false,
+                    has_torn: false,
+                    untouched: BTreeSet::new(),
                     said_late: false,
                     said_stuck: false,
                 };
@@ -165,7 +184,7 @@ impl Observer {
             Input::Fail { device } if before.state(*device).is_some() => {
                 self.failed.insert(*device);
             }
-            Input::Fail { .. } | Input::Export { .. } | Input::Returned { .. } | Input::Tick { .. } => {}
+            Input::Fail { .. } | Input::Export { .. } | Input::Tick { .. } => {}
         }
     }
 
@@ -202,6 +221,10 @@ impl Observer {
                     return Err("torn, and must be freed first".into());
                 }
                 seen.told = Told::Torn;
+                let export = seen.export;
+                let device = *self.exports.get(&export).ok_or("attached to nothing")?;
+                let asked = self.changes.values_mut().find(|asked| asked.devices.contains(&device));
+                asked.ok_or("torn for nothing")?.has_torn = true;
             }
             Action::Call { change } => self.hear_call(*change, now)?,
             Action::Stuck { change } => {
@@ -211,7 +234,7 @@ impl Observer {
                 }
             }
             Action::CalledOff { attachment, generation } => {
-                self.check_sound(*attachment, |asked| !asked.called)?;
+                self.check_sound(*attachment, |asked| !asked.called || !asked.untouched.is_empty())?;
                 let seen = self.seen(*attachment)?;
                 if !matches!(seen.told, Told::Notified { .. }) || seen.generation != *generation {
                     return Err("called off what was not announced, or moved on".into());
@@ -240,8 +263,9 @@ impl Observer {
             Action::Done { change, .. } | Action::RefuseChange { change, .. } => {
                 let asked = self.changes.remove(change).ok_or("a change that was over, or never was")?;
                 // Nothing was done about what had failed.
-                if !asked.called {
-                    self.failed.extend(asked.failed);
+                match asked.called {
+                    false => self.failed.extend(asked.failed),
+                    true => self.failed.extend(&asked.failed & &asked.untouched),
                 }
             }
             Action::RefuseAttach { attachment, .. } => {

@@ -18,6 +18,7 @@ enum Happening {
     Attach(usize, bool),
     Detach(usize),
     Ask { devices: Vec<u64>, take: bool, go_on: bool, timeout_ms: u64 },
+    MustBeFreed(usize),
     Answer(usize),
     AnswerLate(usize, u64),
     Return(usize, Vec<u8>),
@@ -33,6 +34,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         2 => any::<usize>().prop_map(Happening::Detach),
         5 => (prop::collection::vec(0..DEVICES, 1..4), prop::bool::weighted(0.7), any::<bool>(), 0..50_u64)
             .prop_map(|(devices, take, go_on, timeout_ms)| Happening::Ask { devices, take, go_on, timeout_ms }),
+        1 => any::<usize>().prop_map(Happening::MustBeFreed),
         12 => any::<usize>().prop_map(Happening::Answer),
         2 => (any::<usize>(), 0..40_u64).prop_map(|(at, back)| Happening::AnswerLate(at, back)),
         6 => (any::<usize>(), prop::collection::vec(0..9_u8, 0..5))
@@ -101,6 +103,13 @@ impl Life {
                     options,
                 })
             }
+            Happening::MustBeFreed(at) => {
+                let all: Vec<_> = self.observer.attachments().collect();
+                match pick(&all, at) {
+                    Some(attachment) => self.take(&Input::MustBeFreed { attachment }),
+                    None => Ok(()),
+                }
+            }
             Happening::Answer(at) => {
                 let all: Vec<_> = self.observer.unanswered().collect();
                 match pick(&all, at) {
@@ -124,6 +133,7 @@ impl Life {
                 let place = |n: &u8| match n {
                     0 => After::Closed,
                     1..4 => After::Away,
+                    4 => After::Untouched,
                     _ => After::Here,
                 };
                 // Where it says less than it should, of the rest nothing is known.

@@ -37,9 +37,10 @@ pub(super) type Orphan = (Arc<LendingDevice>, Arc<dyn Exporter>);
 
 impl Default for Revoker {
     fn default() -> Self {
+        let start = Instant::now();
         Self {
-            start: Instant::now(),
-            state: Mutex::default(),
+            start,
+            state: Mutex::new(RevokerState::since(start)),
             changed: Condvar::new(),
             threads: CallThreads::default(),
             orphans: Mutex::default(),
@@ -112,8 +113,14 @@ impl Revoker {
         }
         let target = Arc::new(make(attachment, device.generation()));
         let weak: Weak<T> = Arc::downgrade(&target);
-        state.targets.insert(attachment, (Arc::clone(target.gate()), weak));
+        state.targets.insert(attachment, (target.admission(), weak));
         Ok(target)
+    }
+
+    /// The import of an attachment must be freed before its memory is taken back, from now on.
+    #[cfg(feature = "broker")]
+    pub fn must_be_freed(&self, attachment: AttachmentId) {
+        self.handle(&mut self.state.lock(), Input::MustBeFreed { attachment });
     }
 
     /// An attachment ended.

@@ -3,22 +3,27 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use peervram_backends::deadline_after;
 
 use super::event::EventKind;
 use super::lending_device::LendingDevice;
-use super::machine::{Action, AttachmentId, ChangeId, DeviceId, Input, Refusal, StateMachine};
-use super::target::RevokeTarget;
-use crate::gate::Gate;
+use super::machine::{Action, AtDeadline, AttachmentId, ChangeId, DeviceId, Input, Refusal, StateMachine};
+use super::target::{Admission, Drain, RevokeTarget};
 use crate::{Error, Kind, Result};
 
+/// What lets an attachment's accesses in, and the attachment.
+type Target = (Arc<dyn Admission>, Weak<dyn RevokeTarget>);
+
 /// The machine, and what its numbers stand for.
-#[derive(Default)]
 pub(crate) struct RevokerState {
+    /// What the machine counts time from.
+    start: Instant,
     pub machine: StateMachine,
     pub devices: BTreeMap<DeviceId, Arc<LendingDevice>>,
     /// Each attachment, with its gate. The gate keeps nothing alive: an attachment must not be dropped under the lock.
-    pub targets: BTreeMap<AttachmentId, (Arc<Gate>, Weak<dyn RevokeTarget>)>,
+    pub targets: BTreeMap<AttachmentId, Target>,
     pub changes: BTreeMap<ChangeId, PendingChange>,
 }
 
@@ -54,7 +59,21 @@ impl PendingChange {
     }
 }
 
+/// What is done to an attachment's admission.
+type Act<'a> = &'a dyn Fn(&dyn Admission);
+
 impl RevokerState {
+    /// Of no device yet.
+    pub fn since(start: Instant) -> Self {
+        Self {
+            start,
+            machine: StateMachine::default(),
+            devices: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            changes: BTreeMap::new(),
+        }
+    }
+
     /// Hands an input to the machine and does what it says.
     pub fn handle(&mut self, input: Input, now: Duration) {
         let actions = self.machine.handle(input, now);
@@ -72,11 +91,18 @@ impl RevokerState {
     /// Opens and closes gates, and notes how far changes are.
     pub fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
-            let (attachment, act): (_, &dyn Fn(&Gate)) = match &action {
-                Action::Notify { attachment, cause, .. } => (attachment, &|gate| gate.close(*cause)),
-                Action::CalledOff { attachment, generation } | Action::Open { attachment, generation } => {
-                    (attachment, &|gate| gate.open(*generation))
+            let (attachment, act): (&AttachmentId, Act<'_>) = match &action {
+                Action::Notify { attachment, change, cause, deadline, .. } => {
+                    let at_deadline = self.machine.at_deadline(*change).unwrap_or(AtDeadline::CallOff);
+                    let deadline =
+                        self.start.checked_add(*deadline).unwrap_or_else(|| deadline_after(Duration::MAX));
+                    let drain = Drain { change: *change, cause: *cause, deadline, at_deadline };
+                    (attachment, &move |gate| gate.close(drain))
                 }
+                Action::CalledOff { attachment, generation } => {
+                    (attachment, &|gate| gate.call_off(*generation))
+                }
+                Action::Open { attachment, generation } => (attachment, &|gate| gate.open(*generation)),
                 Action::Away { attachment, generation, cause }
                 | Action::Bar { attachment, generation, cause }
                 | Action::Tear { attachment, generation, cause } => {
@@ -111,7 +137,7 @@ impl RevokerState {
                 Action::RefuseChange { .. } | Action::RefuseAttach { .. } => continue,
             };
             if let Some((gate, _)) = self.targets.get(attachment) {
-                act(gate);
+                act(&**gate);
             }
         }
     }

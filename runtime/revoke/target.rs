@@ -4,13 +4,69 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::RevokeCause;
+use super::machine::{AtDeadline, ChangeId};
 use crate::Result;
 use crate::gate::Gate;
+
+/// What lets the accesses of one attachment in: a gate, or what tells another process. Called under the revoker's lock, so
+/// that everyone hears in the order of the decisions: nothing here waits, calls back, or drops an attachment.
+pub(crate) trait Admission: Send + Sync {
+    /// Lets nobody in: the memory is about to be taken back.
+    fn close(&self, drain: Drain);
+
+    /// Lets in again, to the same memory as before: nothing was taken back.
+    fn call_off(&self, generation: u64);
+
+    /// Lets in, to memory of `generation`.
+    fn open(&self, generation: u64);
+
+    /// Memory of `generation` is away, or about to be: who is still inside is torn.
+    fn shut(&self, generation: u64, cause: RevokeCause);
+
+    /// Memory of `generation` is gone for good.
+    fn shut_for_good(&self, generation: u64);
+}
+
+/// What an attachment is told when its memory is about to be taken back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drain {
+    /// Of which an answer is an answer to.
+    pub change: ChangeId,
+    /// Why.
+    pub cause: RevokeCause,
+    /// Until when an answer counts.
+    pub deadline: Instant,
+    /// What happens then.
+    pub at_deadline: AtDeadline,
+}
+
+impl Admission for Gate {
+    fn close(&self, drain: Drain) {
+        self.close(drain.cause);
+    }
+
+    fn call_off(&self, generation: u64) {
+        self.open(generation);
+    }
+
+    fn open(&self, generation: u64) {
+        self.open(generation);
+    }
+
+    fn shut(&self, generation: u64, cause: RevokeCause) {
+        self.shut(generation, cause);
+    }
+
+    fn shut_for_good(&self, generation: u64) {
+        self.shut_for_good(generation);
+    }
+}
 
 /// An attachment, as a revoke sees it.
 pub(crate) trait RevokeTarget: Send + Sync {
     /// What lets its accesses in.
-    fn gate(&self) -> &Arc<Gate>;
+    fn admission(&self) -> Arc<dyn Admission>;
 
     /// Waits until nobody uses the memory, at most until `deadline`. Returns whether that is so.
     fn wait_idle(&self, deadline: Instant) -> bool;

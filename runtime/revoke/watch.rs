@@ -15,7 +15,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::RevokeCause;
-use super::call::Call;
+use super::call::{Call, Took};
 use super::lending_device::LendingDevice;
 use super::machine::{After, AtDeadline, Change, RevokeOptions};
 use super::revoker::Revoker;
@@ -213,7 +213,7 @@ impl WatchedDevice {
                 tried: "take memory of a failed device back",
                 devices: vec![Arc::clone(&self.device)],
                 // What the kernel does about the error is its own; a reset gives the memory back.
-                make: Box::new(|| Ok(())),
+                make: Box::new(|| Ok(Took::Memory)),
                 after: Some(After::Away),
             };
             self.revoker.change(call, TERMS)
