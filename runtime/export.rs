@@ -28,6 +28,12 @@ impl Export {
         Ok(Self(ExportInner::new(revoker, device, exporter, aperture)?))
     }
 
+    /// What it shares with its attachments.
+    #[cfg(feature = "broker")]
+    pub(crate) fn inner(&self) -> &Arc<ExportInner> {
+        &self.0
+    }
+
     /// What is exported, and who answers for it.
     pub fn aperture(&self) -> &Aperture {
         self.0.aperture()

@@ -39,6 +39,8 @@ mod attach_options;
 mod attachment;
 mod attachment_inner;
 mod attempt;
+#[cfg(all(feature = "broker", not(feature = "shuttle")))]
+pub mod broker;
 mod export;
 mod export_inner;
 mod foresight;

@@ -19,10 +19,28 @@ pub(crate) enum Thread {
     Outlive,
     /// The second hop of a copy.
     Relay,
+    /// Serves the clients of a broker.
+    #[cfg(feature = "broker")]
+    Serve,
+    /// Scrubs what a broker lends.
+    #[cfg(feature = "broker")]
+    Scrub,
+    /// Looks whether the kernel has freed what a broker lent.
+    #[cfg(feature = "broker")]
+    Prove,
+    /// Does what an operator asks a broker for.
+    #[cfg(feature = "broker")]
+    Operate,
+    /// Listens to a broker.
+    #[cfg(feature = "broker")]
+    Listen,
+    /// Does what a broker says of a lease.
+    #[cfg(feature = "broker")]
+    Follow,
 }
 
 impl Thread {
-    /// All of them.
+    /// Those that a lender needs.
     #[cfg(all(test, feature = "host", not(feature = "shuttle")))]
     pub const ALL: [Self; 5] = [Self::Call, Self::Watch, Self::Close, Self::Outlive, Self::Relay];
 
@@ -34,6 +52,18 @@ impl Thread {
             Self::Close => "peervram-close",
             Self::Outlive => "peervram-work",
             Self::Relay => "peervram-relay",
+            #[cfg(feature = "broker")]
+            Self::Serve => "peervram-broker",
+            #[cfg(feature = "broker")]
+            Self::Scrub => "peervram-scrub",
+            #[cfg(feature = "broker")]
+            Self::Prove => "peervram-prove",
+            #[cfg(feature = "broker")]
+            Self::Operate => "peervram-operate",
+            #[cfg(feature = "broker")]
+            Self::Listen => "peervram-listen",
+            #[cfg(feature = "broker")]
+            Self::Follow => "peervram-follow",
         }
     }
 }
