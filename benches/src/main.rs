@@ -3,11 +3,12 @@
 //! one run, by medians; no figure of another machine.
 //!
 //! [`machine`] finds the devices, [`crossing`] (with [`counter`]), [`revoke`], [`nvgrace`], [`descriptors`], [`access`], [`host_pointer`],
-//! [`mapping`] and [`staged`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
+//! [`mapping`], [`staged`] and [`broker`] measure, one [`report`] comes out. `cargo xtask bench` runs this program in the lab's virtual
 //! machine; it runs as well where there is a real device, or none.
 #![forbid(unsafe_code)]
 
 mod access;
+mod broker;
 mod counter;
 mod crossing;
 mod descriptors;
@@ -103,6 +104,8 @@ enum Benchmark {
     Descriptors,
     /// Copy from one model GPU to another by both engines at once, against one after the other
     Staged,
+    /// Lend to other processes: a lease against a bare descriptor, clients against the owner's process
+    Broker,
 }
 
 impl Benchmark {
@@ -148,6 +151,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if chosen.contains(&Benchmark::Staged) {
         staged::measure(&machine, &mut report)?;
+    }
+    if chosen.contains(&Benchmark::Broker) {
+        broker::measure(&machine, &mut report)?;
     }
     match &machine {
         // Opening the device for nothing would reset it for nothing.

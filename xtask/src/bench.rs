@@ -31,7 +31,7 @@ const RAW_FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/raw");
 const RAW_PROGRAMS: [&str; 2] = ["crossing", "count"];
 
 /// What takes a lender and an importing GPU, and what takes model GPUs.
-const OF_A_LENDER: [&str; 5] = [CROSSING, "revoke", "access", "host-pointer", "mapping"];
+const OF_A_LENDER: [&str; 6] = [CROSSING, "revoke", "access", "host-pointer", "mapping", "broker"];
 const OF_A_MODEL: [&str; 2] = ["descriptors", "staged"];
 /// What is measured once more where the clock counts instructions.
 const CROSSING: &str = "crossing";
@@ -63,6 +63,9 @@ const GRACE_MACHINE: &str = "small-gh200";
 ///   access        enter and finish; at most 60 ns, of the CPU itself (--here)
 ///   host-pointer  attach by host pointer, 256 MiB against 4 KiB; at most 1.50
 ///   mapping       map and touch every page, ns for each MiB
+///   broker        borrow and give back, against a bare descriptor; at most 1.50. An access of a client, against one of
+///                 the owner's process; at most 1.05. Revoke with 1, 8 and 64 clients, against as many attachments;
+///                 at most 1.30. A lease for the last of 1,000 clients, against the first; at most 1.50
 /// Then boots one with model GPUs, for a table of its own:
 ///   descriptors   work through the model GPU's driver, against the same by hand; at most 1.05
 ///   staged        copies by two engines at once, against one after the other; at most 0.67
@@ -89,7 +92,7 @@ Examples:
   cargo xtask bench --here                       what runs on this machine without a VM"
 )]
 pub struct Bench {
-    /// crossing, revoke, access, host-pointer, mapping, descriptors, staged, nvgrace, registers or build; all of
+    /// crossing, revoke, access, host-pointer, mapping, broker, descriptors, staged, nvgrace, registers or build; all of
     /// them if left out. peer-copy by itself
     what: Vec<String>,
     /// On this machine, with host memory as lender, instead of in a virtual one
