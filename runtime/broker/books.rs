@@ -20,6 +20,8 @@ use crate::{Direction, Export, Result};
 const TRIED: &str = "borrow memory";
 /// After this long, what could not be scrubbed is tried again.
 const SCRUB_AGAIN: Duration = Duration::from_secs(1);
+/// After this long, what was taken back while it was scrubbed.
+const SCRUB_AGAIN_SOON: Duration = Duration::from_millis(10);
 /// The longest label, and the longest name of an importer, in bytes.
 pub(super) const WORDS_BYTES_MAX: usize = 128;
 /// How many importers of one lease are remembered by name.
@@ -31,6 +33,8 @@ struct ServedMemory {
     device: Arc<str>,
     space: Space,
     state: MemoryState,
+    /// Of which the content of what is free is known.
+    generation: u64,
     leases: u64,
     is_scrubbing: bool,
     /// Not before this.
@@ -191,8 +195,7 @@ impl Books {
             });
             match taken {
                 Ok(ranges) => {
-                    let lease = self.lend(memory, ranges, size_bytes, direction, peer, connection, request);
-                    return lease.map_err(NotBorrowed::Failed);
+                    return self.lend(memory, ranges, size_bytes, direction, peer, connection, request);
                 }
                 // Of several reasons the one that time mends, else the first.
                 Err(NotBorrowed::Later) => reason = Some(NotBorrowed::Later),
@@ -216,7 +219,7 @@ impl Books {
         peer: &Arc<Peer>,
         connection: u64,
         request: &message::Borrow,
-    ) -> Result<u64> {
+    ) -> Result<u64, NotBorrowed> {
         let lease = self.next_lease;
         let who = LeaseHolder { lease, peer: Arc::clone(peer), label: request.label.clone() };
         let served = &mut self.memories[memory];
@@ -231,9 +234,14 @@ impl Books {
             Err(error) => {
                 served.space.end(&ranges);
                 self.scrub_more(memory);
-                return Err(error);
+                return Err(error.into());
             }
         };
+        if attachment.state().0 != served.generation {
+            // It was taken back and is there again, which is still to be told here: what it holds was not scrubbed since.
+            served.space.end(&ranges);
+            return Err(NotBorrowed::Later);
+        }
         served.leases += 1;
         let usage = self.users.entry(peer.user).or_default();
         (usage.bytes, usage.leases) = (usage.bytes + size_bytes, usage.leases + 1);
@@ -354,9 +362,10 @@ impl Books {
         served.is_scrubbing = false;
         match result {
             Ok(()) => served.space.scrubbed(piece),
-            Err(_) => {
+            Err(error) => {
                 served.space.not_scrubbed(piece);
-                served.scrub_at = Some(Instant::now() + SCRUB_AGAIN);
+                let again = if was_taken_back(error) { SCRUB_AGAIN_SOON } else { SCRUB_AGAIN };
+                served.scrub_at = Some(Instant::now() + again);
             }
         }
         self.scrub_more(memory);
@@ -386,8 +395,9 @@ impl Books {
     }
 
     /// A memory was taken back, given back, or is about to be.
-    pub fn note_memory(&mut self, memory: usize, notice: MemoryNotice) {
+    pub fn note_memory(&mut self, memory: usize, notice: MemoryNotice, generation: u64) {
         let served = &mut self.memories[memory];
+        served.generation = generation;
         served.state = match notice {
             MemoryNotice::Draining => MemoryState::Draining,
             MemoryNotice::CalledOff => MemoryState::Live,
@@ -467,8 +477,8 @@ impl ServedMemory {
         let is_new = offer.lender.exports_new_memory();
         let space = Space::new(offer.aperture.ranges(), offer.alignment_bytes, is_new);
         let inbox = Arc::clone(inbox);
-        let subscription = offer.lender.on_event(Box::new(move |kind| {
-            let notice = match kind {
+        let subscription = offer.lender.on_event(Box::new(move |event| {
+            let notice = match event.kind {
                 EventKind::Draining { .. } => MemoryNotice::Draining,
                 EventKind::CalledOff => MemoryNotice::CalledOff,
                 EventKind::Revoked { .. } => MemoryNotice::Away,
@@ -476,13 +486,16 @@ impl ServedMemory {
                 EventKind::Gone => MemoryNotice::Gone,
                 _ => return,
             };
-            inbox.tell(Notice::Memory(index, notice));
+            inbox.tell(Notice::Memory(index, notice, event.generation));
         }));
+        // Nothing is scrubbed yet, so that a revoke that comes before this is told of is no harm.
+        let generation = offer.lender.generation();
         Self {
             device: offer.lender.device().into(),
             offer: Arc::new(offer),
             space,
             state: MemoryState::Live,
+            generation,
             leases: 0,
             is_scrubbing: false,
             scrub_at: None,
@@ -563,6 +576,11 @@ impl ServedMemory {
             leases: self.leases,
         }
     }
+}
+
+/// Whether something failed because memory was taken back meanwhile, or is being.
+pub(super) fn was_taken_back(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Revoked | Kind::Busy)
 }
 
 fn no_memory(name: &str) -> Error {

@@ -18,8 +18,8 @@ use crate::{Result, RevokeCause};
 pub(super) enum Notice {
     /// Of a lease.
     Lease(u64, LeaseNotice),
-    /// A memory was taken back or given back, or is about to be.
-    Memory(usize, MemoryNotice),
+    /// A memory was taken back or given back, or is about to be; with its generation from then on.
+    Memory(usize, MemoryNotice, u64),
     /// The kernel has freed the dma-buf of a lease that ended.
     Freed(u64),
     /// Whether it has cannot be known.

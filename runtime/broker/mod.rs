@@ -29,12 +29,12 @@
 //! # }
 //! ```
 //!
-//! - [`message`] and [`decoder`] are the protocol, [`socket`] carries it. Pure but for the last.
-//! - [`policy`] says who may, [`space`] which parts are free, [`books`] who has what. The first two are pure.
-//! - [`server`] is the one thread that has all of it, [`connection`] a client's socket, [`calls`] the methods.
-//! - [`remote`] is a lease as a revoke sees it: one more participant of the drain. [`inbox`] is how other threads tell
+//! - `message` and `decoder` are the protocol, `socket` carries it. Pure but for the last.
+//! - `policy` says who may, `space` which parts are free, `books` who has what. The first two are pure.
+//! - `server` is the one thread that has all of it, `connection` a client's socket, `calls` the methods.
+//! - `remote` is a lease as a revoke sees it: one more participant of the drain. `inbox` is how other threads tell
 //!   the server's thread.
-//! - [`scrub`] and [`quarantine`] have a thread each: nobody reads what another left, and nobody is given what another
+//! - `scrub` and `quarantine` have a thread each: nobody reads what another left, and nobody is given what another
 //!   still has.
 //!
 //! Absent on purpose: taking descriptors from clients, and pulling them out of processes. The broker sends, and nothing

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use peervram_backends::{Aperture, DmaRange, DmaRanges, Error, Exporter, Kind, PciAddress, page_size_bytes};
 
-use crate::revoke::{EventKind, RevokeCause, RevokeOptions, Subscription};
+use crate::revoke::{Event, RevokeCause, RevokeOptions, Subscription};
 use crate::{Export, Lender, Result};
 
 /// What the first byte of a lease is a multiple of, where nobody says otherwise: drivers of GPUs map pieces of 64 KiB
@@ -115,7 +115,7 @@ pub(super) trait ServedLender: Send + Sync {
     fn exports_new_memory(&self) -> bool;
     fn generation(&self) -> u64;
     fn export(&self, aperture: Aperture) -> Result<Export>;
-    fn on_event(&self, callback: Box<dyn Fn(&EventKind) + Send + Sync>) -> Subscription;
+    fn on_event(&self, callback: Box<dyn Fn(&Event) + Send + Sync>) -> Subscription;
     fn revoke(&self, options: RevokeOptions) -> Result<()>;
     fn reset(&self, options: RevokeOptions) -> Result<()>;
 }
@@ -154,8 +154,8 @@ impl<E: Exporter + 'static> ServedLender for Served<E> {
         self.lender.export(aperture)
     }
 
-    fn on_event(&self, callback: Box<dyn Fn(&EventKind) + Send + Sync>) -> Subscription {
-        self.lender.on_event(move |event| callback(&event.kind))
+    fn on_event(&self, callback: Box<dyn Fn(&Event) + Send + Sync>) -> Subscription {
+        self.lender.on_event(callback)
     }
 
     fn revoke(&self, options: RevokeOptions) -> Result<()> {

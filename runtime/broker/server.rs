@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use super::books::{Books, Lease};
+use super::books::{Books, Lease, was_taken_back};
 use super::connection::{Business, Connection, Lost, Watched};
 use super::inbox::{Inbox, LeaseNotice, Notice};
 use super::message::{self, LeaseEvent, LeaseEventKind, Reply};
@@ -308,8 +308,8 @@ impl Server {
                         self.end_lease(lease, "the device was closed");
                     }
                 }
-                Notice::Memory(memory, notice) => {
-                    self.books.note_memory(memory, notice);
+                Notice::Memory(memory, notice, generation) => {
+                    self.books.note_memory(memory, notice, generation);
                     self.serve_waiting();
                 }
                 Notice::Freed(lease) => {
@@ -322,6 +322,8 @@ impl Server {
                     self.books.scrubbed(memory, piece, &result);
                     match result {
                         Ok(()) => self.serve_waiting(),
+                        // Scrubbing goes on when the memory is back.
+                        Err(error) if was_taken_back(&error) => self.serve_waiting(),
                         // Who waits would wait for as long as the device does not work.
                         Err(error) => self.refuse_waiting(&error),
                     }

@@ -7,10 +7,13 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use peervram_backends::host::{Backing, HostMemory, HostPool};
-use peervram_backends::{Aperture, DmaRange, DmaRanges, Exporter as _, Kind, RawBytes, holders};
+use peervram_backends::{Aperture, DmaRange, DmaRanges, Exporter as _, Kind, Peer, RawBytes, holders};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::books::{Books, NotBorrowed};
+use super::inbox::{Inbox, Notice};
+use super::message::Borrow;
 use super::{Broker, LeaseState, Offer, Policy, client};
 use crate::export::tests::Anyone;
 use crate::{
@@ -412,4 +415,33 @@ fn memory_of_a_device_is_quarantined_and_scrubbed() {
     drop(lease);
     broker.close();
     Arc::into_inner(lender).expect("the broker has let go of the lender").close(PATIENCE).unwrap();
+}
+
+/// A borrow that comes before the broker's thread has heard of a reset: what is free was scrubbed before it, and not since.
+#[test]
+fn nothing_is_lent_before_a_reset_is_heard_of() {
+    let memory = HostMemory::with_backing(MIB, Backing::Memfd).unwrap();
+    let whole = DmaRanges::whole(memory.region()).unwrap();
+    let lender = Arc::new(Lender::new(memory));
+    let offer = Offer::new("vram", &lender, Aperture::owned(whole, Arc::new(RawBytes))).unwrap();
+    let inbox = Arc::new(Inbox::new().unwrap());
+    let mut books = Books::new(vec![offer], Policy::owner_only(), &inbox).unwrap();
+    let peer = Arc::new(Peer::of(UnixStream::pair().unwrap().0).unwrap());
+    let wish = Borrow { size: Some(MIB), ..Borrow::default() };
+    let hear = |books: &mut Books| {
+        for notice in inbox.take() {
+            match notice {
+                Notice::Memory(memory, notice, generation) => books.note_memory(memory, notice, generation),
+                Notice::Scrubbed(memory, piece, result) => books.scrubbed(memory, piece, &result),
+                other => panic!("{other:?}"),
+            }
+        }
+        books.pass_time();
+        books.status().memories[0].unscrubbed == 0
+    };
+    wait_until(|| hear(&mut books));
+    lender.revoke(RevokeCause::Reset, "reset a stand-in", PATIENCE, |_| Ok(())).unwrap();
+    assert!(matches!(books.borrow(&peer, 2, &wish), Err(NotBorrowed::Later)));
+    wait_until(|| hear(&mut books));
+    books.borrow(&peer, 2, &wish).unwrap();
 }

@@ -20,6 +20,10 @@ use crate::hook::{self, Hook};
 pub(crate) enum Took {
     /// It took memory back, or gave it back.
     Memory,
+    #[cfg_attr(
+        any(not(feature = "broker"), feature = "shuttle"),
+        allow(dead_code, reason = "of brokers and their clients")
+    )]
     /// It was called off by whoever makes it: everything is as it was before, and nobody late was told otherwise.
     Nothing,
 }

@@ -158,6 +158,10 @@ pub(crate) enum Input {
     Attach { attachment: AttachmentId, export: ExportId, free_before: bool },
     /// An attachment ended, or whoever held it was lost.
     Detach { attachment: AttachmentId },
+    #[cfg_attr(
+        any(not(feature = "broker"), feature = "shuttle"),
+        allow(dead_code, reason = "of brokers and their clients")
+    )]
     /// The import of an attachment must be freed before its memory is taken back, from now on.
     MustBeFreed { attachment: AttachmentId },
     /// Somebody wants a change of one device, or of all that are reset together.

@@ -29,6 +29,10 @@ pub(crate) trait Admission: Send + Sync {
 }
 
 /// What an attachment is told when its memory is about to be taken back.
+#[cfg_attr(
+    any(not(feature = "broker"), feature = "shuttle"),
+    allow(dead_code, reason = "of brokers and their clients")
+)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Drain {
     /// Of which an answer is an answer to.
