@@ -184,6 +184,20 @@ fn a_reset_waits_for_the_accesses_of_a_client() {
     assert_eq!(scene.lender.generation(), 1);
 }
 
+/// The broker's reset is over before this process has heard of its end.
+#[test]
+fn a_lease_is_given_back_in_the_middle_of_a_reset() {
+    let scene = Scene::new();
+    let (client, operator) = (scene.client(), scene.client());
+    for _ in 0..50 {
+        let lease = client.borrow(client::Wish::of_size(MIB)).unwrap();
+        operator.reset("host", RevokeOptions::within(PATIENCE)).unwrap();
+        lease.give_back(PATIENCE).unwrap();
+    }
+    let status = client.status().unwrap();
+    assert_eq!((status.leases.len(), status.memories[0].free), (0, 64 * MIB));
+}
+
 #[test]
 fn who_is_late_is_named_and_goes_on() {
     let scene = Scene::new();

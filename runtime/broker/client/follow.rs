@@ -28,9 +28,11 @@ use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::{AtDeadline, Change, State};
 use crate::revoke::revoker::Revoker;
 use crate::revoke::{RevokeCause, RevokeOptions};
-use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread};
+use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread, pause};
 
 const TRIED: &str = "give memory back to its broker";
+/// Between two looks at whether a change that the broker began is over.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// What the broker took without waiting for this process is taken without waiting here.
 const AT_ONCE: RevokeOptions = RevokeOptions {
     timeout: Duration::ZERO,
@@ -231,9 +233,22 @@ impl Followed {
 
     /// Gives it back, or says who is late.
     pub fn close(&self, options: RevokeOptions) -> Result<()> {
-        self.revoker.close(&self.device, &self.exporter, RevokeCause::ExporterGone, options)?;
+        self.close_locally(options)?;
         let Done {} = self.calls.call("Return", &OfLease { lease: self.lease }, "return a lease")?;
         Ok(())
+    }
+
+    /// Takes it back from everybody in this process. What the broker takes back or gives back at this moment is over
+    /// first: the caller cannot know of it.
+    fn close_locally(&self, options: RevokeOptions) -> Result<()> {
+        let deadline = deadline_after(options.timeout);
+        loop {
+            let closed = self.revoker.close(&self.device, &self.exporter, RevokeCause::ExporterGone, options);
+            match closed {
+                Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => pause(LOOK_INTERVAL),
+                other => return other,
+            }
+        }
     }
 
     /// It is over for this process, whoever is late.
