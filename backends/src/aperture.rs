@@ -31,7 +31,8 @@ pub trait Owner: Send + Sync {
     /// The device cannot; the importer's bytes may then be invisible to it.
     fn invalidate(&self, ranges: &DmaRanges) -> Result<()>;
 
-    /// Stops the device's own work on the ranges. Called before the memory is taken back.
+    /// Stops the device's own work on the ranges. Called before the memory is taken back, and once for each export of it: an
+    /// owner of several hears of one revoke as often, and [`resume`](Owner::resume) likewise.
     ///
     /// # Errors
     /// The device cannot; the revoke goes on all the same.

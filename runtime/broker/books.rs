@@ -39,6 +39,9 @@ struct ServedMemory {
     is_scrubbing: bool,
     /// Not before this.
     scrub_at: Option<Instant>,
+    /// All of it, lent to nobody: its owner, whose engine scrubs, rests around a revoke although nobody has a lease. None
+    /// where every export is new memory.
+    _standing: Option<Export>,
     _subscription: Subscription,
 }
 
@@ -108,7 +111,7 @@ impl Books {
     /// Of what is offered. Begins to scrub it.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for two memories of one name; no thread could be started.
+    /// [`Kind::InvalidInput`] for two memories of one name; what exporting says; no thread could be started.
     pub fn new(offers: Vec<Offer>, policy: Policy, inbox: &Arc<Inbox>) -> Result<Self> {
         let mut books = Self {
             policy,
@@ -128,7 +131,7 @@ impl Books {
                     Error::new(Kind::InvalidInput, "serve a broker", why).next("name each differently")
                 );
             }
-            books.memories.push(ServedMemory::new(offer, books.memories.len(), inbox));
+            books.memories.push(ServedMemory::new(offer, books.memories.len(), inbox)?);
         }
         (0..books.memories.len()).for_each(|memory| books.scrub_more(memory));
         Ok(books)
@@ -473,9 +476,11 @@ impl Books {
 }
 
 impl ServedMemory {
-    fn new(offer: Offer, index: usize, inbox: &Arc<Inbox>) -> Self {
+    fn new(offer: Offer, index: usize, inbox: &Arc<Inbox>) -> Result<Self> {
         let is_new = offer.lender.exports_new_memory();
         let space = Space::new(offer.aperture.ranges(), offer.alignment_bytes, is_new);
+        let all = offer.aperture.ranges().as_slice();
+        let standing = (!is_new).then(|| offer.export(all)).transpose()?;
         let inbox = Arc::clone(inbox);
         let subscription = offer.lender.on_event(Box::new(move |event| {
             let notice = match event.kind {
@@ -490,7 +495,7 @@ impl ServedMemory {
         }));
         // Nothing is scrubbed yet, so that a revoke that comes before this is told of is no harm.
         let generation = offer.lender.generation();
-        Self {
+        Ok(Self {
             device: offer.lender.device().into(),
             offer: Arc::new(offer),
             space,
@@ -499,8 +504,9 @@ impl ServedMemory {
             leases: 0,
             is_scrubbing: false,
             scrub_at: None,
+            _standing: standing,
             _subscription: subscription,
-        }
+        })
     }
 
     /// Takes what is asked for out of what is free.

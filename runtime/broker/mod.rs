@@ -141,8 +141,8 @@ impl Broker {
     /// a service manager. It is the broker's from here on, and closed with it, also where this fails.
     ///
     /// # Errors
-    /// [`Kind::InvalidInput`] for two offers of one name or a socket that does not listen; else what the kernel says: no
-    /// descriptor is free, no thread could be started.
+    /// [`Kind::InvalidInput`] for two offers of one name or a socket that does not listen; what the lenders say: one is closed,
+    /// or being reset; else what the kernel says: no descriptor is free, no thread could be started.
     pub fn serve(listener: OwnedFd, offers: Vec<Offer>, policy: Policy) -> Result<Self> {
         const TRIED: &str = "serve a broker";
         let listens = rustix::net::sockopt::socket_acceptconn(&listener)

@@ -3,11 +3,12 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use peervram_backends::host::{Backing, HostMemory, HostPool};
-use peervram_backends::{Aperture, DmaRange, DmaRanges, Exporter as _, Kind, Peer, RawBytes, holders};
+use peervram_backends::{Aperture, DmaRange, DmaRanges, Exporter as _, Kind, Owner, Peer, RawBytes, holders};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -458,4 +459,43 @@ fn nothing_is_lent_before_a_reset_is_heard_of() {
     assert!(matches!(books.borrow(&peer, 2, &wish), Err(NotBorrowed::Later)));
     wait_until(|| hear(&mut books));
     books.borrow(&peer, 2, &wish).unwrap();
+}
+
+/// Where nobody has a lease, too: the owner's engine scrubs, and a reset under it would leave it without work for ever.
+#[test]
+fn an_owner_rests_around_a_revoke_that_nobody_else_hears_of() {
+    #[derive(Default)]
+    struct Resting(AtomicU64, AtomicU64);
+    impl Owner for Resting {
+        fn name(&self) -> &str {
+            "an owner who counts"
+        }
+        fn flush(&self, _: &DmaRanges) -> crate::Result<()> {
+            Ok(())
+        }
+        fn invalidate(&self, _: &DmaRanges) -> crate::Result<()> {
+            Ok(())
+        }
+        fn quiesce(&self, _: &DmaRanges) -> crate::Result<()> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+        fn resume(&self, _: &DmaRanges) -> crate::Result<()> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("broker");
+    let lender = Arc::new(Lender::new(HostMemory::with_backing(MIB, Backing::Memfd).unwrap()));
+    let whole = DmaRanges::whole(lender.device().region(0).unwrap()).unwrap();
+    let owner = Arc::new(Resting::default());
+    let offer = Offer::new("vram", &lender, Aperture::owned(whole, Arc::clone(&owner) as _)).unwrap();
+    let _broker = Broker::serve(Broker::listen(&socket).unwrap(), vec![offer], Policy::owner_only()).unwrap();
+    let client = client::Broker::connect(&socket).unwrap();
+    wait_until(|| client.status().unwrap().memories[0].unscrubbed == 0);
+    lender.revoke(RevokeCause::Reset, "reset a stand-in", PATIENCE, |_| Ok(())).unwrap();
+    let count = |of: &AtomicU64| of.load(Ordering::SeqCst);
+    assert!(count(&owner.0) >= 1, "it was not told");
+    assert_eq!(count(&owner.0), count(&owner.1));
 }

@@ -171,9 +171,15 @@ impl Owner for ModelGpu {
         Ok(())
     }
 
-    /// Lets what is under way end, then takes the rings away: no engine writes after this.
+    /// Lets what is under way end, then takes the rings away: no engine writes after this. Each export of the memory asks
+    /// for it, and all but the first for nothing.
     fn quiesce(&self, _: &DmaRanges) -> Result<()> {
-        self.each_ring(|ring| ring.finish(HOOK_TIMEOUT).and_then(|()| ring.stop()))
+        self.each_ring(|ring| {
+            if ring.is_stopped() {
+                return Ok(());
+            }
+            ring.finish(HOOK_TIMEOUT).and_then(|()| ring.stop())
+        })
     }
 
     /// Gives the engines empty rings again. That the device may do DMA is in its configuration space, which

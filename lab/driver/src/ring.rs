@@ -146,6 +146,11 @@ impl Ring {
         self.wait(self.fence, timeout)
     }
 
+    /// Whether its ring was taken away.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
     /// Takes the engine's ring away; what is under way is abandoned.
     pub fn stop(&mut self) -> Result<()> {
         self.is_stopped = true;
