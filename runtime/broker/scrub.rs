@@ -3,6 +3,7 @@
 //! By the owner's engine where it has one, else by this process's CPU through the memory's window. Both while the memory
 //! is entered: a revoke waits for a piece, and what was taken back in the middle is not scrubbed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -25,9 +26,18 @@ const PIECE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much is read back at either end of a piece: memory that swallows what is written is not lent.
 const LOOK_BYTES: usize = 8;
 
-/// A thread that scrubs what it is told to, one range after the other. It ends when this is dropped.
+/// A thread that scrubs what it is told to, one range after the other. Dropping this ends it, and waits until it has let go of
+/// its lender: for the access that it is in.
 #[derive(Debug)]
-pub(super) struct Scrubber(Sender<(usize, Arc<Offer>, Piece)>);
+pub(super) struct Scrubber {
+    /// None once it is to end.
+    orders: Option<Sender<Order>>,
+    is_over: Arc<AtomicBool>,
+    ended: Receiver<()>,
+}
+
+/// A piece of an offer, and the number of its memory.
+type Order = (usize, Arc<Offer>, Piece);
 
 impl Scrubber {
     /// A thread that tells `inbox` what it did.
@@ -35,24 +45,45 @@ impl Scrubber {
     /// # Errors
     /// No thread could be started.
     pub fn start(inbox: &Arc<Inbox>) -> Result<Self> {
-        let (sender, receiver) = channel();
-        let inbox = Arc::clone(inbox);
-        sync::start(Thread::Scrub, move || run(&receiver, &inbox))
-            .map_err(|error| Error::os("start a thread that scrubs", error))?;
-        Ok(Self(sender))
+        let (orders, receiver) = channel();
+        let (tell, ended) = channel();
+        let (inbox, is_over) = (Arc::clone(inbox), Arc::new(AtomicBool::new(false)));
+        let over = Arc::clone(&is_over);
+        let scrub = move || {
+            run(&receiver, &inbox, &over);
+            drop(receiver);
+            let _ = tell.send(());
+        };
+        sync::start(Thread::Scrub, scrub).map_err(|error| Error::os("start a thread that scrubs", error))?;
+        Ok(Self { orders: Some(orders), is_over, ended })
     }
 
     /// Has `piece` of an offer scrubbed. What comes of it is told as of `memory`.
     pub fn scrub(&self, memory: usize, offer: &Arc<Offer>, piece: Piece) {
         // The thread listens for as long as this lives.
-        let _ = self.0.send((memory, Arc::clone(offer), piece));
+        if let Some(orders) = &self.orders {
+            let _ = orders.send((memory, Arc::clone(offer), piece));
+        }
     }
 }
 
-fn run(receiver: &Receiver<(usize, Arc<Offer>, Piece)>, inbox: &Inbox) {
+impl Drop for Scrubber {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        drop(self.orders.take());
+        let _ = self.ended.recv();
+    }
+}
+
+fn run(receiver: &Receiver<Order>, inbox: &Inbox, is_over: &AtomicBool) {
     while let Ok((memory, offer, piece)) = receiver.recv() {
-        let scrubbed = offer.export(&[piece.range]).and_then(|export| scrub(&export));
-        if let Err(error) = &scrubbed {
+        if is_over.load(Ordering::Acquire) {
+            return;
+        }
+        let scrubbed = offer.export(&[piece.range]).and_then(|export| scrub(&export, is_over));
+        if let Err(error) = &scrubbed
+            && error.kind() != Kind::Gone
+        {
             tracing::warn!(memory = offer.name, range = ?piece.range, %error, "memory is not scrubbed, and not lent");
         }
         inbox.tell(Notice::Scrubbed(memory, piece, scrubbed));
@@ -62,13 +93,16 @@ fn run(receiver: &Receiver<(usize, Arc<Offer>, Piece)>, inbox: &Inbox) {
 /// Fills what is exported with zeros.
 ///
 /// # Errors
-/// It was taken back meanwhile, or what mapping it or the owner's engine says.
-fn scrub(export: &Export) -> Result<()> {
+/// It was taken back meanwhile, the broker ends, or what mapping it or the owner's engine says.
+fn scrub(export: &Export, is_over: &AtomicBool) -> Result<()> {
     let options =
         AttachOptions::new(Trust::Unverified).with_paths(&[Path::HostPointer]).with_label("scrubbing");
     let attachment = export.attach(Arc::new(Cpu), options)?;
     let size_bytes = export.size_bytes();
     for at in (0..size_bytes).step_by(PIECE_BYTES) {
+        if is_over.load(Ordering::Acquire) {
+            return Err(Error::new(Kind::Gone, "scrub memory", "the broker ends"));
+        }
         let length = PIECE_BYTES.min((size_bytes - at) as usize);
         let access = attachment.enter(Direction::Write)?;
         let owner = export.aperture().owner();

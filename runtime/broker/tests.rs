@@ -499,3 +499,18 @@ fn an_owner_rests_around_a_revoke_that_nobody_else_hears_of() {
     assert!(count(&owner.0) >= 1, "it was not told");
     assert_eq!(count(&owner.0), count(&owner.1));
 }
+
+/// In the middle of scrubbing, too.
+#[test]
+fn a_broker_that_is_closed_has_let_go_of_its_lenders() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("broker");
+    for _ in 0..8 {
+        let lender = Arc::new(Lender::new(HostMemory::with_backing(64 * MIB, Backing::Memfd).unwrap()));
+        let whole = DmaRanges::whole(lender.device().region(0).unwrap()).unwrap();
+        let offer = Offer::new("vram", &lender, Aperture::owned(whole, Arc::new(RawBytes))).unwrap();
+        let listener = Broker::listen(&socket).unwrap();
+        Broker::serve(listener, vec![offer], Policy::owner_only()).unwrap().close();
+        Arc::into_inner(lender).expect("the broker has let go of the lender").close(PATIENCE).unwrap();
+    }
+}
