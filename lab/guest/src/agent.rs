@@ -130,7 +130,8 @@ impl Agent {
         // Certificates of one test are not for the next: devices go wrong between them, unseen.
         command.env("XDG_STATE_HOME", format!("/tmp/state/{name}"));
         let program = Program::start(command, false, &self.sender)?;
-        let deadline = Instant::now() + wire::TEST_LIMIT;
+        let limit = test.map_or(wire::TEST_LIMIT, Test::limit);
+        let deadline = Instant::now() + limit;
         let mut heard = None;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -152,7 +153,7 @@ impl Agent {
                 Ok(Happening::Output(_) | Happening::Exited { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     let place = program.kill();
-                    let limit = wire::TEST_LIMIT.as_secs();
+                    let limit = limit.as_secs();
                     return Ok((failed(format!("not over after {limit} s; {place}")), None));
                 }
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the agent holds a sender"),

@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-const DEVICE: &str = "/dev/peervram-holder";
+/// Its node.
+pub const DEVICE: &str = "/dev/peervram-holder";
 
 /// What the holder does when the exporter takes the memory back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

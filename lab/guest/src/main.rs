@@ -5,6 +5,8 @@
 //! - `test NAME`: such a child.
 //! - `lend FUNCTION BYTES RANGES`: the child of a test that lends, because it may get stuck.
 //! - `revoke FUNCTION NODE`: the child of a test that is killed in the middle of taking memory back.
+//! - `serve FUNCTION SOCKET`: the child of a test that is a broker and is killed.
+//! - `borrow SOCKET IMPORTER OF`: the child of a test, of another user, that borrows.
 //! - `list` on the host: machines' facts in, the names of the tests for each out.
 //!
 //! Tests live in [`tests`], one file for each part of the project.
@@ -13,6 +15,8 @@ mod acs;
 mod agent;
 mod application;
 mod blocks;
+mod borrower;
+mod broker_process;
 mod card;
 mod crossing;
 mod driver;
@@ -47,10 +51,13 @@ fn main() -> Result<()> {
         ["test", name] => test::run_child(name),
         ["lend", function, size_bytes, ranges] => lender_process::lend(function, size_bytes, ranges),
         ["revoke", function, node] => lender_process::revoke(function, node),
+        ["serve", function, socket] => broker_process::serve(function, socket),
+        ["borrow", socket, importer, of] => borrower::run(socket, importer, of),
         ["list"] => list(),
-        _ => {
-            bail!("usage: agent PORT | test NAME | lend FUNCTION BYTES RANGES | revoke FUNCTION NODE | list")
-        }
+        _ => bail!(
+            "usage: agent PORT | test NAME | lend FUNCTION BYTES RANGES | revoke FUNCTION NODE | serve FUNCTION SOCKET \
+             | borrow SOCKET IMPORTER OF | list"
+        ),
     }
 }
 

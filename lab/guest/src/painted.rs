@@ -28,10 +28,13 @@ pub struct Painted<D: Lends = vfio::Device> {
     pub lender: Lender<D>,
 }
 
-/// The owner: another one, and the brush.
-struct Painter {
+/// The owner of painted memory: another one, and the brush.
+pub struct Painter {
     device: Arc<dyn Owner>,
+    ranges: DmaRanges,
     view: Arc<Mapping>,
+    /// How many exports there are of it: each revoke asks the owner once for each.
+    exports: u64,
     taken: AtomicU64,
 }
 
@@ -55,19 +58,31 @@ impl Painted {
 impl<D: Lends> Painted<D> {
     /// Lends the start of that region, for which `owner` answers.
     pub fn lend(device: D, region: u32, owner: Arc<dyn Owner>) -> Result<Self> {
-        let size_bytes = LAYOUT.end_bytes().next_multiple_of(page_size_bytes());
-        let ranges = DmaRanges::new(device.memory_region(region)?, &[DmaRange::new(0, size_bytes)])?;
-        let painter = Painter { device: owner, view: device.map(&ranges)?, taken: AtomicU64::new(0) };
+        let painter = Painter::new(&device, region, owner, 1)?;
         painter.paint()?;
         let lender = Lender::new(device);
-        let export = lender.export(Aperture::owned(ranges, Arc::new(painter)))?;
+        let export = lender.export(painter.aperture())?;
         Ok(Painted { export, lender })
     }
 }
 
 impl Painter {
-    fn paint(&self) -> peervram::Result<()> {
-        self.view.write(0, &bytes_of(self.taken.load(Ordering::SeqCst)))
+    /// Of the start of that region of `device`, for which `owner` answers; to be exported that often. Nothing is painted yet.
+    pub fn new<D: Lends>(device: &D, region: u32, owner: Arc<dyn Owner>, exports: u64) -> Result<Arc<Self>> {
+        let size_bytes = LAYOUT.end_bytes().next_multiple_of(page_size_bytes());
+        let ranges = DmaRanges::new(device.memory_region(region)?, &[DmaRange::new(0, size_bytes)])?;
+        let view = device.map(&ranges)?;
+        Ok(Arc::new(Painter { device: owner, ranges, view, exports, taken: AtomicU64::new(0) }))
+    }
+
+    /// The memory that it answers for.
+    pub fn aperture(self: &Arc<Self>) -> Aperture {
+        Aperture::owned(self.ranges.clone(), Arc::clone(self) as _)
+    }
+
+    /// Paints the picture of the generation that it is in.
+    pub fn paint(&self) -> peervram::Result<()> {
+        self.view.write(0, &bytes_of(self.taken.load(Ordering::SeqCst) / self.exports))
     }
 }
 

@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::driver;
 use crate::guest::Guest;
@@ -27,6 +27,9 @@ use crate::tests;
 
 /// How a test's function ends.
 pub type Verdict = Result<()>;
+
+/// How long a test may take that runs only where it is named.
+const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// A test.
 #[derive(Debug)]
@@ -37,6 +40,7 @@ pub struct Test {
     with: fn(&Facts) -> bool,
     on: fn(&Facts) -> bool,
     is_of_a_topology: bool,
+    is_only_when_named: bool,
     allowed: &'static [&'static str],
     /// What the Vulkan driver pretends.
     pretence: Option<&'static str>,
@@ -58,6 +62,7 @@ impl Test {
             },
             on: |_| true,
             is_of_a_topology: true,
+            is_only_when_named: false,
             allowed: &[],
             pretence: None,
             driver: None,
@@ -121,6 +126,12 @@ impl Test {
         Test { is_of_a_topology: false, ..self }
     }
 
+    /// The same, and it takes long: it runs only where its whole name is given. The host hears of it all the while, by cells or
+    /// otherwise, or takes the guest for lost.
+    pub const fn only_when_named(self) -> Test {
+        Test { is_only_when_named: true, ..self }
+    }
+
     /// The same, allowed to make the kernel say these things.
     pub const fn allowing(self, allowed: &'static [&'static str]) -> Test {
         Test { allowed, ..self }
@@ -145,6 +156,11 @@ impl Test {
         Ok(all)
     }
 
+    /// How long it may take.
+    pub fn limit(&self) -> Duration {
+        if self.is_only_when_named { LONG } else { wire::TEST_LIMIT }
+    }
+
     /// Whether it is for that machine.
     pub fn is_for(&self, facts: &Facts) -> bool {
         (self.with)(facts) && (self.on)(facts)
@@ -152,7 +168,8 @@ impl Test {
 
     /// The form in which the host lists the test.
     pub fn listed(&self) -> wire::Listed {
-        wire::Listed { name: self.name.into(), is_of_a_topology: self.is_of_a_topology }
+        let Test { name, is_of_a_topology, is_only_when_named, .. } = *self;
+        wire::Listed { name: name.into(), is_of_a_topology, is_only_when_named }
     }
 
     /// Whether the kernel may say that during this test.

@@ -15,6 +15,7 @@ use peervram::backends::{DmaBuf, DmaRange, DmaRanges, Exporter, Importer, Mappin
 use peervram::{Attachment, Direction, Error, Kind, Outcome};
 use peervram_model_driver::{ModelGpu, VRAM_BAR};
 
+use crate::blocks;
 use crate::crossing::{PATIENCE, check_screen, open_node};
 use crate::guest::Guest;
 use crate::holder::Hold;
@@ -54,8 +55,12 @@ pub struct Seen {
     pub torn: u64,
     /// The memory is gone for good.
     pub gone: bool,
-    /// Something happened that no kernel announces: until this process has heard of it, bytes may be wrong.
-    pub unannounced: bool,
+    /// Something happened that nobody announced, or was not waited for: in generations below this one, bytes may be wrong until
+    /// this process has heard of it.
+    pub unannounced_below: u64,
+    /// The generation of the lender whose bytes are looked for, where this process has counted fewer: it hears once of what
+    /// was taken twice.
+    pub of_lender: Option<u64>,
     /// Looks that found wrong bytes then.
     pub wrong: u64,
     /// Why it was last not let in.
@@ -80,14 +85,14 @@ impl Seen {
             }
         };
         let generation = access.generation();
-        let looked = witness.is_right(access.memory(), generation);
+        let looked = witness.is_right(access.memory(), self.of_lender.unwrap_or(generation));
         match access.finish() {
             Outcome::Torn { .. } => {
                 self.torn += 1;
                 witness.recover()
             }
             Outcome::Ok => {
-                let may_be_wrong = self.unannounced && generation == 0;
+                let may_be_wrong = generation < self.unannounced_below;
                 match looked {
                     Ok(true) => (self.right, self.generation) = (self.right + 1, generation),
                     Ok(false) | Err(_) if may_be_wrong => {
@@ -218,8 +223,8 @@ impl Witness for ImageReader {
     }
 }
 
-/// How much an engine copies: messages of the model take their time.
-const COPIED_BYTES: u64 = 64 << 10;
+/// How much an engine copies at a time: messages of the model take their time.
+pub const COPIED_BYTES: u64 = 64 << 10;
 
 /// Another model GPU: its engine copies into its own VRAM, which is compared there.
 pub struct CopyEngine {
@@ -243,6 +248,20 @@ impl CopyEngine {
         let view = device.map(&DmaRanges::new(device.region(VRAM_BAR)?, &[landing])?)?;
         Ok(Self { name, space: Arc::new(space), gpu, view, device })
     }
+
+    /// What is in `memory` from `offset_bytes` on, [`COPIED_BYTES`] of it.
+    pub fn load(&self, memory: &IovaMapping, offset_bytes: u64) -> Result<Vec<u8>> {
+        self.gpu.read_dma(memory.iova() + offset_bytes, 0, COPIED_BYTES, PATIENCE)?;
+        let mut copied = vec![0; COPIED_BYTES as usize];
+        self.view.read(0, &mut copied)?;
+        Ok(copied)
+    }
+
+    /// Puts the blocks of `seed` at their place in `memory`, [`COPIED_BYTES`] of them from `offset_bytes` on.
+    pub fn store(&self, seed: u32, memory: &IovaMapping, offset_bytes: u64) -> Result<()> {
+        blocks::fill(&self.gpu, seed, offset_bytes, COPIED_BYTES, COPIED_BYTES)?;
+        Ok(self.gpu.write_dma(COPIED_BYTES, memory.iova() + offset_bytes, COPIED_BYTES, PATIENCE)?)
+    }
 }
 
 impl Witness for CopyEngine {
@@ -257,9 +276,7 @@ impl Witness for CopyEngine {
     }
 
     fn is_right(&mut self, memory: &IovaMapping, generation: u64) -> Result<bool> {
-        self.gpu.read_dma(memory.iova(), 0, COPIED_BYTES, PATIENCE)?;
-        let mut copied = vec![0; COPIED_BYTES as usize];
-        self.view.read(0, &mut copied)?;
+        let copied = self.load(memory, 0)?;
         Ok(copied == bytes_of(generation)[..copied.len()])
     }
 
@@ -280,11 +297,17 @@ pub struct Held {
 /// The holder as an importer.
 pub struct AsFunction {
     function: String,
+    on_revoke: OnRevoke,
 }
 
 impl Holder {
     pub fn new(function: String) -> Self {
-        Self(Arc::new(AsFunction { function }))
+        Self(Arc::new(AsFunction { function, on_revoke: OnRevoke::Reimport }))
+    }
+
+    /// One whose imports must be freed before memory is taken back.
+    pub fn freed_before(function: String) -> Self {
+        Self(Arc::new(AsFunction { function, on_revoke: OnRevoke::FreeBefore }))
     }
 }
 
@@ -300,7 +323,7 @@ impl Importer for AsFunction {
     }
 
     fn on_revoke(&self) -> OnRevoke {
-        OnRevoke::Reimport
+        self.on_revoke
     }
 
     fn governed_by_p2pdma(&self) -> bool {

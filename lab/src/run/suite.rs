@@ -123,7 +123,11 @@ pub fn plan(
         .map(|machine| {
             let all = extent == Extent::Everywhere || machine.facts().has_usual_topology();
             let tests = tests.remove(machine.name).unwrap_or_default().into_iter();
-            let chosen = tests.filter(|test| test.name.contains(filter) && (all || test.is_of_a_topology));
+            let is_wanted = |test: &Listed| match test.is_only_when_named {
+                true => test.name == filter,
+                false => test.name.contains(filter),
+            };
+            let chosen = tests.filter(|test| is_wanted(test) && (all || test.is_of_a_topology));
             Plan { machine, tests: chosen.map(|test| test.name).collect() }
         })
         .filter(|plan| !plan.tests.is_empty())

@@ -36,8 +36,8 @@ use peervram_programs::picture::Picture;
 /// From QEMU's start to the agent's first word. Ten times what a quiet host needs.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
-/// The agent ends a test that takes longer than [`wire::TEST_LIMIT`]; if even that does not
-/// come, the guest hangs.
+/// The agent ends a test that takes longer than [`wire::TEST_LIMIT`], or lets one that was asked for by name go on while it
+/// is heard of; if neither comes, the guest hangs.
 const AGENT_LIMIT: Duration = wire::TEST_LIMIT.saturating_add(Duration::from_secs(30));
 
 /// A machine with its agent up.

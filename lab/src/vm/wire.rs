@@ -139,6 +139,8 @@ pub struct Listed {
     pub name: String,
     /// Whether topology or IOMMU may decide how it comes out.
     pub is_of_a_topology: bool,
+    /// Whether it runs only where its whole name is given.
+    pub is_only_when_named: bool,
 }
 
 /// What a test found, for a table of the machine's report: which table, and where in it.

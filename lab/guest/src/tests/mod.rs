@@ -2,6 +2,7 @@
 
 mod adopt;
 mod bind;
+mod broker;
 mod coherent_trust;
 mod command_line;
 mod doctor;
@@ -74,6 +75,7 @@ pub fn all() -> impl Iterator<Item = &'static Test> {
     .into_iter()
     .flatten()
     .chain(revoke::tests())
+    .chain(broker::tests())
     // After everything that it watches.
     .chain(lockdep::TESTS)
 }

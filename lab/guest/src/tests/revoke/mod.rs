@@ -7,7 +7,7 @@ mod coherent;
 mod endurance;
 mod late;
 mod refusals;
-mod table;
+pub mod table;
 
 use crate::test::Test;
 

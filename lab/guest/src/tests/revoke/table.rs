@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use peervram::backends::PciAddress;
 use peervram::backends::vfio::{Interface, PowerState};
-use peervram::{Kind, RevokeOptions, Trust};
+use peervram::{Kind, Lender, RevokeOptions, Trust};
 use peervram_lab::change::Severity;
 
 use crate::crossing::{Lends, PATIENCE};
@@ -33,45 +33,52 @@ pub const ASKED: &[&str] = &["Relaying device request"];
 pub struct Cause<D: Lends> {
     pub name: &'static str,
     /// What is done to the device from outside, while `take` waits for it. Nobody is told before.
-    happens: Option<fn(&Guest, PciAddress) -> Result<()>>,
-    /// Takes it, and gives it back where that is another call. Gives the lender back unless it is closed.
-    take: fn(Painted<D>) -> Result<Option<Painted<D>>>,
+    pub happens: Option<fn(&Guest, PciAddress) -> Result<()>>,
+    /// Takes it, and gives it back where that is another call.
+    pub take: Take<D>,
     /// Whether the device is reset by it.
     pub resets: bool,
 }
 
+/// How memory is taken back.
+pub enum Take<D: Lends> {
+    /// It comes back.
+    Keeps(fn(&Lender<D>) -> peervram::Result<()>),
+    /// The lender ends.
+    Ends(fn(Painted<D>) -> Result<()>),
+}
+
 /// All of them.
 pub fn causes<D: Lends>() -> [Cause<D>; 11] {
+    use Take::{Ends, Keeps};
     [
-        Cause::ours("reset", |painted| keep(painted, |lent| lent.lender.reset(PATIENCE))).resetting(),
-        Cause::ours("reset at once", |painted| keep(painted, reset_at_once)).resetting(),
-        Cause::ours("hot reset", |painted| keep(painted, |lent| lent.lender.hot_reset(&[], PATIENCE)))
-            .resetting(),
-        Cause::ours("memory off, on", |painted| keep(painted, memory_off_and_on)),
-        Cause::ours("D3hot, D0", |painted| keep(painted, sleep_and_wake)),
-        Cause::ours("low power", |painted| keep(painted, low_power)),
-        Cause::ours("FLR", |painted| keep(painted, |lent| lent.lender.function_level_reset(PATIENCE)))
-            .resetting(),
+        Cause::ours("reset", Keeps(|lender| lender.reset(PATIENCE))).resetting(),
+        Cause::ours("reset at once", Keeps(reset_at_once)).resetting(),
+        Cause::ours("hot reset", Keeps(|lender| lender.hot_reset(&[], PATIENCE))).resetting(),
+        Cause::ours("memory off, on", Keeps(memory_off_and_on)),
+        Cause::ours("D3hot, D0", Keeps(sleep_and_wake)),
+        Cause::ours("low power", Keeps(low_power)),
+        Cause::ours("FLR", Keeps(|lender| lender.function_level_reset(PATIENCE))).resetting(),
         Cause {
             name: "error",
             happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::NonFatal)),
-            take: |painted| keep(painted, recover),
+            take: Keeps(recover),
             resets: true,
         },
         Cause {
             name: "fatal error",
             happens: Some(|guest, device| guest.slot_of(&device.to_string())?.port_error(Severity::Fatal)),
-            take: |painted| keep(painted, recover),
+            take: Keeps(recover),
             resets: true,
         },
-        Cause::ours("close", close),
-        Cause::ours("unbind", unbind),
+        Cause::ours("close", Ends(close)),
+        Cause::ours("unbind", Ends(unbind)),
     ]
 }
 
 impl<D: Lends> Cause<D> {
     /// A cause that needs nothing from outside the guest.
-    const fn ours(name: &'static str, take: fn(Painted<D>) -> Result<Option<Painted<D>>>) -> Self {
+    const fn ours(name: &'static str, take: Take<D>) -> Self {
         Self { name, happens: None, take, resets: false }
     }
 
@@ -79,79 +86,86 @@ impl<D: Lends> Cause<D> {
     const fn resetting(self) -> Self {
         Self { resets: true, ..self }
     }
-}
 
-fn keep<D: Lends>(
-    painted: Painted<D>,
-    take: impl FnOnce(&Painted<D>) -> peervram::Result<()>,
-) -> Result<Option<Painted<D>>> {
-    take(&painted)?;
-    Ok(Some(painted))
+    /// Takes the memory back. Gives the lender back unless it has ended.
+    fn take(&self, painted: Painted<D>) -> Result<Option<Painted<D>>> {
+        match self.take {
+            Take::Keeps(take) => {
+                take(&painted.lender)?;
+                Ok(Some(painted))
+            }
+            Take::Ends(end) => end(painted).map(|()| None),
+        }
+    }
 }
 
 /// Waits for nobody: what is in flight is torn. What must be freed first cannot be torn, and is waited for.
-fn reset_at_once<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
+fn reset_at_once<D: Lends>(lender: &Lender<D>) -> peervram::Result<()> {
     let options = RevokeOptions::within(Duration::ZERO).or_go_on();
-    match painted.lender.reset(options) {
-        Err(error) if error.kind() == Kind::StillInUse => painted.lender.reset(PATIENCE),
+    match lender.reset(options) {
+        Err(error) if error.kind() == Kind::StillInUse => lender.reset(PATIENCE),
         other => other,
     }
 }
 
-fn memory_off_and_on<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    painted.lender.set_memory_enabled(false, PATIENCE)?;
+fn memory_off_and_on<D: Lends>(lender: &Lender<D>) -> peervram::Result<()> {
+    lender.set_memory_enabled(false, PATIENCE)?;
     thread::sleep(AWAY);
-    painted.lender.set_memory_enabled(true, PATIENCE)
+    lender.set_memory_enabled(true, PATIENCE)
 }
 
-fn sleep_and_wake<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    painted.lender.set_power_state(PowerState::D3hot, PATIENCE)?;
+fn sleep_and_wake<D: Lends>(lender: &Lender<D>) -> peervram::Result<()> {
+    lender.set_power_state(PowerState::D3hot, PATIENCE)?;
     thread::sleep(AWAY);
-    painted.lender.set_power_state(PowerState::D0, PATIENCE)
+    lender.set_power_state(PowerState::D0, PATIENCE)
 }
 
-fn low_power<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    painted.lender.enter_low_power(PATIENCE)?;
+fn low_power<D: Lends>(lender: &Lender<D>) -> peervram::Result<()> {
+    lender.enter_low_power(PATIENCE)?;
     thread::sleep(AWAY);
-    painted.lender.leave_low_power()
+    lender.leave_low_power()
 }
 
 /// The device has told of an error, and its memory is taken back unasked. A reset gives it back; where the
 /// kernel has reset the link, memory decoding is off besides.
-fn recover<D: Lends>(painted: &Painted<D>) -> peervram::Result<()> {
-    while painted.export.generation() == 0 {
+fn recover<D: Lends>(lender: &Lender<D>) -> peervram::Result<()> {
+    while lender.generation() == 0 {
         thread::sleep(Duration::from_millis(1));
     }
     // The kernel has the device locked while it recovers by itself, and tells of the error once more where it gives
     // up: `pcie_do_recovery` in drivers/pci/pcie/err.c. An error in the middle of a reset takes another reset.
-    while let Err(error) = painted.lender.reset(PATIENCE) {
+    while let Err(error) = lender.reset(PATIENCE) {
         if !matches!(error.kind(), Kind::Busy | Kind::Revoked) {
             return Err(error);
         }
         thread::sleep(Duration::from_millis(10));
     }
-    painted.lender.set_memory_enabled(true, PATIENCE)
+    lender.set_memory_enabled(true, PATIENCE)
 }
 
 /// How long memory stays away, while everyone goes on trying.
 const AWAY: Duration = Duration::from_millis(50);
 
-fn close<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
+fn close<D: Lends>(painted: Painted<D>) -> Result<()> {
     let Painted { export, lender } = painted;
     lender.close(PATIENCE)?;
     drop(export);
-    Ok(None)
+    Ok(())
 }
 
-/// The kernel waits for us; we are asked, and give the device up by ourselves.
-fn unbind<D: Lends>(painted: Painted<D>) -> Result<Option<Painted<D>>> {
+fn unbind<D: Lends>(painted: Painted<D>) -> Result<()> {
     let address = painted.lender.device().address();
+    unbind_and_bind(address, || drop(painted))
+}
+
+/// The kernel waits for us; we are asked, and give the device up by ourselves. `end` is what is done before the device is
+/// bound again.
+pub fn unbind_and_bind(address: PciAddress, end: impl FnOnce()) -> Result<()> {
     let driver = address.driver().context("the device is bound to no driver")?;
     fs::write(address.sysfs_path().join("driver/unbind"), address.to_string()).context("unbinding")?;
     ensure!(address.driver().is_none(), "{address} is still bound");
-    drop(painted);
-    guest::bind(&address.to_string(), &driver)?;
-    Ok(None)
+    end();
+    guest::bind(&address.to_string(), &driver)
 }
 
 /// Works on memory while it is taken back for `cause`; what came of it.
@@ -166,9 +180,9 @@ pub fn survive<W: Witness, D: Lends>(
     let mut seen = Seen::default();
     seen.look_until(witness, &attachment, |seen| seen.right >= 2)?;
     thread::scope(|scope| {
-        let revoker = scope.spawn(|| (cause.take)(painted));
+        let revoker = scope.spawn(|| cause.take(painted));
         if let Some(happens) = cause.happens {
-            seen.unannounced = true;
+            seen.unannounced_below = 1;
             happens(guest, device)?;
         }
         seen.look_until(witness, &attachment, |_| revoker.is_finished())?;
