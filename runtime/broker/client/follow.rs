@@ -198,6 +198,8 @@ struct Mail {
     is_taken: bool,
     /// The lease is over for this process: nobody needs them.
     is_over: bool,
+    /// The broker knows.
+    is_returned: bool,
 }
 
 impl Followed {
@@ -235,6 +237,7 @@ impl Followed {
     pub fn close(&self, options: RevokeOptions) -> Result<()> {
         self.close_locally(options)?;
         let Done {} = self.calls.call("Return", &OfLease { lease: self.lease }, "return a lease")?;
+        self.mail.lock().is_returned = true;
         Ok(())
     }
 
@@ -255,10 +258,13 @@ impl Followed {
     pub fn end(&self) {
         let mut mail = self.mail.lock();
         mail.is_over = true;
+        let is_returned = mail.is_returned;
         drop(mail);
         self.arrived.notify_all();
         self.revoker.close_dropped(&self.device, &self.exporter);
-        give_back(&self.calls, self.lease);
+        if !is_returned {
+            give_back(&self.calls, self.lease);
+        }
     }
 
     /// Queues an event, and has a thread take what is queued.

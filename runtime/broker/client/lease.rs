@@ -56,6 +56,11 @@ impl Lease {
         &self.memory
     }
 
+    /// The device that it is of, as its lender names it.
+    pub fn device(&self) -> &str {
+        &self.followed.device().name
+    }
+
     /// Gives the memory back: nobody in this process uses it any more, its descriptors are closed, and the broker is told.
     ///
     /// # Errors
