@@ -238,6 +238,10 @@ impl Binding {
         let file = root.join(record_of(self.device));
         let written = || -> io::Result<()> {
             let folder = file.parent().unwrap_or(root);
+            // The folder above has the broker's socket, too, to which everybody may connect.
+            if let Some(above) = folder.parent() {
+                fs::DirBuilder::new().recursive(true).mode(0o755).create(above)?;
+            }
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
             let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
             replace(&file, 0o600, text.as_bytes())
