@@ -32,17 +32,27 @@ impl MemoryArguments {
         }
     }
 
+    /// The region and the ranges, as they were asked for.
+    pub fn asked(&self) -> (Option<u32>, Vec<DmaRange>) {
+        (self.region, self.ranges.iter().map(|argument| argument.0).collect())
+    }
+
     /// The ranges asked for, checked against the device.
     pub fn ranges(&self, device: &Opened) -> Result<DmaRanges> {
-        let region = match self.region {
-            Some(index) => device.region(index)?,
-            None => device.memory()?,
-        };
-        if self.ranges.is_empty() {
-            return DmaRanges::whole(region);
-        }
-        let ranges: Vec<DmaRange> = self.ranges.iter().map(|argument| argument.0).collect();
-        DmaRanges::new(region, &ranges)
+        let (region, ranges) = self.asked();
+        ranges_of(device, region, &ranges)
+    }
+}
+
+/// `ranges` of a region of `device`: of its VRAM where none is named, and all of it where there are none.
+pub fn ranges_of(device: &Opened, region: Option<u32>, ranges: &[DmaRange]) -> Result<DmaRanges> {
+    let region = match region {
+        Some(index) => device.region(index)?,
+        None => device.memory()?,
+    };
+    match ranges {
+        [] => DmaRanges::whole(region),
+        ranges => DmaRanges::new(region, ranges),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod bind;
+mod broker;
 mod capture;
 mod child;
 mod coherent;
@@ -50,6 +51,9 @@ use clap::{Parser, Subcommand};
         peervram verify 01:00.0 vulkan                    whether bytes arrive, tested\n  \
         peervram holders 01:00.0                          whom a reset of it would wait for\n  \
         peervram reset 01:00.0                            reset it, and show whom that waits for\n  \
+        peervram serve 01:00.0 --allow user:NAME          lend to other processes and users\n  \
+        peervram borrow --size 16M -- PROGRAM             run a program with memory that another process lends\n  \
+        peervram status                                   who has what\n  \
         peervram trial --lender 01:00.0                   try all of it on real GPUs, for a report to send\n\n\
         Exit codes: 0 done, 1 failed, 2 wrong usage, 4 cannot run on this machine."
 )]
@@ -80,6 +84,10 @@ enum Subcommands {
     Route(route::Arguments),
     Capture(capture::Arguments),
     Verify(verify::Arguments),
+    Serve(broker::serve::Arguments),
+    Borrow(broker::borrow::Arguments),
+    Status(broker::status::Arguments),
+    Operate(broker::operate::Arguments),
     Trial(trial::Arguments),
     Completions(completions::Arguments),
     Manual(manual::Arguments),
@@ -88,6 +96,8 @@ enum Subcommands {
 fn main() -> ExitCode {
     let command = Command::parse();
     let level = match command.verbose {
+        // A service's log is read when it is too late to ask for more.
+        0 if matches!(command.subcommand, Subcommands::Serve(_)) => "info",
         0 => "error",
         1 => "info",
         _ => "trace",
@@ -111,6 +121,10 @@ fn main() -> ExitCode {
         Subcommands::Route(arguments) => route::run(&arguments, command.json),
         Subcommands::Capture(arguments) => capture::run(&arguments, command.json),
         Subcommands::Verify(arguments) => verify::run(&arguments, command.json),
+        Subcommands::Serve(arguments) => broker::serve::run(&arguments, command.json),
+        Subcommands::Borrow(arguments) => broker::borrow::run(&arguments, command.json),
+        Subcommands::Status(arguments) => broker::status::run(&arguments, command.json),
+        Subcommands::Operate(arguments) => broker::operate::run(&arguments, command.json),
         Subcommands::Trial(arguments) => trial::run(&arguments, command.json),
         Subcommands::Completions(arguments) => completions::run(&arguments, command.json),
         Subcommands::Manual(arguments) => manual::run(&arguments, command.json),

@@ -211,7 +211,7 @@ fn code(error: Option<&Error>, all_good: bool) -> ExitCode {
 }
 
 /// Opens the device; where somebody else has it, says who.
-fn open(address: PciAddress) -> Result<Opened> {
+pub fn open(address: PciAddress) -> Result<Opened> {
     Opened::open(address).map_err(|error| {
         if error.kind() != Kind::Busy {
             return error;

@@ -8,7 +8,7 @@ use super::candidate::{Candidate, exports_dma_bufs};
 use super::facts::Facts;
 use super::finding::{Finding, Section, Severity, Step, StepOrder};
 use super::pair::{Pair, PairPath, PairState};
-use super::{bars, devices, iommu, kernel, permissions, vulkan};
+use super::{bars, broker, devices, iommu, kernel, permissions, vulkan};
 
 /// More steps than this are not taken in at once.
 const STEPS_MAX: usize = 5;
@@ -51,6 +51,7 @@ impl Diagnosis {
         findings.extend(permissions::examine(facts, &candidates));
         findings.extend(vulkan::examine(facts));
         findings.extend(of_pairs(&candidates, &pairs));
+        findings.push(broker::examine(&facts.broker));
 
         let can_lend = candidates.iter().any(|candidate| {
             candidate.is_ready() && (exports_dma_bufs(facts) || facts.host_pointer_importer().is_some())

@@ -50,6 +50,7 @@ pub struct Facts {
     #[serde(serialize_with = "as_captured")]
     pub topology: Reading<Topology>,
     pub vulkan: Vulkan,
+    pub broker: Broker,
 }
 
 /// The user who runs the doctor.
@@ -89,6 +90,31 @@ pub enum Vulkan {
     Missing { why: String },
     /// The loader or a driver ended the process that asked, or did not answer.
     Broken { why: String },
+}
+
+/// What a broker at the usual socket says to this user.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Broker {
+    /// There is no socket.
+    Absent { socket: PathBuf },
+    /// There is one, and this user gets no answer.
+    Silent { socket: PathBuf, why: String },
+    /// It answers.
+    Answers {
+        socket: PathBuf,
+        /// What this user may borrow of.
+        memories: Vec<LentMemory>,
+        /// Whether this user may see who has what, reset and evict.
+        is_operator: bool,
+    },
+}
+
+/// Memory that a broker lends.
+#[derive(Debug, Clone, Serialize)]
+pub struct LentMemory {
+    pub name: String,
+    pub free_bytes: u64,
 }
 
 /// A physical device, as its driver describes it.

@@ -13,11 +13,20 @@ pub enum Section {
     Permissions,
     Vulkan,
     Pairs,
+    Broker,
 }
 
 impl Section {
-    pub const ALL: [Self; 7] =
-        [Self::Kernel, Self::Iommu, Self::Devices, Self::Bars, Self::Permissions, Self::Vulkan, Self::Pairs];
+    pub const ALL: [Self; 8] = [
+        Self::Kernel,
+        Self::Iommu,
+        Self::Devices,
+        Self::Bars,
+        Self::Permissions,
+        Self::Vulkan,
+        Self::Pairs,
+        Self::Broker,
+    ];
 
     pub fn title(self) -> &'static str {
         match self {
@@ -28,6 +37,7 @@ impl Section {
             Self::Permissions => "Permissions",
             Self::Vulkan => "Vulkan",
             Self::Pairs => "Who can lend to whom",
+            Self::Broker => "Lending to other processes",
         }
     }
 }

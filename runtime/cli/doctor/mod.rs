@@ -4,6 +4,7 @@
 //! No device is opened: opening a VFIO device resets it.
 
 mod bars;
+mod broker;
 mod candidate;
 mod devices;
 mod diagnosis;
@@ -75,6 +76,7 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         kernel_release: vfio::kernel_release(),
         topology,
         vulkan: vulkan_process::ask(),
+        broker: broker::ask(crate::broker::usual_socket()),
     };
     let facts = read::read(Path::new("/"), elsewhere);
     let diagnosis = Diagnosis::of(&facts);

@@ -14,7 +14,7 @@ use peervram::backends::topology::{Reading, Topology};
 use rustix::fs::Access;
 use rustix::process::Resource;
 
-use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan};
+use super::facts::{Broker, DeviceFile, Distribution, Facts, User, Vulkan};
 use super::kernel_config;
 use crate::in_use::InUse;
 use crate::pci_names::PciNames;
@@ -24,11 +24,12 @@ pub struct ProcessFacts {
     pub kernel_release: String,
     pub topology: Reading<Topology>,
     pub vulkan: Vulkan,
+    pub broker: Broker,
 }
 
 /// The facts of a machine whose `sys`, `proc`, `dev` and `etc` are below `root`.
 pub fn read(root: &Path, of_process: ProcessFacts) -> Facts {
-    let ProcessFacts { kernel_release, topology, vulkan } = of_process;
+    let ProcessFacts { kernel_release, topology, vulkan, broker } = of_process;
     let mut facts = Facts {
         kernel_options: kernel_config::read(root, &kernel_release),
         command_line: command_line(root),
@@ -51,6 +52,7 @@ pub fn read(root: &Path, of_process: ProcessFacts) -> Facts {
         kernel_release,
         topology,
         vulkan,
+        broker,
     };
     read_functions(root, &mut facts);
     facts
@@ -183,6 +185,7 @@ mod tests {
             kernel_release: "7.3.4".into(),
             topology: Reading::Unread("none".into()),
             vulkan: Vulkan::Missing { why: "none".into() },
+            broker: Broker::Absent { socket: "none".into() },
         };
         read(root.path(), of_process)
     }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::candidate::Candidate;
 use super::diagnosis::{Diagnosis, Verdict};
-use super::facts::{DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice};
+use super::facts::{Broker, DeviceFile, Distribution, Facts, User, Vulkan, VulkanDevice};
 use super::finding::{Finding, Severity, Step, StepOrder};
 use super::kernel_config::OPTIONS;
 use super::page;
@@ -52,6 +52,7 @@ impl FakeMachine {
             names: BTreeMap::new(),
             topology: Reading::Unread("not made yet".into()),
             vulkan: Vulkan::Devices(vec![lavapipe()]),
+            broker: Broker::Absent { socket: "/run/peervram/broker".into() },
         };
         let cpu = Cpu {
             vendor: Some("AuthenticAMD".into()),

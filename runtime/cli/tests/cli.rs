@@ -76,6 +76,24 @@ fn wrong_usage_is_exit_code_2_with_an_example() {
         (&["bind"], "--help"),
         (&["bind", "gpu0"], "0000:01:00.0"),
         (&["unbind", "gpu0"], "0000:01:00.0"),
+        (&["serve", "gpu0"], "0000:01:00.0"),
+        (&["serve", "--allow", "alice"], "user:NAME"),
+        (&["serve", "--allow", "everybody,bytes=much"], "0x1000"),
+        (&["serve", "--host", "1.5G"], "0x1000"),
+        (&["serve", "--host", "5"], "page"),
+        (&["serve", "--region", "2"], "--config"),
+        (&["serve", "01:00.0", "02:00.0", "--range", "0+4K"], "--config"),
+        (&["serve", "--config", "broker.toml", "--host", "1G"], "--help"),
+        (&["serve", "--config", "/dev/null", "--allow", "everybody"], "--help"),
+        (&["borrow"], "--size"),
+        (&["borrow", "--size", "much"], "0x1000"),
+        (&["borrow", "--range", "0+4K"], "--memory"),
+        (&["borrow", "--size", "4K", "--memory", "host", "--range", "0+4K"], "--help"),
+        (&["borrow", "--size", "4K", "--json", "--", "true"], "leave one of them out"),
+        (&["status", "--json", "--prometheus"], "leave one of them out"),
+        (&["status", "--watch", "0"], "--help"),
+        (&["operate"], "--help"),
+        (&["operate", "evict", "all"], "--help"),
     ] {
         let output = peervram(arguments);
         let text = String::from_utf8_lossy(if arguments.contains(&"--json") {
@@ -104,6 +122,7 @@ fn commands() -> Vec<String> {
 /// What each command is run with to print something on any machine; FOLDER is one of its own.
 const PRINTING: &[&[&str]] = &[
     &["bind", "fffe:fe:1f.7", "--dry-run"],
+    &["borrow", "--size", "4K", "--socket", "FOLDER/nobody"],
     &["capture"],
     &["capture", "FOLDER/machine.json"],
     &["completions", "bash"],
@@ -114,9 +133,13 @@ const PRINTING: &[&[&str]] = &[
     &["holders"],
     &["import", "fffe:fe:1f.7", "--to", "/dev/null"],
     &["manual", "FOLDER/man"],
+    &["operate", "evict", "7", "--socket", "FOLDER/nobody"],
     &["reset", "fffe:fe:1f.7"],
     &["route", "--all"],
     &["route", "fffe:fe:1f.7", "cpu"],
+    &["serve", "fffe:fe:1f.7", "--socket", "FOLDER/broker"],
+    &["status", "--socket", "FOLDER/nobody"],
+    &["status", "--socket", "FOLDER/nobody", "--watch"],
     &["trial", "--lender", "fffe:fe:1f.7", "--report", "FOLDER/trial.md"],
     &["unbind", "fffe:fe:1f.7", "--dry-run"],
     &["verify", "--list"],
@@ -491,8 +514,8 @@ fn stored_certificates_are_listed_and_what_is_none_is_named() {
 #[test]
 fn help_teaches_each_command() {
     for command in [
-        "bind", "capture", "demo", "devices", "doctor", "export", "holders", "import", "reset", "route",
-        "unbind", "verify",
+        "bind", "borrow", "capture", "demo", "devices", "doctor", "export", "holders", "import", "operate",
+        "reset", "route", "serve", "status", "unbind", "verify",
     ] {
         let output = peervram(&[command, "--help"]);
         let text = String::from_utf8_lossy(&output.stdout);

@@ -1,0 +1,4 @@
+//! A broker of the program `peervram`, and its clients: the commands, the protocol's page, what is packaged.
+
+mod lending;
+mod served;
