@@ -1,4 +1,5 @@
 //! A broker of the program `peervram`, and its clients: the commands, the protocol's page, what is packaged.
 
 mod lending;
+mod packaging;
 mod served;
