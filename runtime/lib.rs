@@ -105,6 +105,9 @@ struct Verify;
 #[cfg(all(doctest, feature = "nvgrace", feature = "drm"))]
 #[doc = include_str!("../docs/nvgrace.md")]
 struct Nvgrace;
+#[cfg(all(doctest, feature = "broker"))]
+#[doc = include_str!("../docs/broker.md")]
+struct Broker;
 
 /// The programs for newcomers compile.
 #[cfg(all(doctest, feature = "host", feature = "vfio", feature = "vulkan"))]

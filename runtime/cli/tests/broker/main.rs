@@ -2,4 +2,5 @@
 
 mod lending;
 mod packaging;
+mod protocol;
 mod served;
