@@ -57,6 +57,10 @@ const SMALL: &str = " --sizes 4K,64K";
 /// What a trial is told beyond its page: nobody is at a terminal to be asked.
 const UNASKED: &str = " --yes";
 
+/// What serves until it is ended, as long as its clients come after it.
+const SERVES: [&str; 2] = ["peervram", "serve"];
+const CLIENTS: [&str; 3] = ["borrow", "operate", "status"];
+
 /// What cannot run here: the beginning of a command, and why.
 const CANNOT: &[(&str, &str)] = &[
     (
@@ -246,7 +250,7 @@ fn in_guest<'a>(
         guests.insert(machine, Guest { vm, devices });
     }
     let guest = guests.get_mut(machine).context("it was booted above")?;
-    let command = shown.on(&guest.devices)?;
+    let command = beside_its_broker(&shown.words(), shown.on(&guest.devices)?);
     // As root, in a folder of its own that lasts, since one command reads what another wrote.
     let script = format!(
         "#!/bin/sh\nset -e\nPATH={}:$PATH\nexport HOME=/tmp/book\nmkdir -p /tmp/book\ncd /tmp/book\nsudo() {{ \"$@\"; }}\n\
@@ -268,6 +272,26 @@ fn in_guest<'a>(
     };
     ensure!(exit.code == 0, "it ended with code {}\n{}{}", exit.code, exit.stdout, exit.stderr);
     Ok(())
+}
+
+/// A command that serves goes on beside what comes after it, once a client gets an answer. What is none of its clients ends
+/// it first: it may want the same device.
+fn beside_its_broker(words: &[&str], command: String) -> String {
+    const END: &str = "if [ -e serve.pid ]; then kill $(cat serve.pid) || true; rm serve.pid; \
+                       while [ -e /run/peervram/broker ]; do sleep 1; done; fi";
+    if words.starts_with(&SERVES) {
+        // A function in the background would be a shell, and not what it runs.
+        let serve = command.trim_start_matches("sudo ");
+        return format!(
+            "{END}\n{serve} > serve.log 2>&1 < /dev/null &\necho $! > serve.pid\n\
+             while kill -0 $(cat serve.pid); do peervram status && exit 0; sleep 1; done\n\
+             cat serve.log\nexit 1"
+        );
+    }
+    match words {
+        ["peervram", client, ..] if CLIENTS.contains(client) => command,
+        _ => format!("{END}\n{command}"),
+    }
 }
 
 /// Whether this program's own command line takes it, and what it names is there.
@@ -315,6 +339,22 @@ fn runs_here(shown: &Shown) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_broker_is_there_for_its_clients_and_for_nobody_else() {
+        let script = |command: &str| {
+            let words: Vec<&str> = command.split(' ').skip_while(|word| *word == "sudo").collect();
+            beside_its_broker(&words, command.to_owned())
+        };
+        let serve = script("sudo peervram serve 01:00.0");
+        assert!(serve.contains("\npeervram serve 01:00.0 > serve.log 2>&1 < /dev/null &\n"), "{serve}");
+        assert_eq!(script("peervram status"), "peervram status");
+        let other = script("sudo peervram reset 01:00.0");
+        assert!(
+            other.starts_with("if [ -e serve.pid ]") && other.ends_with("\nsudo peervram reset 01:00.0"),
+            "{other}"
+        );
+    }
 
     #[test]
     fn every_command_of_the_book_is_somebodys() {
