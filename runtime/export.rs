@@ -29,7 +29,7 @@ impl Export {
     }
 
     /// What it shares with its attachments.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     pub(crate) fn inner(&self) -> &Arc<ExportInner> {
         &self.0
     }

@@ -20,22 +20,22 @@ pub(crate) enum Thread {
     /// The second hop of a copy.
     Relay,
     /// Serves the clients of a broker.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Serve,
     /// Scrubs what a broker lends.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Scrub,
     /// Looks whether the kernel has freed what a broker lent.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Prove,
     /// Does what an operator asks a broker for.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Operate,
     /// Listens to a broker.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Listen,
     /// Does what a broker says of a lease.
-    #[cfg(feature = "broker")]
+    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
     Follow,
 }
 
@@ -52,17 +52,17 @@ impl Thread {
             Self::Close => "peervram-close",
             Self::Outlive => "peervram-work",
             Self::Relay => "peervram-relay",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Serve => "peervram-broker",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Scrub => "peervram-scrub",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Prove => "peervram-prove",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Operate => "peervram-operate",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Listen => "peervram-listen",
-            #[cfg(feature = "broker")]
+            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
             Self::Follow => "peervram-follow",
         }
     }
