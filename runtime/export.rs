@@ -29,7 +29,7 @@ impl Export {
     }
 
     /// What it shares with its attachments.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     pub(crate) fn inner(&self) -> &Arc<ExportInner> {
         &self.0
     }

@@ -39,7 +39,7 @@ mod attach_options;
 mod attachment;
 mod attachment_inner;
 mod attempt;
-#[cfg(all(feature = "broker", not(feature = "shuttle")))]
+#[cfg(feature = "broker")]
 pub mod broker;
 mod export;
 mod export_inner;

@@ -20,22 +20,22 @@ pub(crate) enum Thread {
     /// The second hop of a copy.
     Relay,
     /// Serves the clients of a broker.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Serve,
     /// Scrubs what a broker lends.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Scrub,
     /// Looks whether the kernel has freed what a broker lent.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Prove,
     /// Does what an operator asks a broker for.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Operate,
     /// Listens to a broker.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Listen,
     /// Does what a broker says of a lease.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     Follow,
 }
 
@@ -52,17 +52,17 @@ impl Thread {
             Self::Close => "peervram-close",
             Self::Outlive => "peervram-work",
             Self::Relay => "peervram-relay",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Serve => "peervram-broker",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Scrub => "peervram-scrub",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Prove => "peervram-prove",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Operate => "peervram-operate",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Listen => "peervram-listen",
-            #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+            #[cfg(feature = "broker")]
             Self::Follow => "peervram-follow",
         }
     }

@@ -55,7 +55,7 @@ mod scrub;
 mod server;
 mod socket;
 mod space;
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
 
 use std::fmt;

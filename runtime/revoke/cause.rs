@@ -28,7 +28,7 @@ pub enum RevokeCause {
 
 impl RevokeCause {
     /// The cause of that [`code`](RevokeCause::code), as another process says it.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     pub(crate) fn from_code(code: &str) -> Option<Self> {
         const ALL: [RevokeCause; 9] = [
             RevokeCause::Reset,

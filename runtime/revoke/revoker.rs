@@ -118,7 +118,7 @@ impl Revoker {
     }
 
     /// The import of an attachment must be freed before its memory is taken back, from now on.
-    #[cfg(all(feature = "broker", not(feature = "shuttle")))]
+    #[cfg(feature = "broker")]
     pub fn must_be_freed(&self, attachment: AttachmentId) {
         self.handle(&mut self.state.lock(), Input::MustBeFreed { attachment });
     }

@@ -69,12 +69,6 @@ const LINT: &[Lint] = &[
         &["clippy", "--quiet", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"],
         &[],
     ),
-    // The feature `shuttle` leaves out what waits for sockets.
-    (
-        "the library without shuttle",
-        &["clippy", "--quiet", "--package", "peervram", "--all-targets", "--", "-D", "warnings"],
-        &[],
-    ),
     (
         "the library alone",
         &[
@@ -95,11 +89,6 @@ const LINT: &[Lint] = &[
     (
         "documentation",
         &["doc", "--quiet", "--workspace", "--no-deps", "--all-features", "--document-private-items"],
-        &[("RUSTDOCFLAGS", "-D warnings")],
-    ),
-    (
-        "the library's documentation without shuttle",
-        &["doc", "--quiet", "--package", "peervram", "--no-deps", "--document-private-items"],
         &[("RUSTDOCFLAGS", "-D warnings")],
     ),
 ];

@@ -28,7 +28,7 @@ use crate::revoke::lending_device::LendingDevice;
 use crate::revoke::machine::{AtDeadline, Change, State};
 use crate::revoke::revoker::Revoker;
 use crate::revoke::{RevokeCause, RevokeOptions};
-use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread, pause};
+use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread, pause, wait_until};
 
 const TRIED: &str = "give memory back to its broker";
 /// Between two looks at whether a change that the broker began is over.
@@ -382,7 +382,7 @@ impl Followed {
                 return Ok(Took::Memory);
             }
             let Some(event) = mail.events.pop_front() else {
-                self.arrived.wait(&mut mail);
+                (mail, _) = wait_until(&self.arrived, mail, deadline_after(Duration::MAX));
                 continue;
             };
             let is_here = match event.event {
