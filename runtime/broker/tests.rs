@@ -221,7 +221,7 @@ fn who_is_late_is_named_and_goes_on() {
 }
 
 #[test]
-fn who_is_late_is_torn_where_the_revoke_goes_on() {
+fn a_client_that_is_late_is_torn_where_the_revoke_goes_on() {
     let scene = Scene::new();
     let (client, operator) = (scene.client(), scene.client());
     let lease = client.borrow(client::Wish::of_size(MIB)).unwrap();
