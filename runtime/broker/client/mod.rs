@@ -20,7 +20,9 @@
 //! ```
 //!
 //! What the broker says becomes a revoke of this process: gates shut, accesses finish, imports are freed, and then the
-//! broker is answered. No message is sent for an access.
+//! broker is answered. No message is sent for an access. So what the broker's side takes without waiting for an answer (at
+//! a deadline, at a device's error, at its end) is known here a moment after the kernel took it: an access that is
+//! finished in between ends as [`Ok`](crate::Outcome::Ok), and what it read may be all ones.
 
 mod call;
 mod follow;
