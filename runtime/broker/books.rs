@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use peervram_backends::{DmaRange, Error, Kind, Peer, page_size_bytes};
+use peervram_backends::{DmaRange, Error, Kind, Peer, deadline_after, page_size_bytes};
 
 use super::inbox::{Inbox, MemoryNotice, Notice};
 use super::message::{self, LeaseStatus, Memory, MemoryState, Quarantined};
@@ -368,7 +368,7 @@ impl Books {
             Err(error) => {
                 served.space.not_scrubbed(piece);
                 let again = if was_taken_back(error) { SCRUB_AGAIN_SOON } else { SCRUB_AGAIN };
-                served.scrub_at = Some(Instant::now() + again);
+                served.scrub_at = Some(deadline_after(again));
             }
         }
         self.scrub_more(memory);

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use peervram_backends::Error;
 use peervram_backends::holders::Attachments;
+use peervram_backends::{Error, deadline_after};
 
 use super::inbox::{Inbox, Notice};
 use crate::Result;
@@ -101,7 +101,7 @@ fn look(watched: &mut BTreeMap<u64, Watched>, inbox: &Inbox) {
             return true;
         }
         one.interval = (one.interval * 2).min(SELDOM);
-        one.next_look = now + one.interval;
+        one.next_look = deadline_after(one.interval);
         match &listed {
             Ok(listed) if !listed.has_buffer(one.inode) => {
                 inbox.tell(Notice::Freed(*lease));
