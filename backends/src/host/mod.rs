@@ -38,6 +38,44 @@ pub enum Backing {
     Memfd,
 }
 
+impl Backing {
+    /// Opens what it takes.
+    fn open(self) -> Result<Option<OwnedFd>> {
+        match self {
+            Self::Udmabuf => udmabuf::open().map(Some),
+            Self::Memfd => Ok(None),
+        }
+    }
+
+    /// What it is with that device, or without it.
+    fn of(udmabuf: Option<&OwnedFd>) -> Self {
+        match udmabuf {
+            Some(_) => Self::Udmabuf,
+            None => Self::Memfd,
+        }
+    }
+}
+
+/// A file of zeros that keeps its size: an importer's mapping must not lose its pages. udmabuf demands F_SEAL_SHRINK and
+/// refuses F_SEAL_WRITE (drivers/dma-buf/udmabuf.c, check_memfd_seals).
+fn sealed(size_bytes: u64) -> rustix::io::Result<OwnedFd> {
+    let memory = memfd_create("peervram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&memory, size_bytes)?;
+    fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
+    Ok(memory)
+}
+
+/// The only region of host memory.
+fn region_of(size_bytes: u64) -> Region {
+    Region {
+        index: 0,
+        size_bytes,
+        file_offset_bytes: 0,
+        flags: RegionFlags { read: true, write: true, mmap: true },
+        capabilities: Vec::new(),
+    }
+}
+
 /// Memory of this machine in the place of a device's VRAM.
 #[derive(Debug)]
 pub struct HostMemory {
@@ -64,31 +102,14 @@ impl HostMemory {
     /// # Errors
     /// As [`HostMemory::new`]; and why `/dev/udmabuf` does not open, where that was asked for.
     pub fn with_backing(size_bytes: u64, backing: Backing) -> Result<Self> {
-        let udmabuf = match backing {
-            Backing::Udmabuf => Some(udmabuf::open()?),
-            Backing::Memfd => None,
-        };
-        Self::with_udmabuf(size_bytes, udmabuf)
+        Self::with_udmabuf(size_bytes, backing.open()?)
     }
 
     fn with_udmabuf(size_bytes: u64, udmabuf: Option<OwnedFd>) -> Result<Self> {
         const TRIED: &str = "allocate host memory";
         check_whole_pages(TRIED, size_bytes)?;
-        let memory = memfd_create("peervram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(|errno| Error::os(TRIED, errno))?;
-        ftruncate(&memory, size_bytes).map_err(|errno| Error::os(TRIED, errno))?;
-        // An importer's mapping must not lose its pages: udmabuf demands F_SEAL_SHRINK and refuses
-        // F_SEAL_WRITE (drivers/dma-buf/udmabuf.c, check_memfd_seals).
-        fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)
-            .map_err(|errno| Error::os(TRIED, errno))?;
-        let region = Region {
-            index: 0,
-            size_bytes,
-            file_offset_bytes: 0,
-            flags: RegionFlags { read: true, write: true, mmap: true },
-            capabilities: Vec::new(),
-        };
-        Ok(Self { memory: Arc::new(memory), udmabuf, region: [region] })
+        let memory = sealed(size_bytes).map_err(|errno| Error::os(TRIED, errno))?;
+        Ok(Self { memory: Arc::new(memory), udmabuf, region: [region_of(size_bytes)] })
     }
 
     /// The only region.
@@ -98,10 +119,7 @@ impl HostMemory {
 
     /// What its dma-bufs are made of.
     pub fn backing(&self) -> Backing {
-        match self.udmabuf {
-            Some(_) => Backing::Udmabuf,
-            None => Backing::Memfd,
-        }
+        Backing::of(self.udmabuf.as_ref())
     }
 
     fn check(&self, tried: &'static str, ranges: &DmaRanges) -> Result<()> {

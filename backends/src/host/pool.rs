@@ -14,15 +14,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
-use super::{Backing, udmabuf};
+use super::{Backing, NAME, region_of, sealed, udmabuf};
 use crate::ranges::check_whole_pages;
-use crate::{
-    CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Mapping, PciAddress, Region, RegionFlags, Result,
-};
-
-const NAME: &str = "host memory";
+use crate::{CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Mapping, PciAddress, Region, Result};
 
 /// Host memory in the place of a device's VRAM, each export its own.
 #[derive(Debug)]
@@ -58,23 +53,12 @@ impl HostPool {
     /// # Errors
     /// As [`HostPool::new`]; and why `/dev/udmabuf` does not open, where that was asked for.
     pub fn with_backing(size_bytes: u64, backing: Backing) -> Result<Self> {
-        let udmabuf = match backing {
-            Backing::Udmabuf => Some(udmabuf::open()?),
-            Backing::Memfd => None,
-        };
-        Self::with_udmabuf(size_bytes, udmabuf)
+        Self::with_udmabuf(size_bytes, backing.open()?)
     }
 
     fn with_udmabuf(size_bytes: u64, udmabuf: Option<OwnedFd>) -> Result<Self> {
         check_whole_pages("make host memory", size_bytes)?;
-        let region = Region {
-            index: 0,
-            size_bytes,
-            file_offset_bytes: 0,
-            flags: RegionFlags { read: true, write: true, mmap: true },
-            capabilities: Vec::new(),
-        };
-        Ok(Self { udmabuf, region: [region], files: Mutex::default() })
+        Ok(Self { udmabuf, region: [region_of(size_bytes)], files: Mutex::default() })
     }
 
     /// The only region.
@@ -84,10 +68,7 @@ impl HostPool {
 
     /// What its dma-bufs are made of.
     pub fn backing(&self) -> Backing {
-        match self.udmabuf {
-            Some(_) => Backing::Udmabuf,
-            None => Backing::Memfd,
-        }
+        Backing::of(self.udmabuf.as_ref())
     }
 
     /// The memory of `ranges`, made where there is none; `exports` more exports of it.
@@ -111,14 +92,6 @@ impl HostPool {
 
 fn key(ranges: &DmaRanges) -> RangesKey {
     ranges.as_slice().iter().map(|range| (range.offset_bytes, range.length_bytes)).collect()
-}
-
-/// A file of zeros that cannot shrink under an importer: udmabuf demands that (`check_memfd_seals`).
-fn sealed(size_bytes: u64) -> rustix::io::Result<OwnedFd> {
-    let memory = memfd_create("peervram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&memory, size_bytes)?;
-    fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW)?;
-    Ok(memory)
 }
 
 impl Exporter for HostPool {
