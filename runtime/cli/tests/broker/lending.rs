@@ -51,7 +51,7 @@ fn a_program_has_what_it_is_run_with_and_the_lease_ends_with_it() {
         "test $1 = $PEERVRAM_FD && test $(stat -L -c %s /proc/self/fd/$1) = 1048576 && read line; exit 7";
     let arguments = ["borrow", "--size", "1M", "--label", "a test", "--", "sh", "-c", script, "sh", "{fd}"];
     let mut borrow = served.client(&arguments).stdin(Stdio::piped()).spawn().unwrap();
-    let status = served.wait_for_leases(1);
+    let status = served.wait_for_a_program();
     let lease = &status["leases"][0];
     assert_eq!((&lease["label"], &lease["size"]), (&json!("a test"), &json!(MIB)));
     assert_eq!((&lease["process"], &lease["program"]), (&json!(borrow.id()), &json!("peervram")));
@@ -67,7 +67,7 @@ fn a_program_has_what_it_is_run_with_and_the_lease_ends_with_it() {
 fn a_reset_waits_until_the_program_has_ended_and_is_called_off_if_it_does_not() {
     let served = Served::new(&["--host", "16M"]);
     let mut borrow = served.client(&["borrow", "--size", "1M", "--", "sleep", "600"]).spawn().unwrap();
-    served.wait_for_leases(1);
+    served.wait_for_a_program();
     let late = served.run(&["operate", "reset", "host", "--timeout-ms", "200", "--json"]);
     let late = assert_refused(&late, "still-in-use", 1);
     assert!(late["error"]["why"].as_str().unwrap().contains("lease 1"), "{late}");
@@ -116,7 +116,7 @@ fn a_program_that_does_not_mind_is_not_waited_for() {
 fn who_is_killed_leaves_nothing_behind_in_the_books() {
     let served = Served::new(&["--host", "16M"]);
     let mut borrow = served.client(&["borrow", "--size", "1M", "--", "sleep", "5"]).spawn().unwrap();
-    served.wait_for_leases(1);
+    served.wait_for_a_program();
     borrow.kill().unwrap();
     borrow.wait().unwrap();
     let status = served.wait_for_leases(0);
@@ -128,7 +128,7 @@ fn who_is_killed_leaves_nothing_behind_in_the_books() {
 fn a_broker_that_is_killed_is_heard_of_and_its_socket_is_used_again() {
     let mut served = Served::new(&["--host", "16M"]);
     let mut borrow = served.client(&["borrow", "--size", "1M", "--", "sleep", "600"]).spawn().unwrap();
-    served.wait_for_leases(1);
+    served.wait_for_a_program();
     let mut watching = served.client(&["status", "--watch", "--json"]).spawn().unwrap();
     served.child.kill().unwrap();
     served.child.wait().unwrap();
@@ -152,7 +152,7 @@ fn a_broker_that_is_told_to_end_does_so_and_removes_its_socket() {
         let mut served = Served::new(&["--host", "16M"]);
         let mut borrow = served.client(&["borrow", "--size", "1M", "--", "cat"]);
         let mut borrow = borrow.stdin(Stdio::piped()).spawn().unwrap();
-        served.wait_for_leases(1);
+        served.wait_for_a_program();
         signal(&served.child, how);
         assert!(ended(&mut served.child).success());
         assert!(!served.socket.exists());
@@ -169,7 +169,7 @@ fn what_cannot_be_done_is_refused_in_words() {
     assert_refused(&json(&["borrow", "--size", "1G"]), "invalid-input", 2);
     let mut borrow = served.client(&["borrow", "--memory", "host", "--range", "0+4K", "--", "sleep", "600"]);
     let mut borrow = borrow.spawn().unwrap();
-    served.wait_for_leases(1);
+    served.wait_for_a_program();
     assert_refused(&json(&["borrow", "--memory", "host", "--range", "0+8K"]), "exhausted", 1);
     signal(&borrow, Signal::TERM);
     ended(&mut borrow);

@@ -84,6 +84,14 @@ impl Served {
     pub fn wait_for_leases(&self, count: usize) -> Value {
         self.wait_for("a lease", |status| status["leases"].as_array().unwrap().len() == count)
     }
+
+    /// Waits for the lease of a program that the broker is to wait for: it is there a moment before the program is its
+    /// importer.
+    pub fn wait_for_a_program(&self) -> Value {
+        self.wait_for("an importer", |status| {
+            !status["leases"][0]["importers"].as_array().is_none_or(Vec::is_empty)
+        })
+    }
 }
 
 impl Drop for Served {
