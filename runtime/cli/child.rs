@@ -1,11 +1,15 @@
 //! Work in a process of its own: a driver that breaks, or a call that the kernel never ends, takes that process and no other.
 
 use std::io::Read;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use peervram::backends::DmaBuf;
+use peervram::{Error, Result};
 
 /// More than this is not kept of what a child says.
 const MOST_BYTES: u64 = 16 << 20;
@@ -40,6 +44,20 @@ pub enum How {
 /// This program, to be started once more. Without /proc there is no path of it but the one that it was started by.
 pub fn this_program() -> Option<Command> {
     std::env::current_exe().ok().or_else(|| std::env::args_os().next().map(Into::into)).map(Command::new)
+}
+
+/// A program that inherits a dma-buf: every {fd} in its arguments becomes the descriptor's number, and PEERVRAM_FD names it
+/// too. With the descriptor, which is to be kept until the program is started.
+pub fn inheriting(dma_buf: &DmaBuf, program: &str, arguments: &[String]) -> Result<(Command, OwnedFd)> {
+    let inherited = dma_buf.duplicate()?;
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())
+        .map_err(|errno| Error::os("pass a dma-buf on to a program", errno))?;
+    let number = inherited.as_raw_fd().to_string();
+    let mut command = Command::new(program);
+    command
+        .args(arguments.iter().map(|argument| argument.replace("{fd}", &number)))
+        .env("PEERVRAM_FD", &number);
+    Ok((command, inherited))
 }
 
 /// Starts `command` without standard input, and waits for its end, no longer than `limit` and two seconds.

@@ -1,7 +1,6 @@
 //! `peervram export`: make a dma-buf of a device's memory, and hand it to a program.
 
-use std::os::fd::AsRawFd;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use peervram_programs::say;
 use serde::Serialize;
 
 use super::arguments::MemoryArguments;
+use super::child;
 use super::ending::print_json;
 use super::opened::Opened;
 
@@ -95,14 +95,8 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
 
-    let inherited = dma_buf.duplicate()?;
-    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())?;
-    let number = inherited.as_raw_fd().to_string();
-    let status = Command::new(program)
-        .args(rest.iter().map(|argument| argument.replace("{fd}", &number)))
-        .env("PEERVRAM_FD", &number)
-        .status()
-        .with_context(|| format!("cannot start {program}"))?;
+    let (mut command, _inherited) = child::inheriting(dma_buf, program, rest)?;
+    let status = command.status().with_context(|| format!("cannot start {program}"))?;
     Ok(match status.code() {
         Some(code) => ExitCode::from(code as u8),
         None => ExitCode::FAILURE,

@@ -1,8 +1,8 @@
 //! `peervram borrow`: run a program with memory that a broker lends.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Child, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use serde::Serialize;
 use super::SocketArgument;
 use super::ending_signals::EndingSignals;
 use crate::arguments::{RangeArgument, parse_bytes};
+use crate::child;
 use crate::ending::print_json;
 
 const TRIED: &str = "borrow memory";
@@ -249,14 +250,9 @@ fn run_with(lease: Lease, program: &str, arguments: &[String], answer: Answer) -
 
 /// Starts the program with a descriptor of the dma-buf of its own.
 fn start(lease: &Lease, program: &str, arguments: &[String]) -> anyhow::Result<Child> {
-    let inherited = lease.dma_buf().map_err(Error::clone)?.duplicate()?;
-    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty())?;
-    let number = inherited.as_raw_fd().to_string();
-    Command::new(program)
-        .args(arguments.iter().map(|argument| argument.replace("{fd}", &number)))
-        .env("PEERVRAM_FD", &number)
-        .spawn()
-        .with_context(|| format!("cannot start {program}"))
+    let dma_buf = lease.dma_buf().map_err(Error::clone)?;
+    let (mut command, _inherited) = child::inheriting(dma_buf, program, arguments)?;
+    command.spawn().with_context(|| format!("cannot start {program}"))
 }
 
 /// As a shell has it.
