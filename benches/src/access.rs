@@ -24,7 +24,7 @@ const LIMIT_NS: f64 = 60.0;
 const BATCH: usize = 1000;
 
 /// An importer that takes everything and does nothing.
-struct Nothing;
+pub struct Nothing;
 
 impl Importer for Nothing {
     type Memory = ();

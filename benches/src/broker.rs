@@ -11,9 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peervram::backends::host::HostPool;
-use peervram::backends::{
-    Aperture, DmaBuf, DmaRange, DmaRanges, Exporter, Importer, OnRevoke, RawBytes, vfio,
-};
+use peervram::backends::{Aperture, DmaRange, DmaRanges, Exporter, RawBytes, vfio};
 use peervram::broker::{Broker, Offer, Policy, client};
 use peervram::{Attachment, Direction, Export, Lender, RevokeCause, RevokeOptions, Trust};
 use peervram_programs::Samples;
@@ -22,6 +20,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
+use crate::access::Nothing;
 use crate::machine::Participants;
 use crate::report::{Report, Round, Unit};
 
@@ -209,8 +208,8 @@ fn accesses<E: Exporter + 'static>(
 ) -> Result<()> {
     let lease = client::Broker::connect(socket)?.borrow(wish())?;
     let export = export(lender, region, 0)?;
-    let theirs_by = export.attach(Arc::new(Nobody), Trust::Unverified)?;
-    let ours_by = lease.attach(Arc::new(Nobody), Trust::Unverified)?;
+    let theirs_by = export.attach(Arc::new(Nothing), Trust::Unverified)?;
+    let ours_by = lease.attach(Arc::new(Nothing), Trust::Unverified)?;
     let mut rounds = Vec::new();
     for round in 0..=report.rounds {
         let (mut ours, mut theirs) = (Samples::default(), Samples::default());
@@ -236,7 +235,7 @@ fn accesses<E: Exporter + 'static>(
     Ok(())
 }
 
-fn enter_often(attachment: &Attachment<Nobody>) -> Result<()> {
+fn enter_often(attachment: &Attachment<Nothing>) -> Result<()> {
     for _ in 0..ACCESSES {
         attachment.enter(Direction::Both)?.finish().check()?;
     }
@@ -271,7 +270,7 @@ fn revokes<E: Exporter + 'static>(
                         .collect::<peervram::Result<Vec<_>>>()?;
                     let attachments = leases
                         .iter()
-                        .map(|lease| lease.attach(Arc::new(Nobody), Trust::Unverified))
+                        .map(|lease| lease.attach(Arc::new(Nothing), Trust::Unverified))
                         .collect::<Result<Vec<_>, _>>()?;
                     ours.time(|| reset(lender, RevokeOptions::within(PATIENCE)))?;
                     drop(attachments);
@@ -281,7 +280,7 @@ fn revokes<E: Exporter + 'static>(
                         (0..count as u64).map(|at| export(lender, region, at)).collect::<Result<Vec<_>>>()?;
                     let attachments = exports
                         .iter()
-                        .map(|export| export.attach(Arc::new(Nobody), Trust::Unverified))
+                        .map(|export| export.attach(Arc::new(Nothing), Trust::Unverified))
                         .collect::<Result<Vec<_>, _>>()?;
                     theirs.time(|| reset(lender, RevokeOptions::within(PATIENCE)))?;
                     drop(attachments);
@@ -343,31 +342,4 @@ fn many(socket: &Path, report: &mut Report) -> Result<()> {
     let what = format!("a lease for the last {SOME} of {MANY} clients");
     report.row(what, "for the first", Unit::Ns, rounds, Some(MANY_LIMIT));
     Ok(())
-}
-
-/// Takes any dma-buf and does nothing with it.
-struct Nobody;
-
-impl Importer for Nobody {
-    type Memory = ();
-
-    fn name(&self) -> String {
-        "nobody".into()
-    }
-
-    fn on_revoke(&self) -> OnRevoke {
-        OnRevoke::Reimport
-    }
-
-    fn governed_by_p2pdma(&self) -> bool {
-        false
-    }
-
-    fn import(&self, _: &DmaBuf) -> peervram::Result<()> {
-        Ok(())
-    }
-
-    fn release(&self, (): ()) -> peervram::Result<()> {
-        Ok(())
-    }
 }
