@@ -6,15 +6,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use peervram_backends::{DmaRange, Error, Kind, Peer, deadline_after, page_size_bytes};
 
-use super::inbox::{Inbox, MemoryNotice, Notice};
+use super::inbox::{Inbox, MemoryNotice};
 use super::message::{self, LeaseStatus, Memory, MemoryState, Quarantined};
 use super::offer::Offer;
 use super::policy::{Policy, Wish};
 use super::quarantine::Prover;
 use super::remote::{LeaseHolder, RemoteAttachment};
 use super::scrub::Scrubber;
-use super::space::{NoRoom, Piece, Space};
-use crate::revoke::{EventKind, Subscription};
+use super::served_memory::{NotBorrowed, ServedMemory};
+use super::space::Piece;
 use crate::{Direction, Export, Result};
 
 const TRIED: &str = "borrow memory";
@@ -27,29 +27,11 @@ pub(super) const WORDS_BYTES_MAX: usize = 128;
 /// How many importers of one lease are remembered by name.
 const IMPORTERS_MAX: usize = 16;
 
-/// Memory that is lent.
-struct ServedMemory {
-    offer: Arc<Offer>,
-    device: Arc<str>,
-    space: Space,
-    state: MemoryState,
-    /// Of which the content of what is free is known.
-    generation: u64,
-    leases: u64,
-    is_scrubbing: bool,
-    /// Not before this.
-    scrub_at: Option<Instant>,
-    /// All of it, lent to nobody: its owner, whose engine scrubs, rests around a revoke although nobody has a lease. None
-    /// where every export is new memory.
-    _standing: Option<Export>,
-    _subscription: Subscription,
-}
-
 /// Memory that somebody has.
 pub(super) struct Lease {
     memory: usize,
     ranges: Box<[DmaRange]>,
-    pub size_bytes: u64,
+    size_bytes: u64,
     direction: Direction,
     /// The connection that it ends with.
     pub connection: u64,
@@ -77,21 +59,6 @@ struct InQuarantine {
 struct Usage {
     bytes: u64,
     leases: usize,
-}
-
-/// Why there is no lease.
-#[derive(Debug)]
-pub(super) enum NotBorrowed {
-    /// There is none to be had: why.
-    Failed(Error),
-    /// There is when more is scrubbed.
-    Later,
-}
-
-impl From<Error> for NotBorrowed {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
 }
 
 /// Who has what.
@@ -182,17 +149,18 @@ impl Books {
         let direction = enforceable(request.direction.unwrap_or(Direction::Both))?;
         let candidates = match &request.memory {
             // Whoever may not borrow of a memory is not told whether there is one.
-            Some(name) if self.policy.may_see(peer, name) => vec![self.find(name)?],
             Some(name) => {
-                let allowed = self.policy.check(peer, wish(name, size_bytes, request, self.usage(peer)));
-                return Err(allowed.err().unwrap_or_else(|| no_memory(name)).into());
+                if !self.policy.may_see(peer, name) {
+                    self.policy.check(peer, wish(name, size_bytes, request, self.usage(peer)))?;
+                }
+                vec![self.find(name)?]
             }
             None => (0..self.memories.len()).collect(),
         };
         let mut reason = None;
         for memory in candidates {
-            let name = self.memories[memory].offer.name.clone();
-            let allowed = self.policy.check(peer, wish(&name, size_bytes, request, self.usage(peer)));
+            let name = &self.memories[memory].offer.name;
+            let allowed = self.policy.check(peer, wish(name, size_bytes, request, self.usage(peer)));
             let taken = allowed.map_err(NotBorrowed::Failed).and_then(|()| {
                 self.memories[memory].take(size_bytes, request.alignment, explicit.as_deref())
             });
@@ -278,7 +246,7 @@ impl Books {
             pci_address: memory.offer.lender.pci_address().map(|address| address.to_string()),
             region,
             region_size: memory.offer.lender.region_bytes(region),
-            ranges: record.ranges.iter().map(|range| (*range).into()).collect(),
+            ranges: sent(&record.ranges),
             size: record.size_bytes,
             direction: record.direction,
             generation: record.attachment.state().0,
@@ -447,7 +415,7 @@ impl Books {
         LeaseStatus {
             lease,
             memory: self.memories[record.memory].offer.name.clone(),
-            ranges: record.ranges.iter().map(|range| (*range).into()).collect(),
+            ranges: sent(&record.ranges),
             size: record.size_bytes,
             direction: record.direction,
             user: record.peer.user,
@@ -465,121 +433,12 @@ impl Books {
         Quarantined {
             lease,
             memory: self.memories[record.memory].offer.name.clone(),
-            ranges: record.ranges.iter().map(|range| (*range).into()).collect(),
+            ranges: sent(&record.ranges),
             size: record.size_bytes,
             user: record.user,
             inode: record.inode,
             since: seconds(record.since),
             why: record.why.clone(),
-        }
-    }
-}
-
-impl ServedMemory {
-    fn new(offer: Offer, index: usize, inbox: &Arc<Inbox>) -> Result<Self> {
-        let is_new = offer.lender.exports_new_memory();
-        let space = Space::new(offer.aperture.ranges(), offer.alignment_bytes, is_new);
-        let all = offer.aperture.ranges().as_slice();
-        let standing = (!is_new).then(|| offer.export(all)).transpose()?;
-        let inbox = Arc::clone(inbox);
-        let subscription = offer.lender.on_event(Box::new(move |event| {
-            let notice = match event.kind {
-                EventKind::Draining { .. } => MemoryNotice::Draining,
-                EventKind::CalledOff => MemoryNotice::CalledOff,
-                EventKind::Revoked { .. } => MemoryNotice::Away,
-                EventKind::Restored => MemoryNotice::Restored,
-                EventKind::Gone => MemoryNotice::Gone,
-                _ => return,
-            };
-            inbox.tell(Notice::Memory(index, notice, event.generation));
-        }));
-        // Nothing is scrubbed yet, so that a revoke that comes before this is told of is no harm.
-        let generation = offer.lender.generation();
-        Ok(Self {
-            device: offer.lender.device().into(),
-            offer: Arc::new(offer),
-            space,
-            state: MemoryState::Live,
-            generation,
-            leases: 0,
-            is_scrubbing: false,
-            scrub_at: None,
-            _standing: standing,
-            _subscription: subscription,
-        })
-    }
-
-    /// Takes what is asked for out of what is free.
-    fn take(
-        &mut self,
-        size_bytes: u64,
-        alignment: Option<u64>,
-        explicit: Option<&[DmaRange]>,
-    ) -> Result<Box<[DmaRange]>, NotBorrowed> {
-        let (kind, why) = match self.state {
-            MemoryState::Live => (None, ""),
-            MemoryState::Draining => (Some(Kind::Busy), "its memory is being taken back or given back now"),
-            MemoryState::Away => (Some(Kind::Revoked), "its memory is away"),
-            MemoryState::Gone => (Some(Kind::Gone), "the lender closed it"),
-        };
-        if let Some(kind) = kind {
-            return Err(Error::new(kind, TRIED, why)
-                .on(&self.device)
-                .next("try again when it is there")
-                .into());
-        }
-        let taken = match explicit {
-            Some(ranges) => {
-                let region = self.offer.aperture.ranges().region_index();
-                // What is wrong with them is said in words, before the allocator is asked.
-                self.offer.lender.ranges(region, ranges)?;
-                self.space.take_exactly(ranges).map(|()| ranges.into())
-            }
-            None => self.space.take(size_bytes, alignment.unwrap_or(1)).map(|range| [range].into()),
-        };
-        taken.map_err(|no_room| match no_room {
-            NoRoom::Yet => NotBorrowed::Later,
-            NoRoom::Ever | NoRoom::Now => self.no_room(size_bytes, no_room, explicit.is_some()).into(),
-        })
-    }
-
-    fn no_room(&self, size_bytes: u64, no_room: NoRoom, is_explicit: bool) -> Error {
-        let (name, size, free, largest) = (
-            &self.offer.name,
-            self.space.size_bytes(),
-            self.space.free_bytes(),
-            self.space.largest_free_bytes(),
-        );
-        let why = match (no_room, is_explicit) {
-            (NoRoom::Ever, true) => format!("these ranges are no part of what is lent as {name}"),
-            (NoRoom::Ever, false) => {
-                format!("{size_bytes} bytes are more than the {size} that are lent as {name}")
-            }
-            (_, true) => format!("these ranges of {name} are not free"),
-            (_, false) => {
-                format!(
-                    "{size_bytes} bytes are not free in one range of {name}: {free} are free, {largest} in one range"
-                )
-            }
-        };
-        let kind = if no_room == NoRoom::Ever { Kind::InvalidInput } else { Kind::Exhausted };
-        Error::new(kind, TRIED, why).on(&self.device).next("`peervram status` shows who has what")
-    }
-
-    fn status(&self, quarantined: u64) -> Memory {
-        Memory {
-            name: self.offer.name.clone(),
-            device: self.device.to_string(),
-            region: self.offer.aperture.ranges().region_index(),
-            size: self.space.size_bytes(),
-            free: self.space.free_bytes(),
-            largest_free: self.space.largest_free_bytes(),
-            unscrubbed: self.space.unscrubbed_bytes(),
-            quarantined,
-            alignment: self.space.alignment(),
-            generation: self.offer.lender.generation(),
-            state: self.state,
-            leases: self.leases,
         }
     }
 }
@@ -648,6 +507,11 @@ fn enforceable(direction: Direction) -> Result<Direction> {
     let why = format!("the kernel cannot keep who has a dma-buf to `{direction}` alone");
     Err(Error::new(Kind::Unsupported, TRIED, why)
         .next("borrow with the direction both, and keep to the other by yourself"))
+}
+
+/// Ranges as they are sent.
+fn sent(ranges: &[DmaRange]) -> Vec<message::Range> {
+    ranges.iter().map(|range| (*range).into()).collect()
 }
 
 fn seconds(time: SystemTime) -> u64 {

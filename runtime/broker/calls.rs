@@ -7,10 +7,11 @@ use peervram_backends::{Error, Kind};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::books::{NotBorrowed, WORDS_BYTES_MAX};
+use super::books::WORDS_BYTES_MAX;
 use super::connection::{Business, Lost};
 use super::inbox::Notice;
 use super::message::{self, Call, FAILED, INTERFACE, NAME, Nothing, Refusal, Reply, SERVICE, parameters};
+use super::served_memory::NotBorrowed;
 use super::server::Server;
 use crate::sync::{self, Thread};
 use crate::{Result, RevokeOptions};

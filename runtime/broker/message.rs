@@ -334,6 +334,22 @@ pub(crate) struct LeaseEvent {
     pub why: Option<String>,
 }
 
+impl LeaseEvent {
+    /// Of that lease and generation, with nothing else to say.
+    pub fn new(lease: u64, event: LeaseEventKind, generation: u64) -> Self {
+        Self {
+            lease,
+            event,
+            generation,
+            drain: None,
+            cause: None,
+            deadline_ms: None,
+            at_deadline: None,
+            why: None,
+        }
+    }
+}
+
 /// Varlink's names have no hyphens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -30,7 +30,8 @@
 //! ```
 //!
 //! - `message` and `decoder` are the protocol, `socket` carries it. Pure but for the last.
-//! - `policy` says who may, `space` which parts are free, `books` who has what. The first two are pure.
+//! - `policy` says who may, `space` which parts are free, `served_memory` is one memory with its device, `books` who has
+//!   what. The first two are pure.
 //! - `server` is the one thread that has all of it, `connection` a client's socket, `calls` the methods.
 //! - `remote` is a lease as a revoke sees it: one more participant of the drain. `inbox` is how other threads tell
 //!   the server's thread.
@@ -52,6 +53,7 @@ mod policy;
 mod quarantine;
 mod remote;
 mod scrub;
+mod served_memory;
 mod server;
 mod socket;
 mod space;

@@ -200,7 +200,8 @@ impl Server {
 
     /// Ends a connection, and the leases that it borrowed.
     fn end_connection(&mut self, id: u64, lost: &Lost) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        let leases = std::mem::take(&mut connection.leases);
         let peer = &connection.peer;
         match lost {
             Lost::Closed => tracing::debug!(connection = id, %peer, "a client left"),
@@ -222,7 +223,6 @@ impl Server {
         }
         self.waiting.retain(|waiting| *waiting != id);
         // Dropping the socket takes it out of the epoll instance: no other descriptor is of it.
-        let leases = connection.leases.clone();
         drop(connection);
         for lease in leases {
             self.end_lease(lease, "its connection ended");
@@ -237,17 +237,8 @@ impl Server {
             connection.leases.remove(&lease);
         }
         self.books.end(lease, why);
-        let event = LeaseEvent {
-            lease,
-            event: LeaseEventKind::Gone,
-            generation,
-            drain: None,
-            cause: None,
-            deadline_ms: None,
-            at_deadline: None,
-            why: Some(why.into()),
-        };
-        self.tell(&listeners, &event);
+        let gone = LeaseEvent::new(lease, LeaseEventKind::Gone, generation);
+        self.tell(&listeners, &LeaseEvent { why: Some(why.into()), ..gone });
     }
 
     /// Has the connection listen to the events of its process's leases from now on: of those that were borrowed on
@@ -374,16 +365,7 @@ fn reply(event: &LeaseEvent) -> Reply {
 
 /// A notice as it is sent.
 fn event(lease: u64, notice: LeaseNotice) -> LeaseEvent {
-    let told = |event, generation| LeaseEvent {
-        lease,
-        event,
-        generation,
-        drain: None,
-        cause: None,
-        deadline_ms: None,
-        at_deadline: None,
-        why: None,
-    };
+    let told = |event, generation| LeaseEvent::new(lease, event, generation);
     match notice {
         LeaseNotice::Draining { drain, generation } => LeaseEvent {
             drain: Some(drain.change.0),

@@ -12,9 +12,10 @@ use peervram_backends::{Aperture, DmaRange, DmaRanges, Exporter as _, Kind, Owne
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::books::{Books, NotBorrowed};
+use super::books::Books;
 use super::inbox::{Inbox, Notice};
 use super::message::Borrow;
+use super::served_memory::NotBorrowed;
 use super::{Broker, LeaseState, Offer, Policy, client};
 use crate::export::tests::Anyone;
 use crate::{

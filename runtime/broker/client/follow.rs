@@ -157,19 +157,11 @@ impl Drop for Follower {
 
 /// The end of a lease, where the broker does not say so itself.
 fn gone(lease: u64) -> LeaseEvent {
-    LeaseEvent {
-        lease,
-        event: LeaseEventKind::Gone,
-        generation: 0,
-        drain: None,
-        cause: None,
-        deadline_ms: None,
-        at_deadline: None,
-        why: Some("the broker ended".into()),
-    }
+    let gone = LeaseEvent::new(lease, LeaseEventKind::Gone, 0);
+    LeaseEvent { why: Some("the broker ended".into()), ..gone }
 }
 
-/// Tells the broker that a lease is over, without waiting for it.
+/// Tells the broker that a lease is over. What goes wrong is in the log: the lease is over for this process anyway.
 pub(super) fn give_back(calls: &Calls, lease: u64) {
     let returned: Result<Done> = calls.call("Return", &OfLease { lease }, "return a lease");
     if let Err(error) = returned
@@ -308,7 +300,7 @@ impl Followed {
             // Where this process was late, it has called off by itself.
             LeaseEventKind::CalledOff => Ok(()),
             // It was late, and the broker went on.
-            LeaseEventKind::Revoked if !is_away => self.take(cause, false, AT_ONCE),
+            LeaseEventKind::Revoked if !is_away => self.take(cause, false),
             LeaseEventKind::Revoked => Ok(()),
             LeaseEventKind::Restored if is_away => {
                 let memory = Arc::clone(&self.memory);
@@ -318,7 +310,7 @@ impl Followed {
                 });
                 self.revoker.change(call, AT_ONCE)
             }
-            LeaseEventKind::Restored => self.take(cause, true, AT_ONCE),
+            LeaseEventKind::Restored => self.take(cause, true),
             LeaseEventKind::Gone => {
                 // Shut from here on, however long somebody is late.
                 self.memory.set_here(false);
@@ -330,13 +322,13 @@ impl Followed {
     }
 
     /// The broker has taken the memory back; `is_here` says whether it has given it back, too.
-    fn take(self: &Arc<Self>, cause: RevokeCause, is_here: bool, options: RevokeOptions) -> Result<()> {
+    fn take(&self, cause: RevokeCause, is_here: bool) -> Result<()> {
         let memory = Arc::clone(&self.memory);
         let call = self.call(Change::Take(cause), move || {
             memory.set_here(is_here);
             Ok(Took::Memory)
         });
-        self.revoker.change(call, options)
+        self.revoker.change(call, AT_ONCE)
     }
 
     /// The broker is about to take the memory back: everybody here gets out, the broker is told, and says what became
