@@ -12,7 +12,7 @@ mod prometheus;
 pub mod serve;
 mod service;
 pub mod status;
-mod users;
+pub mod users;
 
 use std::path::{Path, PathBuf};
 

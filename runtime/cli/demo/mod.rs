@@ -1,7 +1,15 @@
 //! `peervram demo`: a picture is lent, and another device reads, shows and changes it.
 //!
 //! The main job from end to end, on whatever there is: without `--lender` on host memory, so that
-//! it runs on any machine; with it on a VFIO device's VRAM.
+//! it runs on any machine; with it on a VFIO device's VRAM. With `--broker` between processes: [`brokered`] starts
+//! them, [`client`] is the one that borrows.
+
+mod brokered;
+mod client;
+mod other_user;
+mod owner;
+mod process;
+mod told;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,12 +26,12 @@ use peervram::backends::{
 };
 use peervram::{Attachment, Direction, Error, Export, Kind, Lender, Outcome, Result, Trust};
 use peervram_programs::{Table, columns, say};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::arguments::PictureSize;
-use super::ending::print_json;
-use super::import::{DEVICE_LIMIT, wait_for_enter};
-use super::picture::{Picture, layout_of, of_bytes, save};
+use crate::arguments::PictureSize;
+use crate::ending::print_json;
+use crate::import::{DEVICE_LIMIT, wait_for_enter};
+use crate::picture::{Picture, layout_of, of_bytes, save};
 
 /// Moves the rings of the painted picture to where they look well.
 const PAINT_PARAMETER: u32 = 64;
@@ -33,10 +41,24 @@ const PAINT_PARAMETER: u32 = 64;
 /// A test card is written into the lender's memory. A Vulkan compute shader reads it (a checksum) and
 /// paints it over in place; the lender sees the result without any copy. Every step is checked
 /// against a computation by the CPU. The picture that the lender sees in the end is saved as PNG.
+///
+/// With --broker the lender is `peervram serve`, and who draws is another process, of user nobody where root runs this:
+/// it borrows the memory, draws, is told that an operator takes the memory back, stops, and draws again in the next
+/// generation. `peervram status` shows meanwhile who has what, and every byte is compared.
 #[derive(Args)]
-#[command(after_help = "Example:\n  \
-    peervram demo --lender 0000:01:00.0 --show /dev/dri/card0   on a VFIO device, with a second GPU's screen")]
+#[command(after_help = "Examples:\n  \
+    peervram demo --lender 0000:01:00.0 --show /dev/dri/card0   on a VFIO device, with a second GPU's screen\n  \
+    sudo peervram demo --broker                                 between two processes of two users\n\n\
+Exit codes: 0 every byte was right; 1 not, or something ended in the middle; 2 wrong usage; 4 cannot run here.")]
 pub struct Arguments {
+    /// Lend by a broker, to another process and user.
+    #[arg(long)]
+    broker: bool,
+
+    /// Be the client of --broker, of the broker that listens there.
+    #[arg(long, value_name = "SOCKET", hide = true, conflicts_with = "broker")]
+    client: Option<PathBuf>,
+
     /// Lend memory of this VFIO device. Its contents are lost. Without it, host memory stands in.
     #[arg(long, value_name = "ADDRESS")]
     lender: Option<PciAddress>,
@@ -49,8 +71,8 @@ pub struct Arguments {
     #[arg(long, value_name = "NODE", requires = "lender")]
     show: Option<PathBuf>,
 
-    /// Wait for Enter after each picture that is shown.
-    #[arg(long, requires = "show")]
+    /// Wait for Enter after each picture that is shown, or drawn into borrowed memory.
+    #[arg(long)]
     step: bool,
 
     /// The size of the picture.
@@ -84,7 +106,7 @@ struct Step {
 }
 
 /// What was compared, and whether it was equal.
-#[derive(Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Check {
     passed: bool,
     what: String,
@@ -94,6 +116,14 @@ impl Check {
     fn equal<T: PartialEq>(a: &T, b: &T, what: impl Into<String>) -> Self {
         Self { passed: a == b, what: what.into() }
     }
+
+    /// Every byte, each in its place.
+    fn of_bytes(seen: &[u8], expected: &[u8]) -> Self {
+        let right = seen.iter().zip(expected).filter(|(seen, expected)| seen == expected).count();
+        let passed = right == expected.len() && seen.len() == expected.len();
+        let count = if passed { "all".to_owned() } else { format!("{right} of") };
+        Self { passed, what: format!("{count} {} bytes right", expected.len()) }
+    }
 }
 
 pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
@@ -102,14 +132,25 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         let next = "leave --step or --json out";
         return Err(Error::new(Kind::InvalidInput, "run the demo", why).next(next).into());
     }
+    if let Some(socket) = &arguments.client {
+        return Ok(client::run(socket, arguments));
+    }
+    if arguments.step && arguments.show.is_none() && !arguments.broker {
+        let why = "--step waits for somebody who looks at a picture, and none is shown";
+        let next = "add --show NODE or --broker, or leave --step out";
+        return Err(Error::new(Kind::InvalidInput, "run the demo", why).next(next).into());
+    }
+    if arguments.broker {
+        return brokered::run(arguments, json);
+    }
     let Ok(selector) = arguments.vulkan.parse::<Selector>();
     let importer = Arc::new(Instance::open()?.open_device(&selector)?);
-    let card = Picture::test_card(arguments.size.width, arguments.size.height);
-    let size_bytes = layout_of(&card).end_bytes().next_multiple_of(page_size_bytes());
+    let card = card_of(arguments);
+    let size_bytes = size_in_memory(arguments);
     let report = match arguments.lender {
         Some(address) => {
             let device = vfio::Device::open(address)?;
-            let region = super::arguments::largest_memory(&device)?;
+            let region = crate::arguments::largest_memory(&device)?;
             let ranges = DmaRanges::new(region, &[DmaRange::new(0, size_bytes)])?;
             lend(arguments, Lender::new(device), ranges, &card, importer)?
         }
@@ -125,6 +166,23 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
         print(&report)?;
     }
     Ok(if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The test card, in the size that was asked for.
+fn card_of(arguments: &Arguments) -> Picture {
+    Picture::test_card(arguments.size.width, arguments.size.height)
+}
+
+/// What is lent for it: whole pages.
+fn size_in_memory(arguments: &Arguments) -> u64 {
+    layout_of(&card_of(arguments)).end_bytes().next_multiple_of(page_size_bytes())
+}
+
+/// The card painted over, by the CPU.
+fn painted_of(card: &Picture) -> Result<Picture> {
+    let mut bytes = card.bytes().to_vec();
+    vulkan::paint(&mut bytes, &layout_of(card), PAINT_PARAMETER)?;
+    of_bytes(layout_of(card), bytes)
 }
 
 fn lend<E: Exporter>(
@@ -186,11 +244,8 @@ fn lend<E: Exporter>(
     let painted = steps.take("Vulkan paints over it", || {
         let deadline = Instant::now() + DEVICE_LIMIT;
         engine.paint(access.memory(), &layout_of(card), PAINT_PARAMETER, deadline)?;
-        let mut expected = card.bytes().to_vec();
-        vulkan::paint(&mut expected, &layout_of(card), PAINT_PARAMETER)?;
         let seen = read(&view, card)?;
-        let check =
-            Check::equal(&seen.bytes(), &expected.as_slice(), "the lender sees what the CPU computes");
+        let check = Check::equal(&seen, &painted_of(card)?, "the lender sees what the CPU computes");
         Ok((seen, path, check))
     })?;
     if access.finish() != Outcome::Ok {
@@ -279,4 +334,23 @@ fn print(report: &Report) -> anyhow::Result<()> {
     }
     writeln!(output, "\nPicture: {}", report.picture.display())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_byte_that_is_wrong_or_missing_is_seen() {
+        let card = Picture::test_card(16, 16);
+        let right = Check::of_bytes(card.bytes(), card.bytes());
+        assert!(right.passed && right.what == "all 1024 bytes right", "{right:?}");
+        let mut bytes = card.bytes().to_vec();
+        bytes[77] ^= 1;
+        let wrong = Check::of_bytes(&bytes, card.bytes());
+        assert!(!wrong.passed && wrong.what == "1023 of 1024 bytes right", "{wrong:?}");
+        assert!(!Check::of_bytes(&card.bytes()[..1020], card.bytes()).passed);
+        assert!(!Check::of_bytes(&[card.bytes(), &[0]].concat(), card.bytes()).passed);
+        assert!(!Check::of_bytes(painted_of(&card).unwrap().bytes(), card.bytes()).passed);
+    }
 }
