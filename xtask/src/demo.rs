@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: the main job, on this machine or on a real kernel in the lab.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use peervram_lab::Vm;
 use peervram_lab::host::{self, Missing};
@@ -10,6 +10,7 @@ use peervram_lab::wire::{self, Stream};
 use peervram_programs::picture::Picture;
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -29,14 +30,24 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// Without --vm: host memory stands in for VRAM, and a Vulkan driver of this machine imports it. With
 /// --vm: a virtual machine with a real kernel, where the memory is a VFIO device's VRAM, a second GPU
 /// shows it on its screen, and Vulkan compute paints it over. Either ends with a picture and a table.
+///
+/// With --broker between two processes of two users, where root runs this: the one lends, the other borrows. Nobody's
+/// process draws into memory that root's `peervram serve` lends, is told when it is taken back, stops, and draws again. With
+/// --vm, too: root's process lends VRAM of a VFIO device and paints it, and nobody's shows it on the second GPU's screen.
+/// The exit code is 0 only if every byte was right.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  cargo xtask demo        on this machine; installs a Vulkan driver if there is none
-  cargo xtask demo --vm   on a real kernel; makes the lab first, which takes some minutes once")]
+  cargo xtask demo                 on this machine; installs a Vulkan driver if there is none
+  cargo xtask demo --vm            on a real kernel; makes the lab first, which takes some minutes once
+  cargo xtask demo --broker        between two processes of two users, on this machine
+  cargo xtask demo --broker --vm   the same on a real kernel")]
 pub struct Arguments {
     /// In a virtual machine with a real kernel
     #[arg(long)]
     vm: bool,
+    /// From one process to another, by a broker
+    #[arg(long)]
+    broker: bool,
     /// Which machine of the lab
     #[arg(long, requires = "vm", default_value = machines::STOCK, value_name = "NAME")]
     machine: String,
@@ -49,9 +60,10 @@ pub struct Arguments {
 
 impl Arguments {
     /// Pictures in the usual place, nobody asked.
-    pub fn usual(vm: bool) -> Arguments {
+    pub fn usual(vm: bool, broker: bool) -> Arguments {
         Arguments {
             vm,
+            broker,
             machine: machines::STOCK.into(),
             folder: "target/demo".into(),
             setup: Setup { yes: true },
@@ -83,12 +95,13 @@ pub fn missing_vulkan() -> Vec<Missing> {
 fn here(arguments: &Arguments) -> Result<ExitCode> {
     terminal::install(&missing_vulkan(), arguments.setup.yes)?;
     let program = &build::command_line()?;
-    let picture = arguments.folder.join("demo.png");
+    let picture = arguments.folder.join(if arguments.broker { "broker.png" } else { "demo.png" });
     // Nobody has to install the layers for a demo; where they are, they look on.
     let watched = if validation::is_there() { validation::environment()? } else { Vec::new() };
     let status = Command::new(program)
         .envs(watched)
         .arg("demo")
+        .args(arguments.broker.then_some("--broker"))
         .arg("--output")
         .arg(&picture)
         .arg("--card")
@@ -114,48 +127,51 @@ fn in_a_machine(arguments: &Arguments) -> Result<ExitCode> {
     let Devices { lender, node, .. } = Devices::find(&mut vm, &program)?;
     let node = node.context("`peervram devices` names no node of a device that can import")?;
 
+    if arguments.broker {
+        open_to_all(&mut vm, &node)?;
+    }
+
     let guest_file = |name: &str| format!("{}/{name}", wire::SHARE);
     let mut screens = Vec::new();
-    let exit = vm.run_watched(
-        &program,
-        &[
-            "demo",
-            "--lender",
-            &lender,
-            "--show",
-            &node,
-            "--step",
-            "--card",
-            &guest_file("card.png"),
-            "--output",
-            &guest_file("painted.png"),
-        ],
-        &BTreeMap::new(),
-        SILENCE_LIMIT,
-        |vm, stream, line| {
-            if stream == Stream::Stdout && line.ends_with("is on the screen") {
-                screens.push(vm.screendump()?);
-                return vm.input("");
-            }
-            match stream {
-                // Where it lies in the guest; where it lies here is said below.
-                Stream::Stdout if line.starts_with("Picture: ") => {}
-                Stream::Stdout => peervram_programs::say!("{line}"),
-                Stream::Stderr if !line.ends_with("is on the screen") => peervram_programs::note!("{line}"),
-                Stream::Stderr => {}
-            }
-            Ok(())
-        },
-    )?;
+    let (card, painted) = (guest_file("card.png"), guest_file("painted.png"));
+    let mut words = vec!["demo", "--lender", &lender, "--show", &node, "--step"];
+    words.extend(["--card", &card, "--output", &painted]);
+    words.extend(arguments.broker.then_some("--broker"));
+    let exit = vm.run_watched(&program, &words, &BTreeMap::new(), SILENCE_LIMIT, |vm, stream, line| {
+        if stream == Stream::Stdout && line.ends_with("is on the screen") {
+            screens.push(vm.screendump()?);
+            return vm.input("");
+        }
+        match stream {
+            // Where it lies in the guest; where it lies here is said below.
+            Stream::Stdout if line.starts_with("Picture: ") => {}
+            Stream::Stdout => peervram_programs::say!("{line}"),
+            Stream::Stderr if !line.ends_with("is on the screen") => peervram_programs::note!("{line}"),
+            Stream::Stderr => {}
+        }
+        Ok(())
+    })?;
     if exit.code != 0 {
         bail!("the demo in the guest ended with code {}", exit.code);
     }
     let [first, second] = &screens[..] else { bail!("the demo showed {} pictures, not two", screens.len()) };
+    let named = |name: &str| if arguments.broker { format!("broker-{name}") } else { name.to_owned() };
     let equal = [
-        compare(&vm, arguments, "card.png", first, "screen-card.png")?,
-        compare(&vm, arguments, "painted.png", second, "screen-painted.png")?,
+        compare(&vm, arguments, "card.png", first, &named("screen-card.png"))?,
+        compare(&vm, arguments, "painted.png", second, &named("screen-painted.png"))?,
     ];
     Ok(ExitCode::from(if equal == [true, true] { 0 } else { FAILED }))
+}
+
+/// Lets every user of the guest open a node, as a rule of udev or a login does on a machine that has these.
+fn open_to_all(vm: &mut Vm, node: &str) -> Result<()> {
+    let folder = tempfile::tempdir().context("making a folder for a script")?;
+    let script = folder.path().join("open-node.sh");
+    fs::write(&script, format!("#!/bin/sh\nexec chmod 666 {node}\n")).context("writing a script")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).context("making a script executable")?;
+    let exit = vm.run(&script, &[])?;
+    ensure!(exit.code == 0, "{node} is not opened to the guest's users: {}", exit.stderr);
+    Ok(())
 }
 
 /// Compares what was in VRAM, as the lender saw it, with what the other GPU showed; keeps both.

@@ -132,8 +132,10 @@ fn run_all(run: &mut Run, lab: Option<&Lab>, kernels: Option<Kernels>) -> Result
     if let Some(lab) = lab {
         run.part("Vulkan by the private root's driver", || validation::tests_in_root(lab))?;
     }
-    let demo = |on_kernel| Ok(one(report(succeeds(demo::run(&demo::Arguments::usual(on_kernel))))));
-    run.part("demo on the embedded default", || demo(false))?;
+    let demo =
+        |on_kernel, broker| Ok(one(report(succeeds(demo::run(&demo::Arguments::usual(on_kernel, broker))))));
+    run.part("demo on the embedded default", || demo(false, false))?;
+    run.part("demo between two processes", || demo(false, true))?;
     let Some(lab) = lab else {
         return run
             .part("skipped: the lab: --no-lab was given", || Ok(Counts { skipped: 1, ..Counts::default() }));
@@ -141,7 +143,8 @@ fn run_all(run: &mut Run, lab: Option<&Lab>, kernels: Option<Kernels>) -> Result
     if let Some(kernels) = kernels {
         kernels.wait(lab.progress());
     }
-    run.part("demo on a real kernel", || demo(true))?;
+    run.part("demo on a real kernel", || demo(true, false))?;
+    run.part("demo between two processes on a real kernel", || demo(true, true))?;
     run.part("samples", || sample::run_all(lab))?;
     run.part("peer-copy", || {
         let (no_files, extent) = (peer_copy::Files::default(), peer_copy::Extent::Quick);
