@@ -56,7 +56,7 @@ impl<I: Importer> AttachmentInner<I> {
         let free_before = importer.on_revoke() == OnRevoke::FreeBefore;
         let device = export.device();
         export.revoker().attach(device, export.id(), free_before, |id, generation| {
-            let gate = Arc::new(Gate::entered(generation));
+            let gate = Arc::new(Gate::entered(generation, device.origin()));
             Self {
                 id,
                 pieces: PieceLock::new(Arc::clone(&gate), Arc::clone(&device.name)),

@@ -170,6 +170,7 @@ impl<E: Exporter + 'static> Lender<E> {
             what,
             tried,
             devices: vec![Arc::clone(&self.lending)],
+            is_made_here: false,
             make: Box::new(move || call(&device).map(|()| Took::Memory)),
             after: None,
         };

@@ -36,7 +36,7 @@ impl PieceLock {
     pub fn hold(&self, generation: u64) -> Result<MutexGuard<'_, ()>> {
         let held = self.gate.pieces.lock();
         // After the lock was taken: who tore the access waits for the lock.
-        match self.gate.generation() == generation {
+        match self.gate.is_same(generation) {
             true => Ok(held),
             false => Err(self.revoked(COPY)),
         }
@@ -53,7 +53,7 @@ impl PieceLock {
 
     /// Whether an access of `generation` is torn.
     pub fn is_torn(&self, generation: u64) -> bool {
-        self.gate.generation() != generation
+        !self.gate.is_same(generation)
     }
 
     /// Waits until no piece is moved. Who was torn before moves none afterwards.

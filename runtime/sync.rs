@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// The threads that this crate starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Thread {
-    /// Makes a revoking call.
+    /// Makes a revoking call, or follows what a broker says of a lease.
     Call,
     /// Waits for what a device or its owner tells.
     Watch,
@@ -34,9 +34,6 @@ pub(crate) enum Thread {
     /// Listens to a broker.
     #[cfg(feature = "broker")]
     Listen,
-    /// Does what a broker says of a lease.
-    #[cfg(feature = "broker")]
-    Follow,
 }
 
 impl Thread {
@@ -62,8 +59,6 @@ impl Thread {
             Self::Operate => "peervram-operate",
             #[cfg(feature = "broker")]
             Self::Listen => "peervram-listen",
-            #[cfg(feature = "broker")]
-            Self::Follow => "peervram-follow",
         }
     }
 }

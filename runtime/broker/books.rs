@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use peervram_backends::{DmaRange, Error, Kind, Peer, deadline_after, page_size_bytes};
+use peervram_backends::{DmaRange, Error, Kind, Peer, SharedWords, deadline_after, page_size_bytes};
 
 use super::inbox::{Inbox, MemoryNotice};
+use super::lease_words::LeaseWords;
 use super::message::{self, LeaseStatus, Memory, MemoryState, Quarantined};
 use super::offer::Offer;
 use super::policy::{Policy, Wish};
@@ -43,6 +44,13 @@ pub(super) struct Lease {
     pub attachment: Arc<RemoteAttachment>,
 }
 
+impl Lease {
+    /// Whether it was borrowed on that connection, or by the process of `peer`.
+    pub fn is_of(&self, connection: u64, peer: &Peer) -> bool {
+        self.connection == connection || self.peer.is_same_process(peer)
+    }
+}
+
 /// Memory that nobody is given.
 struct InQuarantine {
     memory: usize,
@@ -65,6 +73,7 @@ struct Usage {
 pub(super) struct Books {
     policy: Policy,
     inbox: Arc<Inbox>,
+    words: Arc<LeaseWords>,
     scrubber: Scrubber,
     prover: Prover,
     memories: Vec<ServedMemory>,
@@ -83,6 +92,7 @@ impl Books {
         let mut books = Self {
             policy,
             inbox: Arc::clone(inbox),
+            words: LeaseWords::new()?,
             scrubber: Scrubber::start(inbox)?,
             prover: Prover::start(inbox)?,
             memories: Vec::new(),
@@ -107,6 +117,11 @@ impl Books {
     /// Whether `peer` may do what operators do.
     pub fn is_operator(&self, peer: &Peer) -> bool {
         self.policy.is_operator(peer)
+    }
+
+    /// What clients see of their leases without a message.
+    pub fn words(&self) -> &Arc<SharedWords> {
+        self.words.shared()
     }
 
     /// The lease of that number.
@@ -197,7 +212,8 @@ impl Books {
         let exported = served.offer.export(&ranges).and_then(|export| {
             // Before anybody is told of it: who attaches by other means is waited for by the kernel.
             export.dma_buf().map_err(Error::clone)?;
-            let attachment = RemoteAttachment::new(export.inner(), who, &self.inbox)?;
+            let word = self.words.take(lease)?;
+            let attachment = RemoteAttachment::new(export.inner(), who, word, &self.inbox)?;
             Ok((export, attachment))
         });
         let (export, attachment) = match exported {
@@ -250,6 +266,7 @@ impl Books {
             size: record.size_bytes,
             direction: record.direction,
             generation: record.attachment.state().0,
+            word: record.attachment.word(),
             dma_buf: 0,
         })
     }

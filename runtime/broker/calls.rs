@@ -1,5 +1,6 @@
 //! What the methods of `io.peervram.Broker` do.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,15 @@ use crate::{Result, RevokeOptions};
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that an operator may say.
 const OPERATOR_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
+/// The descriptor that goes with a reply.
+#[derive(Clone, Copy)]
+enum Attached {
+    /// The dma-buf of that lease.
+    DmaBuf(u64),
+    /// What clients see of their leases without a message.
+    Words,
+}
 
 /// Why a call has no reply of its own.
 enum NotAnswered {
@@ -48,8 +58,8 @@ impl Server {
     pub fn answer(&mut self, id: u64, call: Call) -> Result<(), Lost> {
         let answered = self.try_answer(id, &call);
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(()) };
-        let (reply, lease) = match answered {
-            Ok((parameters, lease)) => (Reply { parameters, ..Reply::default() }, lease),
+        let (reply, attached) = match answered {
+            Ok((parameters, attached)) => (Reply { parameters, ..Reply::default() }, attached),
             Err(NotAnswered::Refused(refusal)) => (refusal.reply(), None),
             Err(NotAnswered::Failed(error)) => {
                 tracing::info!(connection = id, peer = %connection.peer, method = call.method, %error, "a call failed");
@@ -64,18 +74,25 @@ impl Server {
         };
         if call.oneway {
             // Nobody is told of a lease that nobody is sent: it would be lent to nobody.
-            if let Some(lease) = lease {
-                self.end_lease(lease, "it was borrowed without asking for a reply");
+            if let Some(Attached::DmaBuf(lease)) = attached {
+                self.forget_lease(lease, "it was borrowed without asking for a reply");
             }
             return Ok(());
         }
-        let dma_buf =
-            lease.and_then(|lease| self.books.lease(lease)).and_then(|record| record.export.dma_buf().ok());
-        connection.send(&reply, dma_buf.map(std::os::fd::AsFd::as_fd))
+        let words = Arc::clone(self.books.words());
+        let descriptor = match attached {
+            Some(Attached::DmaBuf(lease)) => {
+                let record = self.books.lease(lease);
+                record.and_then(|record| record.export.dma_buf().ok()).map(AsFd::as_fd)
+            }
+            Some(Attached::Words) => Some(words.as_fd()),
+            None => None,
+        };
+        connection.send(&reply, descriptor)
     }
 
-    /// The parameters of the reply, and the lease whose dma-buf goes with them.
-    fn try_answer(&mut self, id: u64, call: &Call) -> Result<(Value, Option<u64>), NotAnswered> {
+    /// The parameters of the reply, and what goes with them.
+    fn try_answer(&mut self, id: u64, call: &Call) -> Result<(Value, Option<Attached>), NotAnswered> {
         let Some((interface, method)) = call.method.rsplit_once('.') else {
             return Err(Refusal::InterfaceNotFound(call.method.clone()).into());
         };
@@ -98,7 +115,12 @@ impl Server {
             }
             "Borrow" => {
                 let lease = self.borrow(id, &parameters(given)?)?;
-                return Ok((value(&self.books.borrowed(lease))?, Some(lease)));
+                return Ok((value(&self.books.borrowed(lease))?, Some(Attached::DmaBuf(lease))));
+            }
+            "Words" => {
+                let Nothing {} = parameters(given)?;
+                self.check_has_lease(id)?;
+                return Ok((value(&message::Words { words: 0 })?, Some(Attached::Words)));
             }
             "Identify" => {
                 let Nothing {} = parameters(given)?;
@@ -126,7 +148,7 @@ impl Server {
             "Return" => {
                 let message::OfLease { lease } = parameters(given)?;
                 self.own_lease(id, lease, "return a lease")?;
-                self.end_lease(lease, "it was returned");
+                self.forget_lease(lease, "it was returned");
                 done()
             }
             "Status" => {
@@ -173,15 +195,24 @@ impl Server {
             .next("ask as root, as the user of the broker, or as whom it allows to operate"))
     }
 
+    /// Whoever has a lease may see where all are. It tells of other clients how many leases they have, and no more.
+    fn check_has_lease(&self, id: u64) -> Result<()> {
+        let peer = self.peer(id)?;
+        let has_lease = self.books.leases().any(|(_, record)| record.is_of(id, &peer));
+        if has_lease {
+            return Ok(());
+        }
+        let why = "this process has no lease";
+        Err(Error::new(Kind::PermissionDenied, "see where leases are", why).next("borrow first"))
+    }
+
     /// The lease of that number, which the client's process borrowed.
     fn own_lease(&self, id: u64, lease: u64, tried: &'static str) -> Result<()> {
         let peer = self.peer(id)?;
-        let is_own =
-            |record: &super::books::Lease| record.connection == id || record.peer.is_same_process(&peer);
         // Who does not have a lease is not told whether somebody else does.
         self.books
             .lease(lease)
-            .filter(|record| is_own(record))
+            .filter(|record| record.is_of(id, &peer))
             .map(drop)
             .ok_or_else(|| no_lease(tried, lease))
     }
@@ -232,7 +263,7 @@ impl Server {
         id: u64,
         of: &message::OfMemory,
         resets: bool,
-    ) -> Result<(Value, Option<u64>), NotAnswered> {
+    ) -> Result<(Value, Option<Attached>), NotAnswered> {
         let tried = if resets { "reset a device" } else { "take memory back from everybody" };
         self.check_operator(id, tried)?;
         let offer = self.books.offer(&of.memory)?;

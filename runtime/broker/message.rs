@@ -106,7 +106,14 @@ pub(crate) struct Borrowed {
     pub size: u64,
     pub direction: Direction,
     pub generation: u64,
+    pub word: usize,
     pub dma_buf: u32,
+}
+
+/// What `Words` is answered.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Words {
+    pub words: u32,
 }
 
 /// Of `Return`, `Evict` and `Release`.

@@ -33,8 +33,8 @@
 //! - `policy` says who may, `space` which parts are free, `served_memory` is one memory with its device, `books` who has
 //!   what. The first two are pure.
 //! - `server` is the one thread that has all of it, `connection` a client's socket, `calls` the methods.
-//! - `remote` is a lease as a revoke sees it: one more participant of the drain. `inbox` is how other threads tell
-//!   the server's thread.
+//! - `remote` is a lease as a revoke sees it: one more participant of the drain. `lease_words` is what clients see of it
+//!   without a message. `inbox` is how other threads tell the server's thread.
 //! - `scrub` and `quarantine` have a thread each: nobody reads what another left, and nobody is given what another
 //!   still has.
 //!
@@ -47,6 +47,7 @@ pub mod client;
 mod connection;
 mod decoder;
 mod inbox;
+mod lease_words;
 mod message;
 mod offer;
 mod policy;
@@ -59,6 +60,8 @@ mod socket;
 mod space;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod tests;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod unheard_tests;
 
 use std::fmt;
 use std::io::ErrorKind;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use peervram_backends::Peer;
 
 use super::inbox::{Inbox, LeaseNotice, Notice};
+use super::lease_words::LeaseWord;
 use super::message::LeaseState;
 use crate::export_inner::ExportInner;
 use crate::revoke::machine::{AttachmentId, ChangeId};
@@ -40,6 +41,7 @@ impl fmt::Display for LeaseHolder {
 pub(super) struct RemoteAdmission {
     holder: LeaseHolder,
     inbox: Arc<Inbox>,
+    word: LeaseWord,
     state: Mutex<State>,
     answered: Condvar,
 }
@@ -60,15 +62,21 @@ enum Phase {
 }
 
 impl RemoteAttachment {
-    /// Of whoever borrowed `export`.
+    /// Of whoever borrowed `export`, and reads `word`.
     ///
     /// # Errors
     /// As [`Export::attach`](crate::Export::attach) where the memory is not there now.
-    pub fn new(export: &Arc<ExportInner>, holder: LeaseHolder, inbox: &Arc<Inbox>) -> Result<Arc<Self>> {
+    pub fn new(
+        export: &Arc<ExportInner>,
+        holder: LeaseHolder,
+        word: LeaseWord,
+        inbox: &Arc<Inbox>,
+    ) -> Result<Arc<Self>> {
         export.revoker().attach(export.device(), export.id(), false, |id, generation| {
+            word.set(generation);
             let state = Mutex::new(State { generation, phase: Phase::Live });
             let (inbox, answered) = (Arc::clone(inbox), Condvar::new());
-            let admission = Arc::new(RemoteAdmission { holder, inbox, state, answered });
+            let admission = Arc::new(RemoteAdmission { holder, inbox, word, state, answered });
             Self { id, export: Arc::clone(export), admission }
         })
     }
@@ -83,6 +91,11 @@ impl RemoteAttachment {
             Phase::Away(_) | Phase::Gone => LeaseState::Away,
         };
         (generation, state)
+    }
+
+    /// The number of its word.
+    pub fn word(&self) -> usize {
+        self.admission.word.index()
     }
 
     /// What a client that begins to listen has to hear of first, where something is not over.
@@ -112,6 +125,7 @@ impl RemoteAttachment {
     pub fn end(&self) {
         let mut state = self.admission.state.lock();
         state.phase = Phase::Gone;
+        self.admission.word.end();
         self.admission.answered.notify_all();
     }
 
@@ -126,10 +140,20 @@ impl RemoteAdmission {
         self.inbox.tell(Notice::Lease(self.holder.lease, notice));
     }
 
-    /// Moves on, wakes whoever waits for an answer, and tells the client.
+    /// Moves on, wakes whoever waits for an answer, and tells the client. A lease that is over stays so.
     fn move_to(&self, generation: u64, phase: Phase, notice: LeaseNotice) {
-        *self.state.lock() = State { generation, phase };
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Gone) {
+            return;
+        }
+        match phase {
+            // For the client, the word of a lease that is over says the same.
+            Phase::Gone => self.word.end(),
+            _ => self.word.set(generation),
+        }
+        *state = State { generation, phase };
         self.answered.notify_all();
+        drop(state);
         self.tell(notice);
     }
 }

@@ -77,6 +77,11 @@ impl Server {
 
     /// Serves until it is told to stop. Ends every lease then.
     pub fn run(mut self) {
+        let words = Arc::clone(self.books.words());
+        // Until every lease has ended, or the process.
+        let _life = words.live().inspect_err(|error| {
+            tracing::error!(%error, "clients cannot be shown that their broker lives: they refuse to be entered");
+        });
         let mut events = [const { MaybeUninit::uninit() }; 64];
         while !self.is_over {
             let timeout = self.books.pass_time().map(|at| {
@@ -229,16 +234,22 @@ impl Server {
         }
     }
 
-    /// Ends a lease, and tells its client where somebody else ended it.
+    /// Ends a lease, and tells its client, which has not asked for that.
     pub fn end_lease(&mut self, lease: u64, why: &str) {
         let Some(record) = self.books.lease(lease) else { return };
         let (generation, listeners) = (record.attachment.state().0, self.listeners(record));
+        self.forget_lease(lease, why);
+        let gone = LeaseEvent::new(lease, LeaseEventKind::Gone, generation);
+        self.tell(&listeners, &LeaseEvent { why: Some(why.into()), ..gone });
+    }
+
+    /// Ends a lease whose client has asked for that, or was never told of it.
+    pub fn forget_lease(&mut self, lease: u64, why: &str) {
+        let Some(record) = self.books.lease(lease) else { return };
         if let Some(connection) = self.connections.get_mut(&record.connection) {
             connection.leases.remove(&lease);
         }
         self.books.end(lease, why);
-        let gone = LeaseEvent::new(lease, LeaseEventKind::Gone, generation);
-        self.tell(&listeners, &LeaseEvent { why: Some(why.into()), ..gone });
     }
 
     /// Has the connection listen to the events of its process's leases from now on: of those that were borrowed on

@@ -22,19 +22,19 @@ use crate::{
     Direction, EventKind, Events, Lender, Outcome, Path as BytePath, RevokeCause, RevokeOptions, Trust,
 };
 
-const MIB: u64 = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const MIB: u64 = 1 << 20;
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A broker of 64 MiB of host memory.
-struct Scene {
-    lender: Arc<Lender<HostPool>>,
-    broker: Option<Broker>,
-    socket: PathBuf,
+pub(super) struct Scene {
+    pub lender: Arc<Lender<HostPool>>,
+    pub broker: Option<Broker>,
+    pub socket: PathBuf,
     _folder: TempDir,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("broker");
         let lender = Arc::new(Lender::new(HostPool::with_backing(64 * MIB, Backing::Memfd).unwrap()));
@@ -49,7 +49,7 @@ impl Scene {
         Self { lender, broker, socket, _folder: folder }
     }
 
-    fn client(&self) -> client::Broker {
+    pub fn client(&self) -> client::Broker {
         client::Broker::connect(&self.socket).unwrap()
     }
 
@@ -59,10 +59,10 @@ impl Scene {
 }
 
 /// A client that says what it likes.
-struct Raw(UnixStream, Vec<u8>);
+pub(super) struct Raw(UnixStream, Vec<u8>);
 
 impl Raw {
-    fn connect(path: &Path) -> Self {
+    pub fn connect(path: &Path) -> Self {
         let socket = UnixStream::connect(path).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(socket, Vec::new())
@@ -97,7 +97,7 @@ impl Raw {
         self.hear().expect("a reply")
     }
 
-    fn code(&mut self, method: &str, parameters: Value) -> String {
+    pub fn code(&mut self, method: &str, parameters: Value) -> String {
         let reply = self.call(method, parameters);
         match reply["error"].as_str() {
             Some("io.peervram.Broker.Failed") => reply["parameters"]["code"].as_str().unwrap().to_owned(),
@@ -111,7 +111,7 @@ fn next_kind(events: &Events) -> &'static str {
     events.next_within(PATIENCE).unwrap().expect("an event").kind.code()
 }
 
-fn wait_until(mut is_so: impl FnMut() -> bool) {
+pub(super) fn wait_until(mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "it does not come");
@@ -373,9 +373,16 @@ fn a_foreign_client_borrows_is_told_answers_and_returns() {
     // Twice is once too often.
     assert_eq!(calls.code("Drained", answer), "invalid-input");
     assert_eq!(calls.call("Return", json!({ "lease": lease })), json!({ "parameters": {} }));
-    assert_eq!(events.hear().unwrap()["parameters"]["event"]["event"], "gone");
-    for kind in ["draining", "restored", "gone"] {
+    // Who returns a lease is not told that it is gone; whose lease is evicted is.
+    let next = calls.call("Borrow", json!({ "size": MIB }))["parameters"]["lease"].clone();
+    scene.client().evict(next.as_u64().unwrap()).unwrap();
+    for kind in ["draining", "restored"] {
         assert_eq!(other.hear().unwrap()["parameters"]["event"]["event"], kind);
+    }
+    for mut watcher in [events, other] {
+        let told = watcher.hear().unwrap();
+        let event = &told["parameters"]["event"];
+        assert_eq!((&event["event"], &event["lease"]), (&json!("gone"), &next));
     }
 }
 

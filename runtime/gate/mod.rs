@@ -11,8 +11,12 @@
 //!
 //! One word holds everything that entering and leaving look at, so that either is one atomic addition.
 //! What only a refusal or a drain needs lies beside it under a lock.
+//!
+//! Where another process lends the memory to this one, that process may take it back before this one hears of it: the gate
+//! then looks at its [`Origin`], too.
 
 mod in_flight;
+mod origin;
 mod outcome;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
@@ -26,6 +30,7 @@ use std::time::{Duration, Instant};
 use peervram_backends::{Signal, deadline_after};
 
 pub(crate) use in_flight::InFlight;
+pub(crate) use origin::{Origin, OriginState};
 pub use outcome::Outcome;
 
 use crate::RevokeCause;
@@ -57,6 +62,8 @@ pub(crate) struct Gate {
     /// Held while a piece of the memory is moved: [`PieceLock`](crate::piece_lock::PieceLock).
     pub(crate) pieces: Mutex<()>,
     idle: Condvar,
+    /// None where this process owns the memory.
+    origin: Option<Arc<dyn Origin>>,
 }
 
 /// What only a refusal or a drain needs.
@@ -73,7 +80,8 @@ struct SlowState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed {
     pub generation: u64,
-    pub cause: RevokeCause,
+    /// None where another process takes the memory back, and has not said why yet.
+    pub cause: Option<RevokeCause>,
     /// For good.
     pub is_gone: bool,
 }
@@ -128,8 +136,9 @@ impl Drop for Ending<'_> {
 }
 
 impl Gate {
-    /// An open gate to memory of `generation`, with one access inside: [`Gate::first`].
-    pub fn entered(generation: u64) -> Self {
+    /// An open gate to memory of `generation`, with one access inside: [`Gate::first`]. `origin` is where the memory comes
+    /// from, if another process lends it.
+    pub fn entered(generation: u64, origin: Option<Arc<dyn Origin>>) -> Self {
         Self {
             state: AtomicU64::new((generation & GENERATION_MASK) << GENERATION_SHIFT | 1),
             slow: Mutex::new(SlowState {
@@ -139,6 +148,7 @@ impl Gate {
             }),
             pieces: Mutex::default(),
             idle: Condvar::new(),
+            origin,
         }
     }
 
@@ -151,34 +161,41 @@ impl Gate {
     pub fn enter(&self) -> Result<Inside<'_>, Closed> {
         let state = self.state.fetch_add(1, Ordering::Acquire);
         let inside = Inside { gate: self, generation: generation_of(state) };
-        if state & CLOSED == 0 {
+        let origin = self.origin_state();
+        if state & CLOSED == 0 && origin == OriginState::Same {
             return Ok(inside);
         }
         drop(inside);
-        Err(self.closed(generation_of(state)))
+        let generation = generation_of(state);
+        Err(if state & CLOSED != 0 { self.closed(generation) } else { origin.closed(generation) })
+    }
+
+    fn origin_state(&self) -> OriginState {
+        self.origin.as_ref().map_or(OriginState::Same, |origin| origin.state())
     }
 
     /// What there is to say of why it was last closed.
     pub fn closed(&self, generation: u64) -> Closed {
         let slow = self.slow.lock();
-        Closed { generation, cause: slow.cause, is_gone: slow.is_gone }
+        Closed { generation, cause: Some(slow.cause), is_gone: slow.is_gone }
     }
 
     /// Leaves what was entered in `generation`.
     fn leave(&self, generation: u64) -> Outcome {
+        // Before the gate is left: as long as somebody is inside, what this process knows of its origin belongs to
+        // the generation of its word, or that word has moved on.
+        let is_same = self.origin_state() == OriginState::Same;
         let state = self.state.fetch_sub(1, Ordering::Release);
         if state & CLOSED != 0 {
             // The lock orders this against a waiter between its look and its sleep.
             drop(self.slow.lock());
             self.idle.notify_all();
         }
-        self.outcome_of(generation, state)
-    }
-
-    fn outcome_of(&self, generation: u64, state: u64) -> Outcome {
         match generation_of(state) {
-            same if same == generation => Outcome::Ok,
-            generation => Outcome::Torn { generation },
+            same if same != generation => Outcome::Torn { generation: same },
+            // The generation that is to come, when this process hears of it.
+            _ if !is_same => Outcome::Torn { generation: generation + 1 },
+            _ => Outcome::Ok,
         }
     }
 
@@ -270,9 +287,15 @@ impl Gate {
         generation_of(self.state.load(Ordering::Acquire))
     }
 
+    /// Whether the memory is the same as in `generation`.
+    pub fn is_same(&self, generation: u64) -> bool {
+        let is_same = self.origin_state() == OriginState::Same;
+        is_same && self.generation() == generation
+    }
+
     /// Whether nobody is let in.
     pub fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Acquire) & CLOSED != 0
+        self.state.load(Ordering::Acquire) & CLOSED != 0 || self.origin_state() != OriginState::Same
     }
 
     /// Lets nobody in from now on. Those inside stay.

@@ -105,6 +105,7 @@ impl<D: Exporter + AsRef<vfio::Device> + 'static> Lender<D> {
             what: Change::Take(RevokeCause::HotReset),
             tried: TRIED,
             devices,
+            is_made_here: false,
             make: Box::new(call),
             after: None,
         };

@@ -24,7 +24,7 @@ pub(crate) enum Took {
         any(not(feature = "broker"), feature = "shuttle"),
         allow(dead_code, reason = "of brokers and their clients")
     )]
-    /// It was called off by whoever makes it: everything is as it was before, and nobody late was told otherwise.
+    /// It was called off by whoever makes it: everything is as it was before. Who was torn for it is torn all the same.
     Nothing,
 }
 
@@ -35,6 +35,8 @@ pub(crate) struct Call {
     pub tried: &'static str,
     /// All devices that it touches.
     pub devices: Vec<Arc<LendingDevice>>,
+    /// It is made on the thread that asks for it, and its limit does not count: it waits for no kernel, or its caller for it.
+    pub is_made_here: bool,
     /// Asks the kernel.
     pub make: Box<dyn FnOnce() -> Result<Took> + Send>,
     /// Where the memory is afterwards; asked of the device where this is none.

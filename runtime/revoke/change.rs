@@ -30,7 +30,7 @@ use super::state::{PendingChange, RevokerState, explain};
 use super::stuck::Stuck;
 use super::thread_accesses;
 use crate::Result;
-use crate::sync::{Mutex, wait_until};
+use crate::sync::{Condvar, Mutex, wait_until};
 
 /// A change under way, as the thread that asked for it and the threads for calls share it.
 struct Ongoing {
@@ -44,6 +44,8 @@ struct Ongoing {
     options: RevokeOptions,
     /// Until when the attachments may take.
     deadline: Instant,
+    /// The change went on: see [`PendingChange`].
+    went_on: Arc<Condvar>,
     /// None once a thread makes it.
     call: Mutex<Option<Call>>,
     thread: CallThread,
@@ -87,7 +89,9 @@ impl Ongoing {
         let (id, what, tried, devices) = (ChangeId(new_id()), call.what, call.tried, call.devices.clone());
         let mut state = revoker.state.lock();
         let ids = devices.iter().map(|device| device.id).collect();
-        state.changes.insert(id, PendingChange::of(&devices));
+        let pending = PendingChange::of(&devices);
+        let went_on = Arc::clone(&pending.went_on);
+        state.changes.insert(id, pending);
         let input = Input::Ask { change: id, what, devices: ids, options };
         let actions = state.machine.handle(input, revoker.clock());
         if let Some(Action::RefuseChange { why, .. }) = actions.first() {
@@ -101,13 +105,12 @@ impl Ongoing {
             })
             .collect();
         state.act(actions);
-        revoker.changed.notify_all();
         if let Change::Take(cause) = what {
             devices.iter().for_each(|device| device.queue(EventKind::Draining { cause, deadline }));
         }
         drop(state);
         let (revoker, call, thread) = (Arc::clone(revoker), Mutex::new(Some(call)), CallThread::default());
-        Ok(Self { revoker, id, tried, devices, notified, options, deadline, call, thread })
+        Ok(Self { revoker, id, tried, devices, notified, options, deadline, went_on, call, thread })
     }
 
     /// Calls the subscribers back, on this thread, and waits for every attachment that was notified, up to the
@@ -142,7 +145,7 @@ impl Ongoing {
         while is_open(&state) {
             if let Some(left) = state.machine.deadline(self.id).and_then(|at| at.checked_sub(revoker.clock()))
             {
-                (state, _) = wait_until(&revoker.changed, state, deadline_after(left));
+                (state, _) = wait_until(&self.went_on, state, deadline_after(left));
             }
             revoker.handle(&mut state, Input::Tick { change: self.id });
         }
@@ -183,6 +186,12 @@ impl Ongoing {
     /// that: another thread makes it then.
     fn have_call_made(self: &Arc<Self>) {
         const PATIENCE: Duration = Duration::from_millis(100);
+        let made_here = self.call.lock().take_if(|call| call.is_made_here);
+        if let Some(call) = made_here {
+            self.thread.begin();
+            self.carry_out(call);
+            return;
+        }
         let is_handed_out =
             self.devices.iter().any(|device| device.exports().iter().any(|export| export.is_handed_out()));
         let asks = is_handed_out && !self.revoker.state.lock().machine.is_calling_besides(self.id);
@@ -197,7 +206,7 @@ impl Ongoing {
             state.changes.get(&self.id).is_some_and(|pending| pending.answer.is_none())
         };
         while !timed_out && is_running(&state) {
-            (state, timed_out) = wait_until(&self.revoker.changed, state, limit);
+            (state, timed_out) = wait_until(&self.went_on, state, limit);
         }
         drop(state);
         if self.call.lock().is_some() {
@@ -301,7 +310,7 @@ impl Ongoing {
                 continue;
             }
             let timed_out;
-            (state, timed_out) = wait_until(&self.revoker.changed, state, limit);
+            (state, timed_out) = wait_until(&self.went_on, state, limit);
             if timed_out {
                 tells_late |= is_back;
                 // The kernel has come back where a device is waited for, and that wait has a limit of its own.
@@ -329,8 +338,8 @@ impl Ongoing {
     fn note(&self, note: impl FnOnce(&mut PendingChange)) {
         if let Some(pending) = self.revoker.state.lock().changes.get_mut(&self.id) {
             note(pending);
+            self.went_on.notify_all();
         }
-        self.revoker.changed.notify_all();
     }
 }
 

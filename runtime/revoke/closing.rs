@@ -37,6 +37,7 @@ impl Revoker {
             what: Change::Take(cause),
             tried: "close a device",
             devices: vec![Arc::clone(device)],
+            is_made_here: false,
             make: Box::new(move || exporter.close_device().map(|()| Took::Memory)),
             after: Some(After::Closed),
         };

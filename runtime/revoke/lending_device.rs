@@ -11,6 +11,7 @@ use super::event::{Event, EventKind, Subscribers};
 use super::machine::DeviceId;
 use super::target::ExportedMemory;
 use crate::Result;
+use crate::gate::Origin;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -21,6 +22,8 @@ pub(crate) struct LendingDevice {
     pub name: Arc<str>,
     pub subscribers: Subscribers,
     exporter: Weak<dyn Exporter>,
+    /// None where this process owns it.
+    origin: Option<Arc<dyn Origin>>,
     generation: AtomicU64,
     is_watched: AtomicBool,
     /// The kernel's call has returned, and the device is not ready yet.
@@ -29,18 +32,24 @@ pub(crate) struct LendingDevice {
 }
 
 impl LendingDevice {
-    /// A device of which nothing is exported yet.
-    pub fn new(id: DeviceId, exporter: &Arc<dyn Exporter>) -> Self {
+    /// A device of which nothing is exported yet. `origin` is where its memory comes from, if another process lends it.
+    pub fn new(id: DeviceId, exporter: &Arc<dyn Exporter>, origin: Option<Arc<dyn Origin>>) -> Self {
         Self {
             id,
             name: exporter.name().into(),
             subscribers: Subscribers::default(),
             exporter: Arc::downgrade(exporter),
+            origin,
             generation: AtomicU64::new(0),
             is_watched: AtomicBool::new(false),
             waits_for_device: AtomicBool::new(false),
             exports: Mutex::default(),
         }
+    }
+
+    /// Where its memory comes from, if another process lends it.
+    pub fn origin(&self) -> Option<Arc<dyn Origin>> {
+        self.origin.clone()
     }
 
     /// How often its memory was taken back.

@@ -19,14 +19,13 @@ use super::machine::{AttachmentId, DeviceId, ExportId, Input, State};
 use super::state::{RevokerState, explain};
 use super::target::{ExportedMemory, RevokeTarget};
 use crate::Result;
-use crate::sync::{Condvar, Mutex};
+use crate::gate::Origin;
+use crate::sync::Mutex;
 
 /// Decides and acts for all devices of a process.
 pub(crate) struct Revoker {
     start: Instant,
     pub(super) state: Mutex<RevokerState>,
-    /// A change went on.
-    pub(super) changed: Condvar,
     pub(super) threads: CallThreads,
     /// Devices to be closed for which no thread could be started.
     pub(super) orphans: Mutex<Vec<Orphan>>,
@@ -41,7 +40,6 @@ impl Default for Revoker {
         Self {
             start,
             state: Mutex::new(RevokerState::since(start)),
-            changed: Condvar::new(),
             threads: CallThreads::default(),
             orphans: Mutex::default(),
         }
@@ -64,9 +62,19 @@ impl Revoker {
     /// A device lends from now on. Where its memory cannot be reached, nothing can be attached until it is
     /// given back.
     pub fn add(&self, exporter: &Arc<dyn Exporter>, is_reachable: bool) -> Arc<LendingDevice> {
+        self.add_with_origin(exporter, is_reachable, None)
+    }
+
+    /// As [`add`](Revoker::add), of a device that another process lends to this one.
+    pub fn add_with_origin(
+        &self,
+        exporter: &Arc<dyn Exporter>,
+        is_reachable: bool,
+        origin: Option<Arc<dyn Origin>>,
+    ) -> Arc<LendingDevice> {
         // The exporter is asked for its name before the lock is taken.
         let id = DeviceId(new_id());
-        let device = Arc::new(LendingDevice::new(id, exporter));
+        let device = Arc::new(LendingDevice::new(id, exporter, origin));
         let mut state = self.state.lock();
         state.devices.insert(id, Arc::clone(&device));
         self.handle(&mut state, Input::Add { device: id, reachable: is_reachable });
@@ -150,6 +158,18 @@ impl Revoker {
         self.state.lock().devices.values().find(|device| &*device.name == name).cloned()
     }
 
+    /// Does `work` on a thread for calls, at once.
+    ///
+    /// # Errors
+    /// As [`CallThreads::run`].
+    #[cfg(feature = "broker")]
+    pub fn run(
+        &self,
+        work: super::call_threads::Work,
+    ) -> Result<(), (super::call_threads::Work, std::io::Error)> {
+        self.threads.run(work)
+    }
+
     /// A device failed: nobody is let in before it has been taken back.
     pub fn fail(&self, device: &LendingDevice) {
         self.handle(&mut self.state.lock(), Input::Fail { device: device.id });
@@ -165,11 +185,10 @@ impl Revoker {
         self.state.lock().targets.get(&attachment)?.1.upgrade()
     }
 
-    /// Hands an input to the machine, does what it says, and wakes the threads that wait for a change.
+    /// Hands an input to the machine, and does what it says.
     pub(super) fn handle(&self, state: &mut RevokerState, input: Input) {
         let now = self.now(state);
         state.handle(input, now);
-        self.changed.notify_all();
     }
 
     /// The time, as the machine counts it. The clock is read only while a change is under way: the machine compares

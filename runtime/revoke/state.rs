@@ -11,6 +11,7 @@ use super::event::EventKind;
 use super::lending_device::LendingDevice;
 use super::machine::{Action, AtDeadline, AttachmentId, ChangeId, DeviceId, Input, Refusal, StateMachine};
 use super::target::{Admission, Drain, RevokeTarget};
+use crate::sync::Condvar;
 use crate::{Error, Kind, Result};
 
 /// What lets an attachment's accesses in, and the attachment.
@@ -30,6 +31,8 @@ pub(crate) struct RevokerState {
 /// How far a change is.
 #[derive(Default)]
 pub(crate) struct PendingChange {
+    /// It went on. Of its own, so that one change wakes nobody who waits for another.
+    pub went_on: Arc<Condvar>,
     pub devices: Vec<Arc<LendingDevice>>,
     /// The call is to be made, or being made.
     pub is_called: bool,
@@ -148,6 +151,7 @@ impl RevokerState {
             && pending.answer.is_none()
         {
             note(pending);
+            pending.went_on.notify_all();
         }
     }
 

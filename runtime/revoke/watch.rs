@@ -213,6 +213,7 @@ impl WatchedDevice {
                 tried: "take memory of a failed device back",
                 devices: vec![Arc::clone(&self.device)],
                 // What the kernel does about the error is its own; a reset gives the memory back.
+                is_made_here: false,
                 make: Box::new(|| Ok(Took::Memory)),
                 after: Some(After::Away),
             };

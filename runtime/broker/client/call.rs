@@ -4,14 +4,15 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use peervram_backends::{Error, Kind};
+use peervram_backends::{Error, Kind, SharedWordsView};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::decoder::{Decoder, MAX_REPLY_BYTES};
-use super::super::message::{Call, FAILED, Failed, NAME, Reply};
+use super::super::message::{Call, FAILED, Failed, NAME, Nothing, Reply, Words};
 use super::super::socket;
 use super::gone;
 use crate::Result;
@@ -22,7 +23,10 @@ const RECEIVE_BYTES: usize = 16 << 10;
 
 /// Calls to a broker, over a connection that leases end with.
 #[derive(Debug)]
-pub(super) struct Calls(Mutex<Channel>);
+pub(super) struct Calls {
+    channel: Mutex<Channel>,
+    words: OnceLock<Arc<SharedWordsView>>,
+}
 
 /// A connection, one message at a time.
 #[derive(Debug)]
@@ -42,7 +46,24 @@ impl Calls {
     /// # Errors
     /// Why not.
     pub fn connect(path: &Path) -> Result<Self> {
-        Ok(Self(Mutex::new(Channel::connect(path)?)))
+        Ok(Self { channel: Mutex::new(Channel::connect(path)?), words: OnceLock::new() })
+    }
+
+    /// What the broker says of leases without a message. It is asked for once, when there is a lease.
+    ///
+    /// # Errors
+    /// What the broker says; [`Kind::Unsupported`] where it sends something else.
+    pub fn words(&self) -> Result<Arc<SharedWordsView>> {
+        const TRIED: &str = "see where leases are";
+        if let Some(words) = self.words.get() {
+            return Ok(Arc::clone(words));
+        }
+        let (Words { words: index }, descriptor) = self.call_for_descriptor("Words", &Nothing {}, TRIED)?;
+        let descriptor = descriptor
+            .filter(|_| index == 0)
+            .ok_or_else(|| not_a_broker(TRIED, "no descriptor came with the words"))?;
+        let words = Arc::new(SharedWordsView::open(descriptor)?);
+        Ok(Arc::clone(self.words.get_or_init(|| words)))
     }
 
     /// Calls a method and waits for its reply.
@@ -65,7 +86,7 @@ impl Calls {
         parameters: &impl Serialize,
         tried: &'static str,
     ) -> Result<(T, Option<OwnedFd>)> {
-        let mut channel = self.0.lock();
+        let mut channel = self.channel.lock();
         channel.send(method, parameters, false, tried)?;
         channel.receive(tried)
     }

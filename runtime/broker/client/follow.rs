@@ -25,7 +25,7 @@ use super::memory::BorrowedMemory;
 use crate::Result;
 use crate::revoke::call::{Call, Took};
 use crate::revoke::lending_device::LendingDevice;
-use crate::revoke::machine::{AtDeadline, Change, State};
+use crate::revoke::machine::{After, AtDeadline, Change, State};
 use crate::revoke::revoker::Revoker;
 use crate::revoke::{RevokeCause, RevokeOptions};
 use crate::sync::{self, Condvar, Mutex, MutexGuard, Thread, pause, wait_until};
@@ -124,6 +124,11 @@ impl Follower {
         drop(removed);
     }
 
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub fn hear_nothing(&self) -> impl Drop + '_ {
+        self.known.lock()
+    }
+
     fn hear(&self, event: LeaseEvent) {
         let mut known = self.known.lock();
         match known.leases.get(&event.lease).map(Arc::clone) {
@@ -207,7 +212,7 @@ impl Followed {
             lease,
             calls: Arc::clone(calls),
             revoker: Arc::clone(revoker),
-            device: revoker.add(&exporter, true),
+            device: revoker.add_with_origin(&exporter, true, Some(memory.origin())),
             memory: Arc::clone(memory),
             exporter,
             mail: Mutex::default(),
@@ -238,8 +243,12 @@ impl Followed {
     fn close_locally(&self, options: RevokeOptions) -> Result<()> {
         let deadline = deadline_after(options.timeout);
         loop {
-            let closed = self.revoker.close(&self.device, &self.exporter, RevokeCause::ExporterGone, options);
-            match closed {
+            let exporter = Arc::clone(&self.exporter);
+            let close = move || exporter.close_device().map(|()| Took::Memory);
+            // What could wait for the kernel is the end of a descriptor, and that is on a thread of its own.
+            let call = self.call(Change::Take(RevokeCause::ExporterGone), close);
+            let call = Call { tried: "give memory back", after: Some(After::Closed), ..call };
+            match self.revoker.change(call, options) {
                 Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => pause(LOOK_INTERVAL),
                 other => return other,
             }
@@ -269,9 +278,9 @@ impl Followed {
         }
         drop(mail);
         let followed = Arc::clone(self);
-        if let Err(error) = sync::start(Thread::Follow, move || followed.take_all()) {
+        if let Err((take_all, error)) = self.revoker.run(Box::new(move || followed.take_all())) {
             tracing::error!(%error, "no thread to follow a lease on: it is followed by the one that listens");
-            self.take_all();
+            take_all();
         }
     }
 
@@ -300,20 +309,20 @@ impl Followed {
             // Where this process was late, it has called off by itself.
             LeaseEventKind::CalledOff => Ok(()),
             // It was late, and the broker went on.
-            LeaseEventKind::Revoked if !is_away => self.take(cause, false),
+            LeaseEventKind::Revoked if !is_away => self.take(cause, None),
             LeaseEventKind::Revoked => Ok(()),
             LeaseEventKind::Restored if is_away => {
                 let memory = Arc::clone(&self.memory);
                 let call = self.call(Change::Restore, move || {
-                    memory.set_here(true);
+                    memory.is_back(event.generation);
                     Ok(Took::Memory)
                 });
                 self.revoker.change(call, AT_ONCE)
             }
-            LeaseEventKind::Restored => self.take(cause, true),
+            LeaseEventKind::Restored => self.take(cause, Some(event.generation)),
             LeaseEventKind::Gone => {
                 // Shut from here on, however long somebody is late.
-                self.memory.set_here(false);
+                self.memory.is_away();
                 self.revoker.fail(&self.device);
                 self.revoker.close_dropped(&self.device, &self.exporter);
                 Ok(())
@@ -321,11 +330,14 @@ impl Followed {
         }
     }
 
-    /// The broker has taken the memory back; `is_here` says whether it has given it back, too.
-    fn take(&self, cause: RevokeCause, is_here: bool) -> Result<()> {
+    /// The broker has taken the memory back; and given it back, if `restored` is its generation now.
+    fn take(&self, cause: RevokeCause, restored: Option<u64>) -> Result<()> {
         let memory = Arc::clone(&self.memory);
         let call = self.call(Change::Take(cause), move || {
-            memory.set_here(is_here);
+            match restored {
+                Some(generation) => memory.is_back(generation),
+                None => memory.is_away(),
+            }
             Ok(Took::Memory)
         });
         self.revoker.change(call, AT_ONCE)
@@ -362,33 +374,31 @@ impl Followed {
     /// Tells the broker that nobody here is in the memory, and waits for what it did.
     fn answer_and_wait(&self, answer: Drained, deadline: Instant) -> Result<Took> {
         // After the deadline somebody here was torn, and the broker does not wait for an answer any more.
-        let is_answered = Instant::now() < deadline && {
-            // Where the broker has called off meanwhile, its event says so.
-            let answered: Result<Done> = self.calls.call("Drained", &answer, TRIED);
-            answered.is_ok()
-        };
+        if Instant::now() < deadline {
+            // Where the broker has called off meanwhile, it refuses the answer, and its event says so.
+            let _: Result<Done> = self.calls.call("Drained", &answer, TRIED);
+        }
         let mut mail = self.mail.lock();
         loop {
             if mail.is_over {
-                self.memory.set_here(false);
+                self.memory.is_away();
                 return Ok(Took::Memory);
             }
             let Some(event) = mail.events.pop_front() else {
                 (mail, _) = wait_until(&self.arrived, mail, deadline_after(Duration::MAX));
                 continue;
             };
-            let is_here = match event.event {
+            match event.event {
                 LeaseEventKind::Draining => continue,
-                LeaseEventKind::CalledOff if is_answered => return Ok(Took::Nothing),
-                LeaseEventKind::CalledOff | LeaseEventKind::Restored => true,
-                LeaseEventKind::Revoked => false,
+                LeaseEventKind::CalledOff => return Ok(Took::Nothing),
+                LeaseEventKind::Restored => self.memory.is_back(event.generation),
+                LeaseEventKind::Revoked => self.memory.is_away(),
                 LeaseEventKind::Gone => {
                     // Taken again by whoever takes events, when this call is over.
                     mail.events.push_front(event);
-                    false
+                    self.memory.is_away();
                 }
-            };
-            self.memory.set_here(is_here);
+            }
             return Ok(Took::Memory);
         }
     }
@@ -398,6 +408,8 @@ impl Followed {
             what,
             tried: TRIED,
             devices: vec![Arc::clone(&self.device)],
+            // On a thread for the events of this lease.
+            is_made_here: true,
             make: Box::new(make),
             after: None,
         }

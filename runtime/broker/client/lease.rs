@@ -27,7 +27,9 @@ impl Lease {
         let mut borrowing = follower.borrow();
         let (borrowed, descriptor): (Borrowed, _) =
             calls.call_for_descriptor("Borrow", wish, "borrow memory")?;
-        let exporter = BorrowedMemory::new(&borrowed, descriptor, calls).map(Arc::new);
+        let exporter = (calls.words())
+            .and_then(|words| BorrowedMemory::new(&borrowed, descriptor, &words, calls))
+            .map(Arc::new);
         let revoker = Revoker::of_process();
         let exported = exporter.and_then(|memory| {
             let followed = Followed::new(borrowed.lease, calls, &revoker, &memory);

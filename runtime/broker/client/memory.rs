@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use peervram_backends::{
     Aperture, CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, RawBytes,
-    Region, RegionFlags,
+    Region, RegionFlags, SharedWordsView,
 };
 
 use super::super::message::{Borrowed, Done, Importing};
+use super::brokers_word::BrokersWord;
 use super::call::Calls;
 use crate::Result;
+use crate::gate::Origin;
 use crate::sync::Mutex;
 
 /// Memory that a broker has lent.
@@ -21,22 +23,28 @@ pub(super) struct BorrowedMemory {
     address: Option<PciAddress>,
     region: [Region; 1],
     ranges: DmaRanges,
+    origin: Arc<BrokersWord>,
     state: Mutex<State>,
 }
 
 struct State {
     /// None once the lease is over.
     dma_buf: Option<DmaBuf>,
-    /// Whether the broker says that the memory is there.
+    /// Whether the broker has said that the memory is there.
     is_here: bool,
 }
 
 impl BorrowedMemory {
-    /// Of what the broker answered, and the descriptor that came with it.
+    /// Of what the broker answered, and the descriptor that came with it. `words` are the broker's.
     ///
     /// # Errors
-    /// The answer contradicts itself or the descriptor.
-    pub fn new(borrowed: &Borrowed, descriptor: Option<OwnedFd>, calls: &Arc<Calls>) -> Result<Self> {
+    /// The answer contradicts itself, the descriptor or the words.
+    pub fn new(
+        borrowed: &Borrowed,
+        descriptor: Option<OwnedFd>,
+        words: &Arc<SharedWordsView>,
+        calls: &Arc<Calls>,
+    ) -> Result<Self> {
         const TRIED: &str = "borrow memory";
         let wrong = |why: &str| {
             let why = format!("the broker's answer makes no sense: {why}");
@@ -59,6 +67,10 @@ impl BorrowedMemory {
         if ranges.size_bytes() != borrowed.size || dma_buf.size_bytes() != borrowed.size {
             return Err(wrong("its sizes differ"));
         }
+        if borrowed.word >= words.count() {
+            return Err(wrong("there is no such word"));
+        }
+        let origin = BrokersWord::new(words, borrowed.word, borrowed.lease, borrowed.generation);
         Ok(Self {
             lease: borrowed.lease,
             calls: Arc::clone(calls),
@@ -66,6 +78,7 @@ impl BorrowedMemory {
             address,
             region: [region],
             ranges,
+            origin: Arc::new(origin),
             state: Mutex::new(State { dma_buf: Some(dma_buf), is_here: true }),
         })
     }
@@ -75,9 +88,20 @@ impl BorrowedMemory {
         Aperture::owned(self.ranges.clone(), Arc::new(RawBytes))
     }
 
-    /// The broker says whether the memory is there.
-    pub fn set_here(&self, is_here: bool) {
-        self.state.lock().is_here = is_here;
+    /// The broker has said that the memory is there, and of which generation.
+    pub fn is_back(&self, generation: u64) {
+        self.origin.set_known(generation);
+        self.state.lock().is_here = true;
+    }
+
+    /// The broker has said that the memory is away.
+    pub fn is_away(&self) {
+        self.state.lock().is_here = false;
+    }
+
+    /// What the broker says of it without a message.
+    pub fn origin(&self) -> Arc<dyn Origin> {
+        Arc::clone(&self.origin) as _
     }
 
     fn descriptor(&self, tried: &'static str, ranges: &DmaRanges) -> Result<OwnedFd> {

@@ -20,10 +20,12 @@
 //! ```
 //!
 //! What the broker says becomes a revoke of this process: gates shut, accesses finish, imports are freed, and then the
-//! broker is answered. No message is sent for an access. So what the broker's side takes without waiting for an answer (at
-//! a deadline, at a device's error, at its end) is known here a moment after the kernel took it: an access that is
-//! finished in between ends as [`Ok`](crate::Outcome::Ok), and what it read may be all ones.
+//! broker is answered. No message is sent for an access. What the broker takes without waiting for an answer, at a deadline
+//! or at its end, it writes into memory that this process reads, before the kernel takes it: an access that is inside then
+//! is [`Torn`](crate::Outcome::Torn), also where the message has not come yet. The kernel itself writes there when the
+//! broker's process is killed, before it closes the device.
 
+mod brokers_word;
 mod call;
 mod follow;
 mod lease;
@@ -111,6 +113,12 @@ impl Broker {
         let calls = Arc::new(Calls::connect(path)?);
         let follower = Follower::start(path, &calls)?;
         Ok(Self { calls, follower })
+    }
+
+    /// Has no message about a lease arrive before this is dropped.
+    #[cfg(all(test, not(feature = "shuttle")))]
+    pub(super) fn hear_nothing(&self) -> impl Drop + '_ {
+        self.follower.hear_nothing()
     }
 
     /// What is lent to this process's user.

@@ -9,7 +9,6 @@
 //! look GENERATION   ok RIGHT TORN WRONG  looks until it has seen right bytes of that generation twice
 //! until-gone        ok RIGHT TORN WRONG  looks until the memory is gone for good
 //! look-for GENERATION  the same          the bytes of that generation of the lender, in whichever of its own
-//! unannounced       ok                   from now on bytes of its first generation may be wrong: nobody waits for it
 //! store SEED        ok GENERATION        its engine fills the lease
 //! has SEED, zeros   ok yes | ok no       what its engine sees in the lease
 //! inside, finish    ok, ok OUTCOME       an access, from the one to the other

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use peervram::backends::vfio::Interface;
 use peervram::broker::client::{self, Lease, Wish};
 use peervram::{Attachment, Direction, Error, Event, EventKind, Events, Kind, Outcome, Trust};
@@ -96,10 +96,6 @@ impl<W: Hands> Client<W> {
                 self.seen.unannounced_below = u64::MAX;
                 let before = self.seen.right;
                 self.look(|seen| seen.right >= before + 2)
-            }
-            ["unannounced"] => {
-                self.seen.unannounced_below = 1;
-                Ok(String::new())
             }
             ["store", seed] => self.access(Direction::Write, |witness, memory, size_bytes| {
                 witness.store(memory, seed.parse()?, size_bytes)
@@ -212,16 +208,17 @@ impl<W: Hands> Client<W> {
     fn churn(&mut self, seed: u32) -> Result<String> {
         say("ok")?;
         for round in 0_u32.. {
-            let wrong = match self.churn_once(seed.wrapping_add(round)) {
-                Ok(true) => continue,
-                Ok(false) => anyhow!("wrong bytes"),
-                Err(error) => error,
-            };
-            // What was taken away by the end of the broker reads as ones, or fails, before this process hears of it.
-            if !is_the_end(&wrong) && self.hear_until("gone").is_err() {
-                return Err(wrong);
+            match self.churn_once(seed.wrapping_add(round)) {
+                Ok(true) => {}
+                // What the end of the broker took away reads as ones, and is torn.
+                Ok(false) => bail!("wrong bytes"),
+                Err(error) if is_the_end(&error) => break,
+                // An engine that works on memory which goes away may fail in its own words.
+                Err(error) => {
+                    self.hear_until("gone").map_err(|_| error)?;
+                    break;
+                }
             }
-            break;
         }
         self.end_attachment();
         self.lease = None;

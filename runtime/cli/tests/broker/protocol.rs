@@ -146,10 +146,11 @@ fn a_client_in_python_borrows_is_told_answers_and_returns() {
         eprintln!("skipped: {NAME}: there is no python3");
         return;
     }
-    let served = Served::new(&["--host", "16M"]);
+    let mut served = Served::new(&["--host", "16M"]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/broker/foreign.py");
     let mut client = Command::new("python3");
-    client.arg(script).arg(&served.socket).stdout(Stdio::piped()).stderr(Stdio::piped());
+    client.arg(script).arg(&served.socket);
+    client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut client = client.spawn().unwrap();
     let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
     let mut next = |client: &mut std::process::Child| match lines.next() {
@@ -166,8 +167,13 @@ fn a_client_in_python_borrows_is_told_answers_and_returns() {
     assert_eq!(next(&mut client), "restored");
     assert_eq!(next(&mut client), "returned");
     assert_eq!(next(&mut client), "refused not-found");
+    assert_eq!(next(&mut client), "borrowed again");
+    // The kernel says so, for a broker that cannot any more: nothing is read from a socket here.
+    served.child.kill().unwrap();
+    served.child.wait().unwrap();
+    client.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(next(&mut client), "has ended");
     assert!(ended(&mut client).success(), "{}", errors_of(&mut client));
-    served.wait_for_leases(0);
 }
 
 /// Where it is there: with Python's own library, what the interface says of itself.

@@ -102,10 +102,6 @@ fn survive(guest: &Guest, with: &With, lent: Lent, cause: &Cause<vfio::Device>) 
     let device = scene.lender.device().address();
     let seen = match cause.take {
         Take::Keeps(take) => {
-            // It is torn when it hears of it, which may be after the kernel took the memory.
-            if cause.name == "reset at once" {
-                client.ask("unannounced")?;
-            }
             let lender = Arc::clone(&scene.lender);
             let taken = thread::spawn(move || take(&lender).map(|()| lender.generation()));
             // An error in a reset takes another one, so that which generation comes of it is not known before.
@@ -131,8 +127,7 @@ fn survive(guest: &Guest, with: &With, lent: Lent, cause: &Cause<vfio::Device>) 
             seen
         }
         Take::Ends(_) if cause.name == "close" => {
-            // A broker that ends waits for no client.
-            client.ask("unannounced")?;
+            // A broker that ends waits for no client: what is inside is torn.
             client.tell("until-gone")?;
             drop(painter);
             scene.close()?;
