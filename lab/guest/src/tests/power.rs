@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::revocable::{Revocable, any_lender, beginning, hot_reset, is_revoked};
 use crate::test::{Test, Verdict};
 
 pub const TESTS: &[Test] = &[
+    Test::of_models("power/idle-device-sleeps-until-it-is-opened", idle_device_sleeps),
     Test::of_models("power/d3hot-hides-the-memory-and-d0-brings-it-back", d3hot_hides_the_memory),
     Test::of_models("power/low-power-sleeps-until-it-is-left", low_power_sleeps),
     Test::of_models("power/kernel-exports-from-a-device-in-low-power", kernel_exports_in_low_power)
@@ -38,6 +40,26 @@ pub const TESTS: &[Test] = &[
 ];
 
 const CONFIGURATION: u32 = 7;
+
+/// A device that nobody has open sleeps, and on arm64 the port above it, too. On x86 Linux keeps ports with hot-plug awake.
+fn idle_device_sleeps(guest: &Guest) -> Verdict {
+    let model = guest.model(0)?;
+    let folder = fs::canonicalize(model.address().sysfs_path())?;
+    let port = folder.parent().context("it is below no port")?.join("power/runtime_status");
+    let idle = if cfg!(target_arch = "aarch64") { "suspended" } else { "active" };
+    for look in ["at first", "closed"] {
+        wait_for_power_state(&model, "D3hot").context(look)?;
+        wait_until_file_says(&port, idle).with_context(|| format!("the port, {look}"))?;
+        let device = model.open()?;
+        ensure!(sysfs_power_state(model.address())? == "D0", "opened, it sleeps on");
+        let status = fs::read_to_string(&port)?;
+        ensure!(status.trim() == "active", "it is open, and the port is {status}");
+        let mut identity = [0; 4];
+        device.read(REGISTERS, map::IDENTITY.into(), &mut identity)?;
+        ensure!(u32::from_le_bytes(identity) == map::IDENTITY_VALUE, "opened, it says {identity:?}");
+    }
+    Ok(())
+}
 
 fn d3hot_hides_the_memory(guest: &Guest) -> Verdict {
     let model = guest.model(0)?;
@@ -307,9 +329,14 @@ fn sysfs_power_state(address: PciAddress) -> Result<String> {
 
 /// Runtime power management acts when the call that let it is over.
 fn wait_for_power_state(model: &Model<'_>, wanted: &str) -> Result<()> {
+    wait_until_file_says(&model.address().sysfs_path().join("power_state"), wanted)
+}
+
+fn wait_until_file_says(file: &Path, wanted: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let seen = sysfs_power_state(model.address())?;
+        let seen = fs::read_to_string(file)?;
+        let seen = seen.trim();
         if seen == wanted {
             return Ok(());
         }
