@@ -195,14 +195,21 @@ fn words_of(kind: StepKind, detail: &Value) -> String {
     match kind {
         StepKind::Doctor => text(&detail["headline"]),
         StepKind::Capture => format!("{} functions", list(&detail["places"]).len()),
-        StepKind::Predict => format!("{}: {}", text(&detail["answer"]), text(&detail["verdict_words"])),
+        StepKind::Predict => {
+            let (answer, words) = (text(&detail["answer"]), text(&detail["verdict_words"]));
+            if words.starts_with(&answer) { words } else { format!("{answer}: {words}") }
+        }
         StepKind::Import => {
             let refused: Vec<String> = (list(&detail["refused"]).iter())
                 .map(|refused| format!("{}: {}", text(&refused["path"]), text(&refused["error"]["why"])))
                 .collect();
             let refused =
                 if refused.is_empty() { String::new() } else { format!("; refused {}", refused.join(", ")) };
-            format!("by {} in {:.0} us{refused}", text(&detail["path"]), number(&detail["attach_us"]))
+            let took = match number(&detail["attach_us"]) {
+                us if us < 1000.0 => format!("{us:.0} us"),
+                us => format!("{:.1} ms", us / 1000.0),
+            };
+            format!("by {} in {took}{refused}", text(&detail["path"]))
         }
         StepKind::Verify => {
             let tests = list(&detail["certificate"]["tests"]);
@@ -214,13 +221,18 @@ fn words_of(kind: StepKind, detail: &Value) -> String {
         }
         StepKind::Images => {
             let images = list(&detail["images"]);
-            let taken: Vec<String> = (images.iter())
-                .filter(|image| !image["path"].is_null())
-                .map(|image| format!("{} {}", text(&image["tiling"]), image["stride_bytes"]))
-                .collect();
+            let (taken, refused): (Vec<_>, Vec<_>) =
+                images.iter().partition(|image| !image["path"].is_null());
+            let names = |images: &[&Value]| {
+                let name = |image: &&Value| format!("{} {}", text(&image["tiling"]), image["stride_bytes"]);
+                images.iter().map(name).collect::<Vec<_>>().join(", ")
+            };
             match (taken.len(), images.len()) {
                 (0, all) => format!("none of {all} taken"),
-                (some, all) => format!("{some} of {all} taken: {}", taken.join(", ")),
+                (some, all) if some == all => format!("all {all} taken: {}", names(&taken)),
+                (some, all) => {
+                    format!("{some} of {all} taken: {}; refused: {}", names(&taken), names(&refused))
+                }
             }
         }
         StepKind::Copies => copies(&list(&detail["figures"])),
@@ -337,6 +349,29 @@ mod tests {
             report(How::Exited(1), &format!("MESA: a {{warning}}\n{{no JSON}}\n{wrong}\nLayer: bye\n"));
         assert_eq!(report.outcome, Outcome::Wrong);
         assert_eq!(report.words, "by peer: read by compute queue WRONG, write by compute queue right");
+    }
+
+    #[test]
+    fn what_was_found_is_said_once_and_whole() {
+        let words = |kind, detail: &str| report(kind, How::Exited(0), detail).words;
+        let predicted = r#"{"answer": "works", "verdict_words": "works, by bus addresses"}"#;
+        assert_eq!(words(StepKind::Predict, predicted), "works, by bus addresses");
+        let unasked = r#"{"answer": "unasked", "verdict_words": "a processor reads the BAR"}"#;
+        assert_eq!(words(StepKind::Predict, unasked), "unasked: a processor reads the BAR");
+        let slow = r#"{"path": "peer", "attach_us": 82991.6, "refused": []}"#;
+        assert_eq!(words(StepKind::Import, slow), "by peer in 83.0 ms");
+        let image = |stride: u32, path: &str| {
+            format!(r#"{{"tiling": "linear", "stride_bytes": {stride}, "path": {path}}}"#)
+        };
+        let images =
+            |list: &[String]| words(StepKind::Images, &format!(r#"{{"images": [{}]}}"#, list.join(", ")));
+        let (taken, refused) = (image(2560, r#""peer""#), image(2564, "null"));
+        assert_eq!(
+            images(&[taken.clone(), refused.clone()]),
+            "1 of 2 taken: linear 2560; refused: linear 2564"
+        );
+        assert_eq!(images(std::slice::from_ref(&taken)), "all 1 taken: linear 2560");
+        assert_eq!(images(&[refused]), "none of 1 taken");
     }
 
     #[test]
