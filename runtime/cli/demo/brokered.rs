@@ -123,10 +123,10 @@ impl<'a> Demo<'a> {
         };
         let client = ClientProcess::start(&user, &words_for_client(arguments, &meeting))?;
         if !json {
-            say!("Broker: {broker}, user {own_name}; lends {device}");
-            say!("Client: process {}, user {}\n", client.id(), user.in_words());
+            say!("Broker: {broker}, of {own_name}; lends {device}");
+            say!("Client: process {}, of {}\n", client.id(), user.in_words());
         }
-        if let Some(why) = &user.is_own_because {
+        if let Some(why) = user.is_own_because() {
             note!("peervram: both processes are of one user, {own_name}: {why}");
         }
         let (status, rows, refused) = (Vec::new(), Vec::new(), Vec::new());
@@ -260,7 +260,7 @@ impl<'a> Demo<'a> {
             let (told, bytes) = self.client.hear()?;
             match told {
                 told if is_wanted(&told) => return Ok((told, bytes)),
-                Told::Did(row) => self.rows.push(row),
+                Told::Did(row) => self.rows.push(Row { who: self.user.in_words(), ..row }),
                 Told::Refused(why) => self.refused.push(why),
                 Told::Failed { code, why, next } => {
                     let why = format!("{OF_CLIENT} {}: {why}", self.client.id());
@@ -333,7 +333,7 @@ impl<'a> Demo<'a> {
         Report {
             broker: ProcessReport { process: broker, user: self.own_name },
             client: ProcessReport { process: self.client.id(), user: self.user.in_words() },
-            one_user_because: self.user.is_own_because,
+            one_user_because: self.user.is_own_because().map(str::to_owned),
             status: self.status,
             steps: self.rows,
             refused: self.refused,

@@ -15,11 +15,12 @@ use peervram_programs::bytes;
 
 use super::told::{Row, Told, tell};
 use super::{Arguments, Check, card_of, painted_of, size_in_memory};
-use crate::broker::users;
 use crate::import::DEVICE_LIMIT;
 use crate::picture::{Picture, layout_of};
 
 const TRIED: &str = "use borrowed memory";
+/// In a user namespace this process has another name than outside, where it is put in the place of this.
+const WHO: &str = "client";
 /// How long anybody may leave the client without a word.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long returning the memory may take: nobody is in it any more.
@@ -76,20 +77,19 @@ trait Use {
     fn begin<'m>(
         &mut self,
         memory: &'m <Self::Importer as Importer>::Memory,
-        at: &At<'_>,
+        at: &At,
     ) -> Result<(Self::Held<'m>, Vec<u8>)>;
 }
 
-/// Who tells, and of which generation by which path.
-struct At<'a> {
-    user: &'a str,
+/// Of which generation, and by which path.
+struct At {
     path: Path,
     generation: u64,
 }
 
-impl At<'_> {
+impl At {
     fn did(&self, what: &str, begun: Instant, check: Check) -> Result<()> {
-        did(Row::new(self.user, what, begun, check).of_memory(self.path, self.generation))
+        did(Row::new(WHO, what, begun, check).of_memory(self.path, self.generation))
     }
 }
 
@@ -109,7 +109,7 @@ impl Use for Drawer {
         Arc::clone(&self.device)
     }
 
-    fn begin(&mut self, memory: &Buffer, at: &At<'_>) -> Result<((), Vec<u8>)> {
+    fn begin(&mut self, memory: &Buffer, at: &At) -> Result<((), Vec<u8>)> {
         let deadline = || Instant::now() + DEVICE_LIMIT;
         let size_bytes = self.card.bytes().len();
         let mut seen = vec![0; size_bytes];
@@ -158,7 +158,7 @@ impl Use for Screen {
         Arc::clone(&self.node)
     }
 
-    fn begin<'m>(&mut self, memory: &'m BufferObject, at: &At<'_>) -> Result<(ScanOut<'m>, Vec<u8>)> {
+    fn begin<'m>(&mut self, memory: &'m BufferObject, at: &At) -> Result<(ScanOut<'m>, Vec<u8>)> {
         let begun = Instant::now();
         let scan_out = ScanOut::start(memory, self.layout)?;
         let check = Check { passed: true, what: "accepted by the driver".into() };
@@ -173,20 +173,18 @@ struct Client<U: Use> {
     attachment: Attachment<U::Importer>,
     events: Events,
     lease: Lease,
-    user: String,
     work: U,
 }
 
 impl<U: Use> Client<U> {
     /// Borrows memory for a picture, and attaches the importer to it.
     fn new(socket: &FilePath, arguments: &Arguments, work: U) -> Result<Self> {
-        let user = users::user_in_words(rustix::process::geteuid().as_raw());
         let begun = Instant::now();
         let broker = client::Broker::connect(socket)?;
         let lease = broker.borrow(Wish::of_size(size_in_memory(arguments)).with_label("peervram demo"))?;
         let size = bytes::in_words(lease.size_bytes());
         let what = format!("lease {}, {size}", lease.number());
-        let row = Row::new(&user, "borrows", begun, Check { passed: true, what });
+        let row = Row::new(WHO, "borrows", begun, Check { passed: true, what });
         did(Row { generation: Some(lease.generation()), ..row })?;
         let events = lease.events()?;
 
@@ -197,9 +195,9 @@ impl<U: Use> Client<U> {
         for (path, error) in attachment.refused() {
             say(&Told::Refused(format!("{name} by {path}: {}", error.why())))?;
         }
-        let row = Row::new(&user, "imports", begun, Check { passed: true, what: name });
+        let row = Row::new(WHO, "imports", begun, Check { passed: true, what: name });
         did(row.of_memory(attachment.path(), attachment.generation()))?;
-        Ok(Self { attachment, events, lease, user, work })
+        Ok(Self { attachment, events, lease, work })
     }
 
     fn run(mut self) -> Result<()> {
@@ -213,21 +211,20 @@ impl<U: Use> Client<U> {
         self.attachment.current()?;
         let generation = self.attachment.generation();
         let check = Check { passed: generation > 0, what: heard.join(", ") };
-        did(Row::new(&self.user, "hears, imports anew", begun, check)
-            .of_memory(self.attachment.path(), generation))?;
+        did(Row::new(WHO, "hears, imports anew", begun, check).of_memory(self.attachment.path(), generation))?;
         self.once_more()?;
 
         let begun = Instant::now();
-        let Self { attachment, lease, user, .. } = self;
+        let Self { attachment, lease, .. } = self;
         attachment.detach()?;
         lease.give_back(RETURN_LIMIT)?;
-        did(Row::new(&user, "gives it back", begun, Check { passed: true, what: "the lease is over".into() }))
+        did(Row::new(WHO, "gives it back", begun, Check { passed: true, what: "the lease is over".into() }))
     }
 
     /// Has the first picture in use until it is told to stop; stops, which answers the broker.
     fn until_taken_back(&mut self) -> Result<()> {
         let access = self.attachment.enter(U::DIRECTION)?;
-        let at = At { user: &self.user, path: self.attachment.path(), generation: access.generation() };
+        let at = At { path: self.attachment.path(), generation: access.generation() };
         let (held, seen) = self.work.begin(access.memory(), &at)?;
         drawn(access.generation(), &seen)?;
         self.hear_until("draining", &mut Vec::new())?;
@@ -245,13 +242,13 @@ impl<U: Use> Client<U> {
         let outcome = access.finish();
         let what = "nobody is in any more".into();
         let stops = Check { passed: outcome == Outcome::Ok, what };
-        did(Row::new(&self.user, "stops", begun, stops).of_memory(at.path, at.generation))
+        did(Row::new(WHO, "stops", begun, stops).of_memory(at.path, at.generation))
     }
 
     /// The picture of the next generation: what the memory holds after a revoke nobody knows.
     fn once_more(&mut self) -> Result<()> {
         let access = self.attachment.enter(U::DIRECTION)?;
-        let at = At { user: &self.user, path: self.attachment.path(), generation: access.generation() };
+        let at = At { path: self.attachment.path(), generation: access.generation() };
         let (held, seen) = self.work.begin(access.memory(), &at)?;
         drawn(access.generation(), &seen)?;
         wait_for_line()?;
@@ -293,7 +290,7 @@ impl<U: Use> Client<U> {
             Err(refused) => (true, format!("gone; its gate is shut: {}", Error::from(refused).why())),
             Ok(_) => (false, "gone; and yet it is let in".to_owned()),
         };
-        let row = Row::new(&self.user, "hears of its broker", begun, Check { passed: is_refused, what });
+        let row = Row::new(WHO, "hears of its broker", begun, Check { passed: is_refused, what });
         match did(row) {
             Ok(()) => Error::new(Kind::Gone, TRIED, "the broker has ended in the middle"),
             Err(error) => error,

@@ -14,12 +14,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::other_user::OtherUser;
+use super::other_user::{OtherUser, THIS_PROGRAM};
 use super::told::{Told, hear};
 
 const TRIED: &str = "run the demo";
-/// This program, for whoever may not reach the folder that it is in.
-const THIS_PROGRAM: &str = "/proc/self/exe";
 /// How long a process may be silent: a shader is compiled by an emulated CPU, and somebody looks at a picture.
 const SILENCE_LIMIT: Duration = Duration::from_secs(600);
 /// How long a broker may take to end.
@@ -159,14 +157,13 @@ pub struct ClientProcess {
 impl ClientProcess {
     /// Starts it. What it says of itself goes on to standard error.
     pub fn start(user: &OtherUser, arguments: &[String]) -> Result<Self> {
-        let mut command = Command::new(THIS_PROGRAM);
-        command.arg("demo").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        user.run(&mut command);
         let failed = |error: std::io::Error| {
             Error::os("start a client", error).on(user.in_words()).next(
                 "let every user read and run this program's file; a container may forbid to change the user",
             )
         };
+        let (mut command, _program) = user.this_program().map_err(failed)?;
+        command.arg("demo").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
         let input = child.stdin.take();
         let output = child.stdout.take();
