@@ -20,8 +20,7 @@ use crate::{Direction, Error, Import, Outcome, Result, RevokeCause, Trust};
 pub struct Refused {
     /// The generation of the memory now.
     pub generation: u64,
-    /// Why the memory was taken back, where that is the reason and known: another process that lends it says so a moment
-    /// later.
+    /// Why the memory was taken back, where that is the reason.
     pub cause: Option<RevokeCause>,
     /// Why, in full.
     error: Error,
@@ -31,10 +30,9 @@ impl Refused {
     pub(crate) fn away(device: &str, closed: Closed) -> Self {
         let Closed { generation, cause, is_gone } = closed;
         let kind = if is_gone { Kind::Gone } else { Kind::Revoked };
-        let why = cause.map_or("its lender takes it back".into(), |cause| cause.to_string());
-        let error = Error::new(kind, TRIED, why).on(device);
+        let error = Error::new(kind, TRIED, cause.to_string()).on(device);
         let error = error.next("an event tells when it is there again, if ever");
-        Self { generation, cause, error }
+        Self { generation, cause: Some(cause), error }
     }
 
     pub(crate) fn stale(device: &str, now: Closed, imported: Option<u64>) -> Self {
@@ -46,7 +44,7 @@ impl Refused {
         let error = Error::new(Kind::Revoked, TRIED, why)
             .on(device)
             .next("take the current import and rebuild what was made of the old one");
-        Self { generation, cause, error }
+        Self { generation, cause: Some(cause), error }
     }
 
     /// The memory is there, and what is in it cannot be brought to the importer.

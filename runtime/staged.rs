@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The mover is the owner's engine, else an engine of the importer's that reaches the lent memory, else this
-//! process's CPU through the BAR, which is slow to read. Both hops are at work at once ([`relay`]).
+//! process's CPU through the BAR, which is slow to read. Of memory that another process lends and this one cannot map, it is
+//! that process's CPU. Both hops are at work at once ([`relay`]).
 //!
 //! One copy serves all accesses of an attachment. Each pulls, unless one that may write is inside: a pull would
 //! overwrite what that one has not pushed yet, so the others find what is there. One that may write pushes
@@ -52,8 +53,8 @@ pub(crate) struct Staged<I: Importer> {
     how: Staging,
     /// The lent memory as the importer has it, where its engine is the mover.
     peer: Option<I::Memory>,
-    /// The lent memory as the CPU has it, where that is the mover.
-    bar: Option<Arc<Mapping>>,
+    /// The lent memory as a CPU has it, where that is the mover.
+    bar: Option<Bar>,
     /// The importer's memory, where that is host memory.
     stage: Option<Arc<Mapping>>,
     /// Made at the first copy; forgotten where one fails, since an engine may still write into them.
@@ -72,9 +73,28 @@ struct Inside {
     writers: usize,
 }
 
+/// How a CPU has lent memory.
+enum Bar {
+    /// It is mapped into this process.
+    Mapped(Arc<Mapping>),
+    /// The process that owns it copies.
+    ByItsOwner,
+}
+
+impl Bar {
+    fn of(export: &ExportInner) -> Result<Self> {
+        let mapped = export.device().exporter().and_then(|device| device.map(export.aperture().ranges()));
+        match mapped {
+            Ok(mapping) => Ok(Self::Mapped(mapping)),
+            Err(_) if export.device().copier().is_some() => Ok(Self::ByItsOwner),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// Which way bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StageCopy {
+pub(crate) enum StageCopy {
     Pull,
     Push,
 }
@@ -102,10 +122,7 @@ impl<I: Importer> Staged<I> {
             return Err((Error::new(Kind::Unsupported, TRIED, why).on(importer.name()), peer));
         }
         let is_cpu = pull == Mover::Cpu || push == Some(Mover::Cpu);
-        let bar = is_cpu
-            .then(|| export.device().exporter().and_then(|device| device.map(export.aperture().ranges())))
-            .transpose();
-        let bar = match bar {
+        let bar = match is_cpu.then(|| Bar::of(export)).transpose() {
             Ok(bar) => bar,
             Err(error) => return Err((error, peer)),
         };
@@ -276,7 +293,12 @@ impl<I: Importer> Staged<I> {
                 }
             }
             Mover::Cpu => match &self.bar {
-                Some(bar) => by_cpu(bar, way, offset_bytes, slice),
+                Some(Bar::Mapped(bar)) => by_cpu(bar, way, offset_bytes, slice),
+                Some(Bar::ByItsOwner) => {
+                    let copier = self.export.device().copier();
+                    let copier = copier.ok_or_else(|| self.no_engine("nobody copies"))?;
+                    moved(copier, self.export.aperture().ranges(), way, offset_bytes, slice)
+                }
                 None => Err(self.no_engine("the memory is not mapped")),
             },
         }
@@ -302,7 +324,7 @@ impl<I: Importer> Staged<I> {
     }
 }
 
-fn moved<M: ?Sized>(
+pub(crate) fn moved<M: ?Sized>(
     engine: &dyn Engine<M>,
     memory: &M,
     way: StageCopy,
@@ -316,8 +338,8 @@ fn moved<M: ?Sized>(
     }
 }
 
-/// Copies by the CPU, by way of memory that it caches.
-fn by_cpu(bar: &Mapping, way: StageCopy, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
+/// Copies by this process's CPU, by way of memory that it caches.
+pub(crate) fn by_cpu(bar: &Mapping, way: StageCopy, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
     let mut bounce = vec![0; BOUNCE_BYTES.min(slice.length_bytes())];
     for (at, length_bytes) in pieces(slice.length_bytes() as u64, bounce.len() as u64) {
         let bounce = &mut bounce[..length_bytes];

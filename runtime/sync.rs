@@ -25,6 +25,9 @@ pub(crate) enum Thread {
     /// Scrubs what a broker lends.
     #[cfg(feature = "broker")]
     Scrub,
+    /// Copies for clients of a broker.
+    #[cfg(feature = "broker")]
+    Copy,
     /// Looks whether the kernel has freed what a broker lent.
     #[cfg(feature = "broker")]
     Prove,
@@ -53,6 +56,8 @@ impl Thread {
             Self::Serve => "peervram-broker",
             #[cfg(feature = "broker")]
             Self::Scrub => "peervram-scrub",
+            #[cfg(feature = "broker")]
+            Self::Copy => "peervram-copy",
             #[cfg(feature = "broker")]
             Self::Prove => "peervram-prove",
             #[cfg(feature = "broker")]

@@ -173,14 +173,15 @@ impl SharedWordsView {
     }
 
     /// A word as it is now, or nothing where whoever writes them has ended. What was read from memory before, was read before
-    /// the word.
+    /// the word. What was written before may still be on its way out of this CPU, which takes it nanoseconds, and a writer's
+    /// next system call longer.
     ///
     /// # Panics
     /// There is no such word.
     pub fn load(&self, word: usize) -> Option<u64> {
-        fence(Ordering::SeqCst);
-        let value = self.0.word(word).load(Ordering::SeqCst);
-        let life = self.0.life().load(Ordering::SeqCst);
+        fence(Ordering::Acquire);
+        let value = self.0.word(word).load(Ordering::Acquire);
+        let life = self.0.life().load(Ordering::Acquire);
         (life != 0 && life & OWNER_DIED == 0).then_some(value)
     }
 }

@@ -23,6 +23,9 @@ const TRIED: &str = "borrow memory";
 const SCRUB_AGAIN: Duration = Duration::from_secs(1);
 /// After this long, what was taken back while it was scrubbed.
 const SCRUB_AGAIN_SOON: Duration = Duration::from_millis(10);
+/// For this long, who wants memory waits for what has just gone into quarantine: the kernel frees it when the last
+/// descriptor is closed, which those who return memory do before.
+const GRACE: Duration = Duration::from_secs(1);
 /// The longest label, and the longest name of an importer, in bytes.
 pub(super) const WORDS_BYTES_MAX: usize = 128;
 /// How many importers of one lease are remembered by name.
@@ -59,6 +62,8 @@ struct InQuarantine {
     user: u32,
     inode: Option<u64>,
     since: SystemTime,
+    /// Until when others wait for it who want memory; none where it may never be free.
+    grace: Option<Instant>,
     why: String,
 }
 
@@ -177,7 +182,8 @@ impl Books {
             let name = &self.memories[memory].offer.name;
             let allowed = self.policy.check(peer, wish(name, size_bytes, request, self.usage(peer)));
             let taken = allowed.map_err(NotBorrowed::Failed).and_then(|()| {
-                self.memories[memory].take(size_bytes, request.alignment, explicit.as_deref())
+                let is_freeing = self.is_freeing(memory);
+                self.memories[memory].take(size_bytes, request.alignment, explicit.as_deref(), is_freeing)
             });
             match taken {
                 Ok(ranges) => {
@@ -267,6 +273,7 @@ impl Books {
             direction: record.direction,
             generation: record.attachment.state().0,
             word: record.attachment.word(),
+            engine: record.attachment.engine().map(str::to_owned),
             dma_buf: 0,
         })
     }
@@ -300,8 +307,9 @@ impl Books {
             return;
         }
         let why = "the kernel has not freed its dma-buf yet".to_owned();
-        let (user, since) = (peer.user, SystemTime::now());
-        self.quarantine.insert(lease, InQuarantine { memory, ranges, size_bytes, user, inode, since, why });
+        let (user, since, grace) = (peer.user, SystemTime::now(), Some(deadline_after(GRACE)));
+        let out = InQuarantine { memory, ranges, size_bytes, user, inode, since, grace, why };
+        self.quarantine.insert(lease, out);
         match inode {
             Some(inode) => self.prover.watch(lease, inode),
             None => self.unproven(lease, "its dma-buf has no inode".into()),
@@ -330,8 +338,15 @@ impl Books {
     pub fn unproven(&mut self, lease: u64, why: String) {
         if let Some(in_quarantine) = self.quarantine.get_mut(&lease) {
             tracing::warn!(lease, why, "memory stays in quarantine");
-            in_quarantine.why = why;
+            (in_quarantine.why, in_quarantine.grace) = (why, None);
         }
+    }
+
+    /// Whether some of a memory was just returned, so that the kernel is about to free it.
+    fn is_freeing(&self, memory: usize) -> bool {
+        let now = Instant::now();
+        let mut of_it = self.quarantine.values().filter(|out| out.memory == memory);
+        of_it.any(|out| out.grace.is_some_and(|grace| grace > now))
     }
 
     fn give_back_usage(&mut self, user: u32, size_bytes: u64) {
@@ -375,11 +390,10 @@ impl Books {
     /// Begins what was put off until now. Says when there is more of that.
     pub fn pass_time(&mut self) -> Option<Instant> {
         (0..self.memories.len()).for_each(|memory| self.scrub_more(memory));
-        self.memories
-            .iter()
-            .filter(|memory| memory.state == MemoryState::Live)
-            .filter_map(|memory| memory.scrub_at)
-            .min()
+        let now = Instant::now();
+        let graces = self.quarantine.values().filter_map(|out| out.grace).filter(|grace| *grace > now);
+        let live = self.memories.iter().filter(|memory| memory.state == MemoryState::Live);
+        live.filter_map(|memory| memory.scrub_at).chain(graces).min()
     }
 
     /// A memory was taken back, given back, or is about to be.

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 
 use super::books::WORDS_BYTES_MAX;
 use super::connection::{Business, Lost};
+use super::copier::{Order, Window};
 use super::inbox::Notice;
 use super::message::{self, Call, FAILED, INTERFACE, NAME, Nothing, Refusal, Reply, SERVICE, parameters};
 use super::served_memory::NotBorrowed;
 use super::server::Server;
 use crate::sync::{self, Thread};
-use crate::{Result, RevokeOptions};
+use crate::{Result, RevokeCause, RevokeOptions};
 
 /// How long clients may take to answer where an operator does not say.
 const OPERATOR_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,6 +30,8 @@ enum Attached {
     DmaBuf(u64),
     /// What clients see of their leases without a message.
     Words,
+    /// What is copied to and from for the client.
+    Window,
 }
 
 /// Why a call has no reply of its own.
@@ -79,13 +82,14 @@ impl Server {
             }
             return Ok(());
         }
-        let words = Arc::clone(self.books.words());
+        let (words, window) = (Arc::clone(self.books.words()), connection.window.clone());
         let descriptor = match attached {
             Some(Attached::DmaBuf(lease)) => {
                 let record = self.books.lease(lease);
                 record.and_then(|record| record.export.dma_buf().ok()).map(AsFd::as_fd)
             }
             Some(Attached::Words) => Some(words.as_fd()),
+            Some(Attached::Window) => window.as_ref().map(|window| window.as_fd()),
             None => None,
         };
         connection.send(&reply, descriptor)
@@ -125,6 +129,16 @@ impl Server {
             "Identify" => {
                 let Nothing {} = parameters(given)?;
                 value(&message::Identified { connection: id })?
+            }
+            "Window" => {
+                let Nothing {} = parameters(given)?;
+                self.check_has_lease(id)?;
+                let size = self.open_window(id)?;
+                return Ok((value(&message::Windowed { window: 0, size })?, Some(Attached::Window)));
+            }
+            "Copy" => {
+                self.copy(id, &parameters(given)?)?;
+                return Err(NotAnswered::Later);
             }
             "Watch" => {
                 let message::Watch { connection } = parameters(given)?;
@@ -245,6 +259,31 @@ impl Server {
         Ok(())
     }
 
+    /// Opens the connection's window. Returns its size in bytes.
+    fn open_window(&mut self, id: u64) -> Result<u64> {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return Err(Error::new(Kind::Gone, "open a window", "the client left"));
+        };
+        if connection.window.is_none() {
+            connection.window = Some(Arc::new(Window::new()?));
+        }
+        Ok(connection.window.as_ref().map_or(0, |window| window.size_bytes()))
+    }
+
+    /// Has a copy made, by another thread.
+    fn copy(&mut self, id: u64, copy: &message::Copy) -> Result<()> {
+        const TRIED: &str = "copy for a client";
+        self.own_lease(id, copy.lease, TRIED)?;
+        let record = self.books.lease(copy.lease).ok_or_else(|| no_lease(TRIED, copy.lease))?;
+        let window = self.connections.get(&id).and_then(|connection| connection.window.as_ref());
+        let window = window.ok_or_else(|| {
+            let why = "this connection has no window";
+            Error::new(Kind::InvalidInput, TRIED, why).next("call Window first, on the same connection")
+        })?;
+        self.copier.copy(Order::new(id, &record.attachment, window, copy)?);
+        Ok(())
+    }
+
     fn drained(&mut self, id: u64, drained: message::Drained) -> Result<()> {
         const TRIED: &str = "answer a drain";
         self.own_lease(id, drained.lease, TRIED)?;
@@ -273,21 +312,25 @@ impl Server {
         let inbox = Arc::clone(&self.inbox);
         let operate = move || {
             let lender = &offer.lender;
-            let done = if resets { lender.reset(options) } else { lender.revoke(options) };
+            let done = if resets {
+                lender.reset(options)
+            } else {
+                lender.revoke(RevokeCause::Operator, tried, options, Box::new(|| Ok(())))
+            };
             inbox.tell(Notice::Operated(id, done.map(|()| lender.generation())));
         };
         sync::start(Thread::Operate, operate).map_err(|error| Error::os(tried, error))?;
         Err(NotAnswered::Later)
     }
 
-    /// What a client waits for is done, or not to be: an operator's revoke, memory that cannot be scrubbed.
-    pub fn answer_waiting(&mut self, id: u64, result: Result<u64>) {
+    /// What a client waits for is done, or not to be: an operator's revoke, a copy, memory that cannot be scrubbed.
+    pub fn answer_waiting(&mut self, id: u64, result: Result<Value>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Business::Waits(call) = std::mem::replace(&mut connection.business, Business::Calls) else {
             return;
         };
         let reply = match result {
-            Ok(generation) => Reply { parameters: json!({ "generation": generation }), ..Reply::default() },
+            Ok(parameters) => Reply { parameters, ..Reply::default() },
             Err(error) => failed(&error),
         };
         let sent = if call.oneway { Ok(()) } else { connection.send(&reply, None) };

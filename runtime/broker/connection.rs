@@ -7,6 +7,7 @@ use std::sync::Arc;
 use peervram_backends::Peer;
 use rustix::io::Errno;
 
+use super::copier::Window;
 use super::decoder::{Decoder, MAX_CALL_BYTES};
 use super::message::{Call, Reply};
 use super::socket;
@@ -33,6 +34,8 @@ pub(super) struct Connection {
     /// The leases that end with it.
     pub leases: BTreeSet<u64>,
     pub business: Business,
+    /// What is copied to and from for its client.
+    pub window: Option<Arc<Window>>,
     /// What it is waited for, as [`wanted`](Connection::wanted) said last.
     pub waited_for: (bool, bool),
     has_ended: bool,
@@ -76,6 +79,7 @@ impl Connection {
             unsent_bytes: 0,
             leases: BTreeSet::new(),
             business: Business::Calls,
+            window: None,
             waited_for: (true, false),
             has_ended: false,
         }

@@ -28,6 +28,8 @@ pub(super) enum Notice {
     Scrubbed(usize, Piece, Result<()>),
     /// What an operator asked for on a connection is done; with the generation of the memory.
     Operated(u64, Result<u64>),
+    /// A copy that a client asked for on a connection is made, or why not.
+    Copied(u64, Result<()>),
     /// The broker ends.
     Stop,
 }

@@ -107,7 +107,27 @@ pub(crate) struct Borrowed {
     pub direction: Direction,
     pub generation: u64,
     pub word: usize,
+    #[serde(default)]
+    pub engine: Option<String>,
     pub dma_buf: u32,
+}
+
+/// What `Window` is answered.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Windowed {
+    pub window: u32,
+    pub size: u64,
+}
+
+/// Of `Copy`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Copy {
+    pub lease: u64,
+    pub generation: u64,
+    pub direction: Direction,
+    pub offset: u64,
+    pub length: u64,
 }
 
 /// What `Words` is answered.

@@ -36,7 +36,7 @@
 //! - `remote` is a lease as a revoke sees it: one more participant of the drain. `lease_words` is what clients see of it
 //!   without a message. `inbox` is how other threads tell the server's thread.
 //! - `scrub` and `quarantine` have a thread each: nobody reads what another left, and nobody is given what another
-//!   still has.
+//!   still has. So has `copier`, for clients whose importer cannot take the dma-buf.
 //!
 //! Absent on purpose: taking descriptors from clients, and pulling them out of processes. The broker sends, and nothing
 //! else.
@@ -45,6 +45,9 @@ mod books;
 mod calls;
 pub mod client;
 mod connection;
+mod copier;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod copying_tests;
 mod decoder;
 mod inbox;
 mod lease_words;
@@ -63,6 +66,7 @@ mod tests;
 #[cfg(all(test, not(feature = "shuttle")))]
 mod unheard_tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -73,16 +77,17 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use peervram_backends::{Error, Kind};
+use peervram_backends::{Error, Kind, NotClosed};
 
 pub use message::{LeaseState, LeaseStatus, Memory, MemoryState, Quarantined, Range, Status};
 pub use offer::Offer;
 pub use policy::{Policy, Rule, Who};
 
-use crate::Result;
-use crate::sync::{self, Thread};
+use crate::sync::{self, Mutex, Thread};
+use crate::{Result, RevokeCause, RevokeOptions};
 use books::Books;
 use inbox::{Inbox, Notice};
+use offer::ServedLender;
 use server::Server;
 
 /// What `runtime/fuzz` drives, which is built with `--cfg fuzzing`.
@@ -138,7 +143,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// clients hear of it. Their dma-bufs stay good until the lender closes the device.
 pub struct Broker {
     inbox: Arc<Inbox>,
-    ended: Receiver<()>,
+    /// Each once.
+    lenders: Vec<Arc<dyn ServedLender>>,
+    ended: Arc<Mutex<Receiver<()>>>,
 }
 
 impl Broker {
@@ -157,6 +164,8 @@ impl Broker {
             return Err(error.next("give it what Broker::listen makes"));
         }
         let inbox = Arc::new(Inbox::new()?);
+        let lenders: BTreeMap<usize, Arc<dyn ServedLender>> =
+            offers.iter().map(|offer| (offer.lender.identity(), Arc::clone(&offer.lender))).collect();
         let books = Books::new(offers, policy, &inbox)?;
         let server = Server::new(listener, books, &inbox)?;
         let (tell, ended) = channel();
@@ -165,7 +174,7 @@ impl Broker {
             let _ = tell.send(());
         })
         .map_err(|error| Error::os(TRIED, error))?;
-        Ok(Self { inbox, ended })
+        Ok(Self { inbox, lenders: lenders.into_values().collect(), ended: Arc::new(Mutex::new(ended)) })
     }
 
     /// Makes a socket at `path` that everybody may connect to: the [`Policy`] says what they may do then. A socket that
@@ -194,11 +203,47 @@ impl Broker {
         Ok(listener.into())
     }
 
-    /// Ends every lease, and waits until the broker's thread has ended. The lenders are the caller's alone then.
+    /// Ends every lease, and waits until the broker's thread has ended. The lenders are the caller's alone then. Nobody is
+    /// asked: what clients have in flight is torn.
     pub fn close(self) {
-        self.inbox.tell(Notice::Stop);
-        let _ = self.ended.recv();
+        end(&self.inbox, &self.ended);
     }
+
+    /// As [`close`](Broker::close), when every client has finished what it has in flight. Blocks for that up to the
+    /// timeout of `options`.
+    ///
+    /// # Errors
+    /// As [`Lender::revoke`](crate::Lender::revoke), with the broker given back: somebody is late, or another revoke is under
+    /// way, and nothing has ended.
+    pub fn close_within(self, options: impl Into<RevokeOptions>) -> Result<(), NotClosed<Self>> {
+        let (inbox, ended) = (Arc::clone(&self.inbox), Arc::clone(&self.ended));
+        let last = Box::new(move || {
+            end(&inbox, &ended);
+            Ok(())
+        });
+        match end_within(&self.lenders, options.into(), last) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(NotClosed::new(self, error)),
+        }
+    }
+}
+
+/// Has the broker's thread end every lease, and itself.
+fn end(inbox: &Inbox, ended: &Mutex<Receiver<()>>) {
+    inbox.tell(Notice::Stop);
+    let _ = ended.lock().recv();
+}
+
+/// Does `last` when nobody uses memory of any of the lenders: inside a revoke of each.
+fn end_within(
+    lenders: &[Arc<dyn ServedLender>],
+    options: RevokeOptions,
+    last: Box<dyn FnOnce() -> Result<()> + Send>,
+) -> Result<()> {
+    let Some((first, rest)) = lenders.split_first() else { return last() };
+    let rest = rest.to_vec();
+    let call = Box::new(move || end_within(&rest, options, last));
+    first.revoke(RevokeCause::ExporterGone, "end a broker", options, call)
 }
 
 /// Removes a socket that nobody listens to.
@@ -224,7 +269,7 @@ fn free_path(path: &Path) -> Result<()> {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.inbox.tell(Notice::Stop);
-        let _ = self.ended.recv_timeout(PATIENCE);
+        let _ = self.ended.lock().recv_timeout(PATIENCE);
     }
 }
 

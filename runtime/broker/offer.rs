@@ -116,7 +116,16 @@ pub(super) trait ServedLender: Send + Sync {
     fn generation(&self) -> u64;
     fn export(&self, aperture: Aperture) -> Result<Export>;
     fn on_event(&self, callback: Box<dyn Fn(&Event) + Send + Sync>) -> Subscription;
-    fn revoke(&self, options: RevokeOptions) -> Result<()>;
+    /// Which lender it is: two offers may be of one.
+    fn identity(&self) -> usize;
+    /// Takes everything back around `call`.
+    fn revoke(
+        &self,
+        cause: RevokeCause,
+        tried: &'static str,
+        options: RevokeOptions,
+        call: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<()>;
     fn reset(&self, options: RevokeOptions) -> Result<()>;
 }
 
@@ -158,8 +167,18 @@ impl<E: Exporter + 'static> ServedLender for Served<E> {
         self.lender.on_event(callback)
     }
 
-    fn revoke(&self, options: RevokeOptions) -> Result<()> {
-        self.lender.revoke(RevokeCause::Operator, "take memory back from everybody", options, |_| Ok(()))
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.lender).addr()
+    }
+
+    fn revoke(
+        &self,
+        cause: RevokeCause,
+        tried: &'static str,
+        options: RevokeOptions,
+        call: Box<dyn FnOnce() -> Result<()> + Send>,
+    ) -> Result<()> {
+        self.lender.revoke(cause, tried, options, |_| call())
     }
 
     fn reset(&self, options: RevokeOptions) -> Result<()> {

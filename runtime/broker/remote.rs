@@ -2,10 +2,10 @@
 //! its socket, and answers over it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use peervram_backends::Peer;
+use peervram_backends::{Error, HostSlice, Kind, Mapping, Peer};
 
 use super::inbox::{Inbox, LeaseNotice, Notice};
 use super::lease_words::LeaseWord;
@@ -13,6 +13,7 @@ use super::message::LeaseState;
 use crate::export_inner::ExportInner;
 use crate::revoke::machine::{AttachmentId, ChangeId};
 use crate::revoke::target::{Admission, Drain, RevokeTarget};
+use crate::staged::{StageCopy, by_cpu, moved};
 use crate::sync::{Condvar, Mutex, wait_until};
 use crate::{Result, RevokeCause};
 
@@ -21,6 +22,10 @@ pub(super) struct RemoteAttachment {
     id: AttachmentId,
     export: Arc<ExportInner>,
     admission: Arc<RemoteAdmission>,
+    /// Held while this process copies for the client.
+    copying: Mutex<()>,
+    /// The memory as this process's CPU has it, once it has copied.
+    bar: OnceLock<Arc<Mapping>>,
 }
 
 /// A lease and whose it is, for messages.
@@ -77,7 +82,8 @@ impl RemoteAttachment {
             let state = Mutex::new(State { generation, phase: Phase::Live });
             let (inbox, answered) = (Arc::clone(inbox), Condvar::new());
             let admission = Arc::new(RemoteAdmission { holder, inbox, word, state, answered });
-            Self { id, export: Arc::clone(export), admission }
+            let (copying, bar) = (Mutex::default(), OnceLock::new());
+            Self { id, export: Arc::clone(export), admission, copying, bar }
         })
     }
 
@@ -96,6 +102,51 @@ impl RemoteAttachment {
     /// The number of its word.
     pub fn word(&self) -> usize {
         self.admission.word.index()
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.export.size_bytes()
+    }
+
+    /// The name of the engine that [`copy`](RemoteAttachment::copy) is made by; none where it is the CPU.
+    pub fn engine(&self) -> Option<&str> {
+        Some(self.export.aperture().owner()?.engine()?.name())
+    }
+
+    /// Copies between its memory of `generation`, from an offset on, and `slice`, as part of an access of the client's.
+    ///
+    /// # Errors
+    /// [`Kind::Revoked`] where the memory is of another generation, or the client has said that it is out of it; what the
+    /// owner, its engine, or mapping the memory says.
+    pub fn copy(&self, way: StageCopy, generation: u64, offset_bytes: u64, slice: &HostSlice) -> Result<()> {
+        let _copying = self.copying.lock();
+        // After the lock was taken: whoever takes the memory waits for the lock.
+        let state = *self.admission.state.lock();
+        if state.generation != generation || !matches!(state.phase, Phase::Live | Phase::Draining(_)) {
+            let why = "the memory was taken back, or is about to be";
+            return Err(Error::new(Kind::Revoked, "copy lent memory", why).on(self.export.device_name()));
+        }
+        if way == StageCopy::Pull {
+            self.export.flush()?;
+        }
+        match self.export.aperture().owner().and_then(|owner| owner.engine()) {
+            Some(engine) => moved(engine, self.export.aperture().ranges(), way, offset_bytes, slice)?,
+            None => by_cpu(&*self.bar()?, way, offset_bytes, slice)?,
+        }
+        if way == StageCopy::Push && !self.export.invalidate() {
+            let why = "the owner's device cannot be made to see what was written";
+            return Err(Error::new(Kind::Unverified, "copy lent memory", why).on(self.export.device_name()));
+        }
+        Ok(())
+    }
+
+    fn bar(&self) -> Result<Arc<Mapping>> {
+        if let Some(bar) = self.bar.get() {
+            return Ok(Arc::clone(bar));
+        }
+        let bar = self.export.device().exporter()?.map(self.export.aperture().ranges())?;
+        Ok(Arc::clone(self.bar.get_or_init(|| bar)))
     }
 
     /// What a client that begins to listen has to hear of first, where something is not over.
@@ -200,8 +251,11 @@ impl RevokeTarget for RemoteAttachment {
         !matches!(state.phase, Phase::Draining(_))
     }
 
-    /// What must be freed is the client's, which frees it before it answers.
-    fn free(&self) {}
+    /// What must be freed is the client's, which frees it before it answers. A client that was torn may still have this
+    /// process copy for it.
+    fn free(&self) {
+        drop(self.copying.lock());
+    }
 
     fn importer(&self) -> String {
         self.admission.holder.to_string()

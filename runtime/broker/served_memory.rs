@@ -37,7 +37,7 @@ pub(super) struct ServedMemory {
 pub(super) enum NotBorrowed {
     /// There is none to be had: why.
     Failed(Error),
-    /// There is when more is scrubbed.
+    /// There is when more is scrubbed, or the kernel has freed what was just returned.
     Later,
 }
 
@@ -85,15 +85,16 @@ impl ServedMemory {
         })
     }
 
-    /// Takes what is asked for out of what is free.
+    /// Takes what is asked for out of what is free. `is_freeing` says whether more will be in a moment.
     ///
     /// # Errors
-    /// Why it cannot be had, or that it can be when more is scrubbed.
+    /// Why it cannot be had, or that it can be later.
     pub fn take(
         &mut self,
         size_bytes: u64,
         alignment: Option<u64>,
         explicit: Option<&[DmaRange]>,
+        is_freeing: bool,
     ) -> Result<Box<[DmaRange]>, NotBorrowed> {
         let (kind, why) = match self.state {
             MemoryState::Live => (None, ""),
@@ -118,6 +119,7 @@ impl ServedMemory {
         };
         taken.map_err(|no_room| match no_room {
             NoRoom::Yet => NotBorrowed::Later,
+            NoRoom::Now if is_freeing => NotBorrowed::Later,
             NoRoom::Ever | NoRoom::Now => self.no_room(size_bytes, no_room, explicit.is_some()).into(),
         })
     }

@@ -10,9 +10,11 @@ use peervram_backends::{Error, Kind, Peer};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
+use serde_json::json;
 
 use super::books::{Books, Lease, was_taken_back};
 use super::connection::{Business, Connection, Lost, Watched};
+use super::copier::Copier;
 use super::inbox::{Inbox, LeaseNotice, Notice};
 use super::message::{self, LeaseEvent, LeaseEventKind, Reply};
 use crate::Result;
@@ -34,6 +36,7 @@ pub(super) struct Server {
     listener: OwnedFd,
     pub inbox: Arc<Inbox>,
     pub books: Books,
+    pub copier: Copier,
     pub connections: HashMap<u64, Connection>,
     /// The connections that listen to events.
     watchers: HashMap<Watched, Vec<u64>>,
@@ -64,6 +67,7 @@ impl Server {
             listener,
             inbox: Arc::clone(inbox),
             books,
+            copier: Copier::start(inbox)?,
             connections: HashMap::new(),
             watchers: HashMap::new(),
             of_user: HashMap::new(),
@@ -83,8 +87,14 @@ impl Server {
             tracing::error!(%error, "clients cannot be shown that their broker lives: they refuse to be entered");
         });
         let mut events = [const { MaybeUninit::uninit() }; 64];
+        let mut due: Option<Instant> = None;
         while !self.is_over {
-            let timeout = self.books.pass_time().map(|at| {
+            let next = self.books.pass_time();
+            // Who waits for what was just returned is refused when that takes too long.
+            if std::mem::replace(&mut due, next).is_some_and(|due| due <= Instant::now()) {
+                self.serve_waiting();
+            }
+            let timeout = next.map(|at| {
                 let left = at.saturating_duration_since(Instant::now());
                 Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 })
             });
@@ -319,7 +329,11 @@ impl Server {
                     let _ = self.books.release(lease);
                     self.serve_waiting();
                 }
-                Notice::Unproven(lease, why) => self.books.unproven(lease, why),
+                Notice::Unproven(lease, why) => {
+                    self.books.unproven(lease, why);
+                    // Who waited for it does so in vain.
+                    self.serve_waiting();
+                }
                 Notice::Scrubbed(memory, piece, result) => {
                     self.books.scrubbed(memory, piece, &result);
                     match result {
@@ -330,7 +344,10 @@ impl Server {
                         Err(error) => self.refuse_waiting(&error),
                     }
                 }
-                Notice::Operated(id, result) => self.answer_waiting(id, result),
+                Notice::Operated(id, result) => {
+                    self.answer_waiting(id, result.map(|generation| json!({ "generation": generation })));
+                }
+                Notice::Copied(id, result) => self.answer_waiting(id, result.map(|()| json!({}))),
                 Notice::Stop => self.is_over = true,
             }
         }

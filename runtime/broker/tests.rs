@@ -92,7 +92,7 @@ impl Raw {
         }
     }
 
-    fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub fn call(&mut self, method: &str, parameters: Value) -> Value {
         self.say(&json!({ "method": format!("io.peervram.Broker.{method}"), "parameters": parameters }));
         self.hear().expect("a reply")
     }
@@ -521,4 +521,62 @@ fn a_broker_that_is_closed_has_let_go_of_its_lenders() {
         Broker::serve(listener, vec![offer], Policy::owner_only()).unwrap().close();
         Arc::into_inner(lender).expect("the broker has let go of the lender").close(PATIENCE).unwrap();
     }
+}
+
+/// The kernel has freed memory some time after its last descriptor was closed.
+#[test]
+fn what_was_just_returned_is_waited_for_and_what_may_never_be_free_is_not() {
+    let memory = HostMemory::with_backing(MIB, Backing::Memfd).unwrap();
+    let lender = Arc::new(Lender::new(memory));
+    let ranges = DmaRanges::whole(lender.device().region(0).unwrap()).unwrap();
+    let offer = Offer::new("all", &lender, Aperture::owned(ranges, Arc::new(RawBytes))).unwrap();
+    let inbox = Arc::new(Inbox::new().unwrap());
+    let mut books = Books::new(vec![offer], Policy::owner_only(), &inbox).unwrap();
+    let peer = Arc::new(Peer::of(UnixStream::pair().unwrap().0).unwrap());
+    let wish = Borrow { size: Some(MIB), ..Borrow::default() };
+    let mut lease = 0;
+    wait_until(|| {
+        for notice in inbox.take() {
+            if let Notice::Scrubbed(memory, piece, result) = notice {
+                books.scrubbed(memory, piece, &result);
+            }
+        }
+        books.borrow(&peer, 2, &wish).map(|lent| lease = lent).is_ok()
+    });
+    assert!(matches!(books.borrow(&peer, 2, &wish), Err(NotBorrowed::Failed(_))), "it is lent");
+    books.end(lease, "as a test of quarantine");
+    assert!(matches!(books.borrow(&peer, 2, &wish), Err(NotBorrowed::Later)));
+    assert!(books.pass_time().is_some(), "whoever waits is not looked at again");
+    books.unproven(lease, "as a test of quarantine".into());
+    let Err(NotBorrowed::Failed(error)) = books.borrow(&peer, 2, &wish) else {
+        panic!("it is in quarantine")
+    };
+    assert_eq!(error.kind(), Kind::Exhausted);
+}
+
+#[test]
+fn a_broker_that_ends_in_peace_waits_for_what_is_in_flight() {
+    let mut scene = Scene::new();
+    let client = scene.client();
+    let lease = client.borrow(client::Wish::of_size(MIB)).unwrap();
+    let attachment = lease.attach(Arc::new(Anyone), Trust::Unverified).unwrap();
+    let events = lease.events().unwrap();
+    let access = attachment.enter(Direction::Both).unwrap();
+    let broker = scene.broker.take().unwrap();
+    let (broker, error) = broker.close_within(Duration::from_millis(20)).unwrap_err().into_parts();
+    assert_eq!(error.kind(), Kind::TimedOut);
+    assert_eq!(access.finish(), Outcome::Ok);
+    wait_until(|| next_kind(&events) == "called-off");
+    let access = attachment.enter(Direction::Both).unwrap();
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| broker.close_within(PATIENCE).map_err(crate::Error::from));
+        assert_eq!(next_kind(&events), "draining");
+        assert_eq!(access.finish(), Outcome::Ok);
+        closing.join().unwrap().unwrap();
+    });
+    wait_until(|| next_kind(&events) == "gone");
+    assert_eq!(attachment.current().unwrap_err().kind(), Kind::Gone);
+    assert_eq!(client::Broker::connect(&scene.socket).unwrap_err().kind(), Kind::Gone);
+    // The lender is its owner's alone.
+    assert_eq!(scene.lender.generation(), 1);
 }

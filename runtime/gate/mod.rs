@@ -12,8 +12,8 @@
 //! One word holds everything that entering and leaving look at, so that either is one atomic addition.
 //! What only a refusal or a drain needs lies beside it under a lock.
 //!
-//! Where another process lends the memory to this one, that process may take it back before this one hears of it: the gate
-//! then looks at its [`Origin`], too.
+//! Where another process lends the memory to this one, that process may take it back before this one hears of it: who
+//! leaves then looks at the memory's [`Origin`], too.
 
 mod in_flight;
 mod origin;
@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use peervram_backends::{Signal, deadline_after};
 
 pub(crate) use in_flight::InFlight;
-pub(crate) use origin::{Origin, OriginState};
+pub(crate) use origin::Origin;
 pub use outcome::Outcome;
 
 use crate::RevokeCause;
@@ -80,8 +80,7 @@ struct SlowState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Closed {
     pub generation: u64,
-    /// None where another process takes the memory back, and has not said why yet.
-    pub cause: Option<RevokeCause>,
+    pub cause: RevokeCause,
     /// For good.
     pub is_gone: bool,
 }
@@ -161,30 +160,28 @@ impl Gate {
     pub fn enter(&self) -> Result<Inside<'_>, Closed> {
         let state = self.state.fetch_add(1, Ordering::Acquire);
         let inside = Inside { gate: self, generation: generation_of(state) };
-        let origin = self.origin_state();
-        if state & CLOSED == 0 && origin == OriginState::Same {
+        if state & CLOSED == 0 {
             return Ok(inside);
         }
         drop(inside);
-        let generation = generation_of(state);
-        Err(if state & CLOSED != 0 { self.closed(generation) } else { origin.closed(generation) })
+        Err(self.closed(generation_of(state)))
     }
 
-    fn origin_state(&self) -> OriginState {
-        self.origin.as_ref().map_or(OriginState::Same, |origin| origin.state())
+    fn is_as_heard(&self) -> bool {
+        self.origin.as_ref().is_none_or(|origin| origin.is_as_heard())
     }
 
     /// What there is to say of why it was last closed.
     pub fn closed(&self, generation: u64) -> Closed {
         let slow = self.slow.lock();
-        Closed { generation, cause: Some(slow.cause), is_gone: slow.is_gone }
+        Closed { generation, cause: slow.cause, is_gone: slow.is_gone }
     }
 
     /// Leaves what was entered in `generation`.
     fn leave(&self, generation: u64) -> Outcome {
         // Before the gate is left: as long as somebody is inside, what this process knows of its origin belongs to
         // the generation of its word, or that word has moved on.
-        let is_same = self.origin_state() == OriginState::Same;
+        let is_same = self.is_as_heard();
         let state = self.state.fetch_sub(1, Ordering::Release);
         if state & CLOSED != 0 {
             // The lock orders this against a waiter between its look and its sleep.
@@ -289,13 +286,12 @@ impl Gate {
 
     /// Whether the memory is the same as in `generation`.
     pub fn is_same(&self, generation: u64) -> bool {
-        let is_same = self.origin_state() == OriginState::Same;
-        is_same && self.generation() == generation
+        self.is_as_heard() && self.generation() == generation
     }
 
     /// Whether nobody is let in.
     pub fn is_closed(&self) -> bool {
-        self.state.load(Ordering::Acquire) & CLOSED != 0 || self.origin_state() != OriginState::Same
+        self.state.load(Ordering::Acquire) & CLOSED != 0
     }
 
     /// Lets nobody in from now on. Those inside stay.

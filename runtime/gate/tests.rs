@@ -43,7 +43,7 @@ fn a_closed_gate_refuses_with_its_cause_and_counts_nobody() {
     gate.close(RevokeCause::Reset);
     assert_eq!(
         gate.enter().unwrap_err(),
-        Closed { generation: 0, cause: Some(RevokeCause::Reset), is_gone: false }
+        Closed { generation: 0, cause: RevokeCause::Reset, is_gone: false }
     );
     assert_eq!(gate.drain(Instant::now()), 0);
 }
@@ -59,7 +59,7 @@ fn a_gate_tells_whether_it_is_closed_to_which_memory_and_who_is_inside() {
     gate.shut(6, RevokeCause::Reset);
     assert_eq!((gate.is_closed(), gate.generation()), (true, 6));
     assert_eq!(format!("{gate:?}"), shown(true, 6, 1));
-    let closed = |generation, is_gone| Closed { generation, cause: Some(RevokeCause::Reset), is_gone };
+    let closed = |generation, is_gone| Closed { generation, cause: RevokeCause::Reset, is_gone };
     assert_eq!(gate.enter().unwrap_err(), closed(6, false));
     gate.shut_for_good(7);
     assert_eq!(gate.enter().unwrap_err(), closed(7, true));
@@ -334,7 +334,7 @@ fn nobody_is_inside_after_a_drain_however_threads_race() {
                 loop {
                     match gate.enter() {
                         Ok(inside) => assert_eq!(inside.leave(), Outcome::Ok),
-                        Err(closed) if closed.cause == Some(RevokeCause::ExporterGone) => return,
+                        Err(closed) if closed.cause == RevokeCause::ExporterGone => return,
                         Err(_) => thread::yield_now(),
                     }
                 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use peervram_backends::{Error, Exporter, Kind, NotReady};
+use peervram_backends::{DmaRanges, Engine, Error, Exporter, Kind, NotReady};
 
 use super::event::{Event, EventKind, Subscribers};
 use super::machine::DeviceId;
@@ -15,6 +15,13 @@ use crate::gate::Origin;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+/// What there is besides of a device whose memory another process lends to this one.
+pub(crate) struct Remote {
+    pub origin: Arc<dyn Origin>,
+    /// Copies between its memory and this process.
+    pub copier: Arc<dyn Engine<DmaRanges>>,
+}
+
 /// A device that lends.
 pub(crate) struct LendingDevice {
     pub id: DeviceId,
@@ -23,7 +30,7 @@ pub(crate) struct LendingDevice {
     pub subscribers: Subscribers,
     exporter: Weak<dyn Exporter>,
     /// None where this process owns it.
-    origin: Option<Arc<dyn Origin>>,
+    remote: Option<Remote>,
     generation: AtomicU64,
     is_watched: AtomicBool,
     /// The kernel's call has returned, and the device is not ready yet.
@@ -32,14 +39,14 @@ pub(crate) struct LendingDevice {
 }
 
 impl LendingDevice {
-    /// A device of which nothing is exported yet. `origin` is where its memory comes from, if another process lends it.
-    pub fn new(id: DeviceId, exporter: &Arc<dyn Exporter>, origin: Option<Arc<dyn Origin>>) -> Self {
+    /// A device of which nothing is exported yet; `remote`, if another process lends it.
+    pub fn new(id: DeviceId, exporter: &Arc<dyn Exporter>, remote: Option<Remote>) -> Self {
         Self {
             id,
             name: exporter.name().into(),
             subscribers: Subscribers::default(),
             exporter: Arc::downgrade(exporter),
-            origin,
+            remote,
             generation: AtomicU64::new(0),
             is_watched: AtomicBool::new(false),
             waits_for_device: AtomicBool::new(false),
@@ -49,7 +56,12 @@ impl LendingDevice {
 
     /// Where its memory comes from, if another process lends it.
     pub fn origin(&self) -> Option<Arc<dyn Origin>> {
-        self.origin.clone()
+        self.remote.as_ref().map(|remote| Arc::clone(&remote.origin))
+    }
+
+    /// Who copies between its memory and this process where this process cannot map it.
+    pub fn copier(&self) -> Option<&dyn Engine<DmaRanges>> {
+        self.remote.as_ref().map(|remote| &*remote.copier)
     }
 
     /// How often its memory was taken back.

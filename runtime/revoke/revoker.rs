@@ -14,12 +14,11 @@ use std::time::{Duration, Instant};
 use peervram_backends::Exporter;
 
 use super::call_threads::CallThreads;
-use super::lending_device::LendingDevice;
+use super::lending_device::{LendingDevice, Remote};
 use super::machine::{AttachmentId, DeviceId, ExportId, Input, State};
 use super::state::{RevokerState, explain};
 use super::target::{ExportedMemory, RevokeTarget};
 use crate::Result;
-use crate::gate::Origin;
 use crate::sync::Mutex;
 
 /// Decides and acts for all devices of a process.
@@ -62,19 +61,24 @@ impl Revoker {
     /// A device lends from now on. Where its memory cannot be reached, nothing can be attached until it is
     /// given back.
     pub fn add(&self, exporter: &Arc<dyn Exporter>, is_reachable: bool) -> Arc<LendingDevice> {
-        self.add_with_origin(exporter, is_reachable, None)
+        self.add_as(exporter, is_reachable, None)
     }
 
-    /// As [`add`](Revoker::add), of a device that another process lends to this one.
-    pub fn add_with_origin(
+    /// A device whose memory another process lends to this one lends it on from now on.
+    #[cfg(feature = "broker")]
+    pub fn add_remote(&self, exporter: &Arc<dyn Exporter>, remote: Remote) -> Arc<LendingDevice> {
+        self.add_as(exporter, true, Some(remote))
+    }
+
+    fn add_as(
         &self,
         exporter: &Arc<dyn Exporter>,
         is_reachable: bool,
-        origin: Option<Arc<dyn Origin>>,
+        remote: Option<Remote>,
     ) -> Arc<LendingDevice> {
         // The exporter is asked for its name before the lock is taken.
         let id = DeviceId(new_id());
-        let device = Arc::new(LendingDevice::new(id, exporter, origin));
+        let device = Arc::new(LendingDevice::new(id, exporter, remote));
         let mut state = self.state.lock();
         state.devices.insert(id, Arc::clone(&device));
         self.handle(&mut state, Input::Add { device: id, reachable: is_reachable });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use peervram_backends::SharedWordsView;
 
 use super::super::lease_words::Word;
-use crate::gate::{Origin, OriginState};
+use crate::gate::Origin;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The word of one lease, and what its client has heard.
@@ -25,17 +25,18 @@ impl BrokersWord {
 
     /// The broker has said that the memory is of `generation`. Whoever is inside by what it said before is torn already.
     pub fn set_known(&self, generation: u64) {
-        self.known.store(generation, Ordering::SeqCst);
+        self.known.store(generation, Ordering::Release);
+    }
+
+    /// The generation that the broker's last message said.
+    pub fn known(&self) -> u64 {
+        self.known.load(Ordering::Acquire)
     }
 }
 
 impl Origin for BrokersWord {
-    fn state(&self) -> OriginState {
-        match self.words.load(self.index).map(Word::from) {
-            Some(word) if !word.is_of(self.lease) => OriginState::Gone,
-            None => OriginState::Gone,
-            Some(word) if !word.has_generation(self.known.load(Ordering::SeqCst)) => OriginState::Taken,
-            Some(_) => OriginState::Same,
-        }
+    fn is_as_heard(&self) -> bool {
+        let is_as_heard = |word: Word| word.is_of(self.lease) && word.has_generation(self.known());
+        self.words.load(self.index).map(Word::from).is_some_and(is_as_heard)
     }
 }

@@ -6,13 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use peervram_backends::{Error, Kind, SharedWordsView};
+use peervram_backends::{DmaBuf, Error, Kind, Mapping, SharedWordsView};
+use rustix::fs::{SealFlags, fcntl_get_seals};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::decoder::{Decoder, MAX_REPLY_BYTES};
-use super::super::message::{Call, FAILED, Failed, NAME, Nothing, Reply, Words};
+use super::super::message::{Call, FAILED, Failed, NAME, Nothing, Reply, Windowed, Words};
 use super::super::socket;
 use super::gone;
 use crate::Result;
@@ -26,6 +27,7 @@ const RECEIVE_BYTES: usize = 16 << 10;
 pub(super) struct Calls {
     channel: Mutex<Channel>,
     words: OnceLock<Arc<SharedWordsView>>,
+    window: OnceLock<Arc<Mutex<Arc<Mapping>>>>,
 }
 
 /// A connection, one message at a time.
@@ -46,7 +48,11 @@ impl Calls {
     /// # Errors
     /// Why not.
     pub fn connect(path: &Path) -> Result<Self> {
-        Ok(Self { channel: Mutex::new(Channel::connect(path)?), words: OnceLock::new() })
+        Ok(Self {
+            channel: Mutex::new(Channel::connect(path)?),
+            words: OnceLock::new(),
+            window: OnceLock::new(),
+        })
     }
 
     /// What the broker says of leases without a message. It is asked for once, when there is a lease.
@@ -64,6 +70,33 @@ impl Calls {
             .ok_or_else(|| not_a_broker(TRIED, "no descriptor came with the words"))?;
         let words = Arc::new(SharedWordsView::open(descriptor)?);
         Ok(Arc::clone(self.words.get_or_init(|| words)))
+    }
+
+    /// Host memory that the broker copies to and from. It is asked for once, when there is a lease.
+    ///
+    /// # Errors
+    /// What the broker says; [`Kind::Unsupported`] where it sends something else.
+    pub fn window(&self) -> Result<Arc<Mutex<Arc<Mapping>>>> {
+        const TRIED: &str = "share memory with a broker";
+        if let Some(window) = self.window.get() {
+            return Ok(Arc::clone(window));
+        }
+        let (Windowed { window: index, size }, descriptor) =
+            self.call_for_descriptor("Window", &Nothing {}, TRIED)?;
+        let descriptor = descriptor
+            .filter(|_| index == 0)
+            .ok_or_else(|| not_a_broker(TRIED, "no descriptor came with the window"))?;
+        let buffer = DmaBuf::from_fd(descriptor)?;
+        let keeps_size = fcntl_get_seals(&buffer).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if size == 0 || buffer.size_bytes() != size || !keeps_size {
+            return Err(not_a_broker(
+                TRIED,
+                "the window is no memfd of its size that keeps it (F_SEAL_SHRINK)",
+            ));
+        }
+        let window = Mapping::new(Arc::new(buffer.duplicate()?), &[(0, size)])?;
+        let window = Arc::new(Mutex::new(Arc::new(window)));
+        Ok(Arc::clone(self.window.get_or_init(|| window)))
     }
 
     /// Calls a method and waits for its reply.

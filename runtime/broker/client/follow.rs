@@ -212,7 +212,7 @@ impl Followed {
             lease,
             calls: Arc::clone(calls),
             revoker: Arc::clone(revoker),
-            device: revoker.add_with_origin(&exporter, true, Some(memory.origin())),
+            device: revoker.add_remote(&exporter, memory.remote()),
             memory: Arc::clone(memory),
             exporter,
             mail: Mutex::default(),

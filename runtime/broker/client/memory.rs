@@ -4,15 +4,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use peervram_backends::{
-    Aperture, CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, RawBytes,
-    Region, RegionFlags, SharedWordsView,
+    Aperture, CpuAccess, DmaBuf, DmaRange, DmaRanges, Error, Exporter, Kind, Mapping, PciAddress, Region,
+    RegionFlags, SharedWordsView,
 };
 
 use super::super::message::{Borrowed, Done, Importing};
 use super::brokers_word::BrokersWord;
 use super::call::Calls;
+use super::copying::CopyingBroker;
 use crate::Result;
-use crate::gate::Origin;
+use crate::revoke::lending_device::Remote;
 use crate::sync::Mutex;
 
 /// Memory that a broker has lent.
@@ -24,6 +25,7 @@ pub(super) struct BorrowedMemory {
     region: [Region; 1],
     ranges: DmaRanges,
     origin: Arc<BrokersWord>,
+    copying: Arc<CopyingBroker>,
     state: Mutex<State>,
 }
 
@@ -71,6 +73,8 @@ impl BorrowedMemory {
             return Err(wrong("there is no such word"));
         }
         let origin = BrokersWord::new(words, borrowed.word, borrowed.lease, borrowed.generation);
+        let origin = Arc::new(origin);
+        let copying = CopyingBroker::new(borrowed.lease, calls, &origin, borrowed.engine.as_deref());
         Ok(Self {
             lease: borrowed.lease,
             calls: Arc::clone(calls),
@@ -78,14 +82,15 @@ impl BorrowedMemory {
             address,
             region: [region],
             ranges,
-            origin: Arc::new(origin),
+            origin,
+            copying: Arc::new(copying),
             state: Mutex::new(State { dma_buf: Some(dma_buf), is_here: true }),
         })
     }
 
-    /// What is lent. Whoever lends answers for it there; here it is nothing but bytes.
+    /// What is lent.
     pub fn aperture(&self) -> Aperture {
-        Aperture::owned(self.ranges.clone(), Arc::new(RawBytes))
+        Aperture::owned(self.ranges.clone(), Arc::clone(&self.copying) as _)
     }
 
     /// The broker has said that the memory is there, and of which generation.
@@ -99,9 +104,9 @@ impl BorrowedMemory {
         self.state.lock().is_here = false;
     }
 
-    /// What the broker says of it without a message.
-    pub fn origin(&self) -> Arc<dyn Origin> {
-        Arc::clone(&self.origin) as _
+    /// What the broker says of it without a message, and copies.
+    pub fn remote(&self) -> Remote {
+        Remote { origin: Arc::clone(&self.origin) as _, copier: Arc::clone(&self.copying) as _ }
     }
 
     fn descriptor(&self, tried: &'static str, ranges: &DmaRanges) -> Result<OwnedFd> {

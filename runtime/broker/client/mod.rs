@@ -27,6 +27,7 @@
 
 mod brokers_word;
 mod call;
+mod copying;
 mod follow;
 mod lease;
 mod memory;

@@ -15,7 +15,7 @@ use peervram::backends::host::{Backing, HostPool};
 use peervram::backends::{Aperture, DmaRange, DmaRanges, PciAddress, RawBytes};
 use peervram::broker::{Broker, Offer, Policy, client};
 use peervram::{Error, Kind, Lender, Result, RevokeCause, RevokeOptions};
-use peervram_programs::bytes;
+use peervram_programs::{bytes, note};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -30,6 +30,8 @@ use crate::arguments::{MemoryArguments, parse_bytes, ranges_of};
 use crate::opened::Opened;
 
 const TRIED: &str = "serve a broker";
+/// How long clients may take to finish what they have in flight when this ends.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Lend memory to other processes, of other users, too.
 ///
@@ -39,7 +41,8 @@ const TRIED: &str = "serve a broker";
 /// everything, everybody else nothing that is not allowed.
 ///
 /// Opening a device resets it. Without a device, host memory stands in. Several devices with parts of each, names and
-/// alignments are for --config. It ends on SIGINT and SIGTERM: its leases end then, and so does the use of the device.
+/// alignments are for --config. It ends on SIGINT and SIGTERM: clients have a second to
+/// finish what they have in flight, then leases end, and so does the use of the device.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     peervram serve --host 256M --allow everybody                          host memory, to try it out\n  \
@@ -124,7 +127,11 @@ pub fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
     tracing::info!("the broker ends");
     // First, so that nobody waits for a broker that does not answer any more.
     drop(made);
-    broker.close();
+    if let Err(late) = broker.close_within(RevokeOptions::within(END_TIMEOUT).or_go_on()) {
+        let (broker, error) = late.into_parts();
+        note!("peervram: {error}");
+        broker.close();
+    }
     Ok(ExitCode::SUCCESS)
 }
 

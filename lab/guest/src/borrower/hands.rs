@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use peervram::backends::drm::{BufferObject, Node, ScanOut};
-use peervram::backends::{Importer, page_size_bytes};
+use peervram::backends::{DmaBuf, Importer, Mapping, OnRevoke, page_size_bytes};
+use peervram::{Error, Kind};
 
 use crate::blocks;
-use crate::painted::LAYOUT;
+use crate::painted::{LAYOUT, bytes_of};
 use crate::witness::{COPIED_BYTES, CopyEngine, Holder, Witness};
 
 use super::program::say;
@@ -91,6 +92,78 @@ impl Witness for Shown {
 }
 
 impl Hands for Shown {}
+
+/// A CPU driver: it imports no dma-buf, and this process cannot map one of VFIO, so that its broker copies.
+pub struct OwnMemory;
+
+impl Importer for OwnMemory {
+    type Memory = Arc<Mapping>;
+
+    fn name(&self) -> String {
+        "a CPU driver".into()
+    }
+
+    fn on_revoke(&self) -> OnRevoke {
+        OnRevoke::Reimport
+    }
+
+    fn governed_by_p2pdma(&self) -> bool {
+        false
+    }
+
+    fn import(&self, _: &DmaBuf) -> peervram::Result<Arc<Mapping>> {
+        Err(Error::new(Kind::Unsupported, "import a dma-buf", "it imports nothing").on(self.name()))
+    }
+
+    fn stage(&self, size_bytes: u64) -> peervram::Result<Arc<Mapping>> {
+        Mapping::of_host_memory(size_bytes as usize).map(Arc::new)
+    }
+
+    fn host_memory(&self, memory: &Arc<Mapping>) -> Option<Arc<Mapping>> {
+        Some(Arc::clone(memory))
+    }
+
+    fn release(&self, _: Arc<Mapping>) -> peervram::Result<()> {
+        Ok(())
+    }
+}
+
+/// A CPU that looks at what its broker copied.
+pub struct Copied;
+
+impl Witness for Copied {
+    type Importer = OwnMemory;
+
+    fn name(&self) -> &'static str {
+        "copied by the broker"
+    }
+
+    fn importer(&self) -> Arc<OwnMemory> {
+        Arc::new(OwnMemory)
+    }
+
+    fn is_right(&mut self, memory: &Arc<Mapping>, generation: u64) -> Result<bool> {
+        let expected = bytes_of(generation);
+        let mut seen = vec![0; expected.len()];
+        memory.read(0, &mut seen)?;
+        Ok(seen == expected)
+    }
+}
+
+impl Hands for Copied {
+    fn store(&mut self, memory: &Arc<Mapping>, seed: u32, size_bytes: u64) -> Result<()> {
+        Ok(memory.write(0, &blocks::bytes(seed, 0, size_bytes))?)
+    }
+
+    fn has(&mut self, memory: &Arc<Mapping>, seed: Option<u32>, size_bytes: u64) -> Result<bool> {
+        let mut seen = vec![0; size_bytes as usize];
+        memory.read(0, &mut seen)?;
+        Ok(match seed {
+            Some(seed) => seen == blocks::bytes(seed, 0, size_bytes),
+            None => seen.iter().all(|byte| *byte == 0),
+        })
+    }
+}
 
 /// What the test tells, line by line.
 #[derive(Default)]

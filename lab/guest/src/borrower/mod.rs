@@ -59,6 +59,8 @@ pub enum With {
     Holder,
     /// The same, but its imports must be freed before memory is taken back.
     HolderFreedBefore,
+    /// A CPU, of what the broker copies for it.
+    Copies,
     /// Nothing: it is never told to attach.
     Nothing,
 }
@@ -193,6 +195,7 @@ impl With {
                 let what = if is_freed_before { "holder-freed-before" } else { "holder" };
                 (vec![holder::DEVICE.into()], words(what, guest.virtio_gpu()?))
             }
+            Self::Copies => (Vec::new(), words("copied", String::new())),
             Self::Nothing => (Vec::new(), words("holder", "0000:00:00.0".into())),
         })
     }

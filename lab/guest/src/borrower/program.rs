@@ -16,7 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use crate::crossing::PATIENCE;
 use crate::witness::{CopyEngine, Holder, Seen};
 
-use super::hands::{Hands, Orders, Shown, whole_pages};
+use super::hands::{Copied, Hands, Orders, Shown, whole_pages};
 
 /// The child process: connects, and obeys until its input ends.
 pub fn run(socket: &str, importer: &str, of: &str) -> Result<()> {
@@ -27,6 +27,7 @@ pub fn run(socket: &str, importer: &str, of: &str) -> Result<()> {
         "screen" => Client::new(Shown::new(of, &orders)?, broker).obey(&orders),
         "holder" => Client::new(Holder::new(of.into()), broker).obey(&orders),
         "holder-freed-before" => Client::new(Holder::freed_before(of.into()), broker).obey(&orders),
+        "copied" => Client::new(Copied, broker).obey(&orders),
         other => bail!("a borrower imports with {other:?}"),
     }
 }

@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     Test::of_revoke("broker/causes-of-each-kind-with-a-client-with-a-screen", with_a_screen)
         .allowing(ASKED_OR_TORN),
     Test::of_revoke("broker/every-cause-with-a-client-with-the-holder", with_the_holder).allowing(ASKED),
+    Test::of_revoke("broker/every-cause-with-a-client-that-is-copied-for", with_copies).allowing(ASKED),
 ];
 
 /// What the kernel may say besides of a virtio GPU that was about to show memory when that was taken back under it, whose
@@ -74,6 +75,10 @@ fn with_a_screen(guest: &Guest) -> Verdict {
 
 fn with_the_holder(guest: &Guest) -> Verdict {
     with_each(guest, &With::Holder, "holder", causes(), || Lent::card(guest))
+}
+
+fn with_copies(guest: &Guest) -> Verdict {
+    with_each(guest, &With::Copies, "copied", causes(), || Lent::card(guest))
 }
 
 fn with_each(

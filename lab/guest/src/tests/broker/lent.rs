@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use peervram::backends::RawBytes;
 use peervram::broker::client::Wish;
-use peervram::{Kind, Lender};
+use peervram::{Kind, Lender, RevokeOptions};
 use peervram_lab::machine::Facts;
 
 use super::causes::EXPORTS;
@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = &[
     Test::of_models("broker/unprivileged-client-copies-both-ways", client_copies)
         .on(Facts::has_peers_by_iommufd)
         .on_any_topology(),
+    Test::of_models("broker/client-that-cannot-import-is-copied-for", client_is_copied_for).on_any_topology(),
     Test::of_models("broker/sixty-four-leases-are-revoked-as-one", many_leases).on_any_topology(),
 ];
 
@@ -79,6 +80,40 @@ fn client_copies(guest: &Guest) -> Verdict {
     ensure!(client.ask("has zeros")? == "yes", "it shows what somebody else had there");
     let refused = scene.operator.borrow(Wish::of_size(4096).of(MEMORY)).unwrap_err();
     ensure!(refused.kind() == Kind::Exhausted, "{refused}");
+    drop(client);
+    scene.close()
+}
+
+/// By the owner's engine, over memory that broker and client share: no kernel need let devices reach each other.
+fn client_is_copied_for(guest: &Guest) -> Verdict {
+    const SIZE_BYTES: u64 = (1 << 20) + 4096;
+    let model = guest.model(0)?;
+    let scene = Scene::model(model.address(), 2 * POOL_BYTES)?;
+    let mut client = Borrower::start(guest, &scene.socket, &With::Copies)?;
+    client.ask(&format!("borrow {SIZE_BYTES}"))?;
+    client.ask("attach")?;
+    ensure!(client.ask("has zeros")? == "yes", "it is not scrubbed");
+    let at = scene.operator.status()?.leases[0].ranges[0].offset;
+    client.ask("store 7")?;
+    let expected = blocks::bytes(7, 0, SIZE_BYTES);
+    ensure!(
+        model.host_checksum(at, SIZE_BYTES)? == peervram::backends::vulkan::checksum(&expected),
+        "the host sees other bytes than the client wrote"
+    );
+    scene.write(at, &blocks::bytes(8, 0, SIZE_BYTES))?;
+    ensure!(client.ask("has 8")? == "yes", "the client sees other bytes than the owner wrote");
+
+    // What it was in the middle of is not copied into what comes after.
+    client.ask("inside")?;
+    scene.lender.reset(RevokeOptions::within(Duration::ZERO).or_go_on())?;
+    scene.write(at, &blocks::bytes(9, 0, SIZE_BYTES))?;
+    ensure!(client.ask("finish")? == "torn", "an access that was not waited for is not torn");
+    let expected = peervram::backends::vulkan::checksum(&blocks::bytes(9, 0, SIZE_BYTES));
+    ensure!(model.host_checksum(at, SIZE_BYTES)? == expected, "torn, and copied back all the same");
+    client.ask("hear-until restored")?;
+    ensure!(client.ask("has 9")? == "yes", "it does not go on");
+    client.ask("return")?;
+    scene.wait_until("it is free", |status| status.leases.is_empty() && status.quarantine.is_empty())?;
     drop(client);
     scene.close()
 }
