@@ -123,7 +123,7 @@ impl Server {
             }
             "Words" => {
                 let Nothing {} = parameters(given)?;
-                self.check_has_lease(id)?;
+                self.check_has_lease(id, "see where leases are")?;
                 return Ok((value(&message::Words { words: 0 })?, Some(Attached::Words)));
             }
             "Identify" => {
@@ -132,7 +132,7 @@ impl Server {
             }
             "Window" => {
                 let Nothing {} = parameters(given)?;
-                self.check_has_lease(id)?;
+                self.check_has_lease(id, "open a window")?;
                 let size = self.open_window(id)?;
                 return Ok((value(&message::Windowed { window: 0, size })?, Some(Attached::Window)));
             }
@@ -209,15 +209,15 @@ impl Server {
             .next("ask as root, as the user of the broker, or as whom it allows to operate"))
     }
 
-    /// Whoever has a lease may see where all are. It tells of other clients how many leases they have, and no more.
-    fn check_has_lease(&self, id: u64) -> Result<()> {
+    /// Some things are for whoever has a lease. Who sees where all leases are sees of others how many they have, and no more.
+    fn check_has_lease(&self, id: u64, tried: &'static str) -> Result<()> {
         let peer = self.peer(id)?;
         let has_lease = self.books.leases().any(|(_, record)| record.is_of(id, &peer));
         if has_lease {
             return Ok(());
         }
         let why = "this process has no lease";
-        Err(Error::new(Kind::PermissionDenied, "see where leases are", why).next("borrow first"))
+        Err(Error::new(Kind::PermissionDenied, tried, why).next("borrow first"))
     }
 
     /// The lease of that number, which the client's process borrowed.

@@ -30,6 +30,15 @@ pub(super) struct Calls {
     window: OnceLock<Arc<Mutex<Arc<Mapping>>>>,
 }
 
+/// How often a call is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Once,
+    /// Again and again.
+    More,
+    Oneway,
+}
+
 /// A connection, one message at a time.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -112,6 +121,14 @@ impl Calls {
         self.call_for_descriptor(method, parameters, tried).map(|(reply, _)| reply)
     }
 
+    /// Calls a method that is not answered.
+    ///
+    /// # Errors
+    /// [`Kind::Gone`] where the broker has ended.
+    pub fn tell(&self, method: &str, parameters: &impl Serialize, tried: &'static str) -> Result<()> {
+        self.channel.lock().send(method, parameters, Mode::Oneway, tried)
+    }
+
     /// As [`call`](Calls::call); with the descriptor that came with the reply.
     pub fn call_for_descriptor<T: DeserializeOwned>(
         &self,
@@ -120,7 +137,7 @@ impl Calls {
         tried: &'static str,
     ) -> Result<(T, Option<OwnedFd>)> {
         let mut channel = self.channel.lock();
-        channel.send(method, parameters, false, tried)?;
+        channel.send(method, parameters, Mode::Once, tried)?;
         channel.receive(tried)
     }
 }
@@ -165,7 +182,7 @@ impl Channel {
         &mut self,
         method: &str,
         parameters: &impl Serialize,
-        more: bool,
+        mode: Mode,
         tried: &'static str,
     ) -> Result<()> {
         if self.is_broken {
@@ -173,8 +190,8 @@ impl Channel {
         }
         let not_written = |error: serde_json::Error| Error::new(Kind::InvalidInput, tried, error.to_string());
         let parameters = serde_json::to_value(parameters).map_err(not_written)?;
-        let call =
-            Call { method: format!("{NAME}.{method}"), parameters, more, oneway: false, upgrade: false };
+        let (more, oneway) = (mode == Mode::More, mode == Mode::Oneway);
+        let call = Call { method: format!("{NAME}.{method}"), parameters, more, oneway, upgrade: false };
         let mut bytes = serde_json::to_vec(&call).map_err(not_written)?;
         bytes.push(0);
         let mut rest = bytes.as_slice();

@@ -20,7 +20,7 @@ use peervram_backends::{Error, Exporter, Kind, deadline_after};
 use super::super::message::{
     Done, Drained, Identified, LeaseEvent, LeaseEventKind, Nothing, OfLease, Watch, Watched, WireAtDeadline,
 };
-use super::call::{Calls, Channel};
+use super::call::{Calls, Channel, Mode};
 use super::memory::BorrowedMemory;
 use crate::Result;
 use crate::revoke::call::{Call, Took};
@@ -69,7 +69,7 @@ impl Follower {
         const TRIED: &str = "listen to a broker";
         let Identified { connection } = calls.call("Identify", &Nothing {}, TRIED)?;
         let mut channel = Channel::connect(path)?;
-        channel.send("Watch", &Watch { connection: Some(connection) }, true, TRIED)?;
+        channel.send("Watch", &Watch { connection: Some(connection) }, Mode::More, TRIED)?;
         let socket = channel.try_clone(TRIED)?;
         let follower = Arc::new(Self { known: Mutex::default(), socket, borrowing: Mutex::default() });
         let listener = Arc::downgrade(&follower);
@@ -375,8 +375,9 @@ impl Followed {
     fn answer_and_wait(&self, answer: Drained, deadline: Instant) -> Result<Took> {
         // After the deadline somebody here was torn, and the broker does not wait for an answer any more.
         if Instant::now() < deadline {
-            // Where the broker has called off meanwhile, it refuses the answer, and its event says so.
-            let _: Result<Done> = self.calls.call("Drained", &answer, TRIED);
+            // The broker's next event is the reply: also where it has called off meanwhile, and refuses the answer. A broker
+            // that has ended says so by the end of its events.
+            let _ = self.calls.tell("Drained", &answer, TRIED);
         }
         let mut mail = self.mail.lock();
         loop {
