@@ -232,6 +232,15 @@ impl Admission for RemoteAdmission {
         self.move_to(generation, Phase::Away(cause), LeaseNotice::Revoked { generation, cause });
     }
 
+    fn bar(&self, generation: u64, cause: RevokeCause) {
+        self.shut(generation, cause);
+        let state = self.state.lock();
+        if !matches!(state.phase, Phase::Gone) {
+            // The generation that is to come when the memory is taken back: who is inside is torn.
+            self.word.set(generation + 1);
+        }
+    }
+
     fn shut_for_good(&self, generation: u64) {
         self.move_to(generation, Phase::Gone, LeaseNotice::Gone { generation });
     }

@@ -72,6 +72,8 @@ struct SlowState {
     cause: RevokeCause,
     /// It never opens again.
     is_gone: bool,
+    /// The generation that was last barred: nobody knows what those inside of it have read.
+    barred: Option<u64>,
     /// Accesses that end when a device is done.
     in_flight: Vec<Arc<InFlight>>,
 }
@@ -143,6 +145,7 @@ impl Gate {
             slow: Mutex::new(SlowState {
                 cause: RevokeCause::MemoryDisabled,
                 is_gone: false,
+                barred: None,
                 in_flight: Vec::new(),
             }),
             pieces: Mutex::default(),
@@ -183,15 +186,16 @@ impl Gate {
         // the generation of its word, or that word has moved on.
         let is_same = self.is_as_heard();
         let state = self.state.fetch_sub(1, Ordering::Release);
+        let mut is_barred = false;
         if state & CLOSED != 0 {
             // The lock orders this against a waiter between its look and its sleep.
-            drop(self.slow.lock());
+            is_barred = self.slow.lock().barred == Some(generation);
             self.idle.notify_all();
         }
         match generation_of(state) {
             same if same != generation => Outcome::Torn { generation: same },
-            // The generation that is to come, when this process hears of it.
-            _ if !is_same => Outcome::Torn { generation: generation + 1 },
+            // The generation that is to come, when the memory is taken back or this process hears that it was.
+            _ if is_barred || !is_same => Outcome::Torn { generation: generation + 1 },
             _ => Outcome::Ok,
         }
     }
@@ -284,9 +288,10 @@ impl Gate {
         generation_of(self.state.load(Ordering::Acquire))
     }
 
-    /// Whether the memory is the same as in `generation`.
+    /// Whether the memory is the same as in `generation`, as far as anybody knows.
     pub fn is_same(&self, generation: u64) -> bool {
-        self.is_as_heard() && self.generation() == generation
+        let is_barred = || self.is_closed() && self.slow.lock().barred == Some(generation);
+        self.is_as_heard() && self.generation() == generation && !is_barred()
     }
 
     /// Whether nobody is let in.
@@ -333,6 +338,14 @@ impl Gate {
     /// Memory of `generation` is away.
     pub fn shut(&self, generation: u64, cause: RevokeCause) {
         self.slow.lock().cause = cause;
+        self.set(generation, CLOSED);
+    }
+
+    /// The device of memory of `generation` has failed: nobody is let in, and who is inside is torn.
+    pub fn bar(&self, generation: u64, cause: RevokeCause) {
+        let mut slow = self.slow.lock();
+        (slow.cause, slow.barred) = (cause, Some(generation & GENERATION_MASK));
+        drop(slow);
         self.set(generation, CLOSED);
     }
 

@@ -843,6 +843,24 @@ fn an_error_that_comes_in_the_middle_of_a_reset_is_not_lost() {
     assert_eq!((export.generation(), attachment.enter(Direction::Read).is_ok()), (3, true));
 }
 
+#[test]
+fn who_is_inside_when_a_device_fails_is_torn_though_it_leaves_in_time() {
+    let (lender, export, errors) = Card::lend_watched();
+    let attachment = export.attach(Reader::new(OnRevoke::SelfHeals), Trust::Unverified).unwrap();
+    let events = export.events().unwrap();
+    let (access, done) = (attachment.enter(Direction::Read).unwrap(), Flag::new());
+    let in_flight = attachment.enter(Direction::Read).unwrap().finish_when(done.clone());
+    fail(&errors);
+    wait_until_refused(&attachment);
+    done.set();
+    assert_eq!(in_flight.wait(PATIENCE), Some(Outcome::Torn { generation: 1 }));
+    assert_eq!(access.finish(), Outcome::Torn { generation: 1 });
+    wait_until_taken(&events);
+    reset(&lender, PATIENCE).unwrap();
+    attachment.current().unwrap();
+    assert_eq!(attachment.enter(Direction::Read).unwrap().finish(), Outcome::Ok);
+}
+
 /// The watcher gives those inside five seconds.
 #[test]
 fn an_error_under_an_import_in_use_lets_nobody_in_and_is_dealt_with_later() {

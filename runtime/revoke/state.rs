@@ -107,9 +107,11 @@ impl RevokerState {
                 }
                 Action::Open { attachment, generation } => (attachment, &|gate| gate.open(*generation)),
                 Action::Away { attachment, generation, cause }
-                | Action::Bar { attachment, generation, cause }
                 | Action::Tear { attachment, generation, cause } => {
                     (attachment, &|gate| gate.shut(*generation, *cause))
+                }
+                Action::Bar { attachment, generation, cause } => {
+                    (attachment, &|gate| gate.bar(*generation, *cause))
                 }
                 Action::Gone { attachment, generation } => {
                     (attachment, &|gate| gate.shut_for_good(*generation))

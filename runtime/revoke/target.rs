@@ -24,6 +24,10 @@ pub(crate) trait Admission: Send + Sync {
     /// Memory of `generation` is away, or about to be: who is still inside is torn.
     fn shut(&self, generation: u64, cause: RevokeCause);
 
+    /// Lets nobody in: the device of memory of `generation` has failed, for `cause`. Who is inside is torn, since nobody
+    /// knows what it has read since.
+    fn bar(&self, generation: u64, cause: RevokeCause);
+
     /// Memory of `generation` is gone for good.
     fn shut_for_good(&self, generation: u64);
 }
@@ -60,6 +64,10 @@ impl Admission for Gate {
 
     fn shut(&self, generation: u64, cause: RevokeCause) {
         self.shut(generation, cause);
+    }
+
+    fn bar(&self, generation: u64, cause: RevokeCause) {
+        self.bar(generation, cause);
     }
 
     fn shut_for_good(&self, generation: u64) {
