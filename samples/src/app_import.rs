@@ -101,10 +101,12 @@ fn work_on(
         let (signal, fence) = application.submit(importer)?;
         let in_flight = access.finish_when(signal);
         println!("generation {generation}: every word is inverted");
-        take_back()?;
-        wait_until_restored(&events)?;
-        ensure!(in_flight.wait(PATIENCE) == Some(Outcome::Ok), "the revoke did not wait for the fence");
+        let taken_back = take_back().map_err(Into::into).and_then(|()| wait_until_restored(&events));
+        // Also where that failed: the fence, and all that it is of, may be destroyed when nobody looks at it any more.
+        let outcome = in_flight.wait(PATIENCE);
         application.destroy(fence);
+        taken_back?;
+        ensure!(outcome == Some(Outcome::Ok), "the revoke did not wait for the fence");
         ensure!(application.read() == bytes, "what was in flight is wrong");
     }
     println!("taken back {REVOKES} times while it worked, and nothing was torn");
