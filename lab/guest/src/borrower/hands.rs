@@ -158,10 +158,7 @@ impl Hands for Copied {
     fn has(&mut self, memory: &Arc<Mapping>, seed: Option<u32>, size_bytes: u64) -> Result<bool> {
         let mut seen = vec![0; size_bytes as usize];
         memory.read(0, &mut seen)?;
-        Ok(match seed {
-            Some(seed) => seen == blocks::bytes(seed, 0, size_bytes),
-            None => seen.iter().all(|byte| *byte == 0),
-        })
+        Ok(seen == seed.map_or_else(|| vec![0; seen.len()], |seed| blocks::bytes(seed, 0, size_bytes)))
     }
 }
 
