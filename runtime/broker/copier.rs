@@ -1,7 +1,7 @@
 //! Copies for clients whose importer cannot take the dma-buf: between a lease and a window that client and broker share.
 //!
 //! By the owner's engine where it has one, else by this process's CPU. A copy is part of the client's access, which the
-//! client answers for: it is made while the lease is drained, and not when its memory is taken.
+//! client answers for: it is made while the lease is draining, and not after its client has said that it is out.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //!
 //! Messages come late. What is taken back without waiting for a client, at a deadline or for an error of the device, is
 //! gone before the client has read that it is. So every lease has a word in memory that its client reads whenever an
-//! access begins or ends, and the broker writes it before the kernel takes the memory:
+//! access ends, and the broker writes it before the kernel takes the memory:
 //!
 //! ```text
 //!   bits 32-63  the low half of the memory's generation, as the broker counts

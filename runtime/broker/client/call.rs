@@ -27,7 +27,7 @@ const RECEIVE_BYTES: usize = 16 << 10;
 pub(super) struct Calls {
     channel: Mutex<Channel>,
     words: OnceLock<Arc<SharedWordsView>>,
-    window: OnceLock<Arc<Mutex<Arc<Mapping>>>>,
+    window: OnceLock<Mutex<Mapping>>,
 }
 
 /// How often a call is answered.
@@ -85,10 +85,10 @@ impl Calls {
     ///
     /// # Errors
     /// What the broker says; [`Kind::Unsupported`] where it sends something else.
-    pub fn window(&self) -> Result<Arc<Mutex<Arc<Mapping>>>> {
+    pub fn window(&self) -> Result<&Mutex<Mapping>> {
         const TRIED: &str = "share memory with a broker";
         if let Some(window) = self.window.get() {
-            return Ok(Arc::clone(window));
+            return Ok(window);
         }
         let (Windowed { window: index, size }, descriptor) =
             self.call_for_descriptor("Window", &Nothing {}, TRIED)?;
@@ -104,8 +104,7 @@ impl Calls {
             ));
         }
         let window = Mapping::new(Arc::new(buffer.duplicate()?), &[(0, size)])?;
-        let window = Arc::new(Mutex::new(Arc::new(window)));
-        Ok(Arc::clone(self.window.get_or_init(|| window)))
+        Ok(self.window.get_or_init(|| Mutex::new(window)))
     }
 
     /// Calls a method and waits for its reply.

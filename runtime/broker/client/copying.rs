@@ -33,9 +33,8 @@ impl CopyingBroker {
     /// Piece by piece through the window. A piece that has begun is waited for, however long the owner's device takes.
     fn copy(&self, way: StageCopy, offset_bytes: u64, host: &HostSlice, deadline: Instant) -> Result<()> {
         const TRIED: &str = "copy by a broker";
-        let window = self.calls.window()?;
         // One window, and one piece in it at a time.
-        let window = window.lock();
+        let window = self.calls.window()?.lock();
         let mut at = 0;
         while at < host.length_bytes() {
             if Instant::now() >= deadline {
